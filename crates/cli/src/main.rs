@@ -1,0 +1,2 @@
+//! The `s3dcp` binary: everything is in the library, so that the Python package runs the same code.
+fn main() {}
