@@ -1,0 +1,327 @@
+//! Patterns that are numbers: written in a base, padded with zeros, and reversed so that the digit that varies
+//! fastest comes first.
+//!
+//! Reversal is what spreads: S3 splits a key range by its first characters, and the last digit of a rank is the
+//! one in which neighbours differ. The reversed number is written directly, from its least significant digit on.
+
+use std::num::NonZeroU64;
+
+use crate::error::PrefixError;
+use crate::strategy::{PrefixStrategy, push_tail, shortest_tail_bytes, wrap};
+use crate::text::MAX_KEY_BYTES;
+
+/// The smallest base.
+pub const MIN_BASE: u32 = 2;
+/// The largest base: ten digits and the 26 lower-case letters.
+pub const MAX_BASE: u32 = 36;
+/// The length of a pattern in digits where none is asked for.
+pub const DEFAULT_MIN_PREFIX_LENGTH: usize = 10;
+
+const DIGITS: &[u8; MAX_BASE as usize] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+
+/// What all numeric strategies take besides their base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NumericOptions {
+    /// Put `epoch_<num>/` into every prefix.
+    pub epoch_num: Option<i64>,
+    /// Pad patterns to at least this many digits, 1 to 1,024. Default 10.
+    pub min_prefix_length: usize,
+    /// How many patterns to spread over, at least 1. `None`: as many as there are ranks, which
+    /// [`PrefixStrategy::bind`] tells; 1 until then.
+    pub prefix_count: Option<u64>,
+}
+
+impl Default for NumericOptions {
+    fn default() -> Self {
+        Self { epoch_num: None, min_prefix_length: DEFAULT_MIN_PREFIX_LENGTH, prefix_count: None }
+    }
+}
+
+/// `<pattern>/__<rank>_`, or `<pattern>/epoch_<num>/__<rank>_` with an epoch. The pattern is
+/// `rank % prefix_count` in a base of 2 to 36, padded with zeros to the larger of `min_prefix_length` and the digits
+/// that `prefix_count` patterns need, then reversed.
+///
+/// ```
+/// use s3dcp_prefix::{NumericOptions, NumericPrefixStrategy, PrefixStrategy};
+///
+/// let options = NumericOptions { prefix_count: Some(1_000), min_prefix_length: 4, ..Default::default() };
+/// let strategy = NumericPrefixStrategy::new(36, options)?;
+/// assert_eq!(strategy.generate_prefix(71), "z100/__71_");
+/// assert_eq!(strategy.generate_prefix(1_071), "z100/__1071_");
+///
+/// let refused = NumericPrefixStrategy::new(37, options).unwrap_err();
+/// assert_eq!(refused.to_string(), "base must be an integer from 2 to 36, got 37");
+/// # Ok::<(), s3dcp_prefix::PrefixError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NumericPrefixStrategy {
+    base: u32,
+    options: NumericOptions,
+    count: u64,
+    length: usize,
+}
+
+impl NumericPrefixStrategy {
+    /// A strategy in `base`.
+    ///
+    /// # Errors
+    /// [`PrefixError::OutOfRange`] for a base outside 2 to 36, a `prefix_count` of 0, or a `min_prefix_length` outside
+    /// 1 to 1,024; [`PrefixError::TooLong`] where no key could hold even the prefix.
+    pub fn new(base: u32, options: NumericOptions) -> Result<Self, PrefixError> {
+        in_range("base", base.into(), MIN_BASE.into(), MAX_BASE.into())?;
+        in_range("min_prefix_length", options.min_prefix_length as u64, 1, MAX_KEY_BYTES as u64)?;
+        if let Some(count) = options.prefix_count {
+            in_range("prefix_count", count, 1, u64::MAX)?;
+        }
+        let strategy = Self::with_count(base, options, options.prefix_count.unwrap_or(1));
+        let bytes = strategy.length + "/".len() + shortest_tail_bytes(options.epoch_num);
+        if bytes > MAX_KEY_BYTES {
+            return Err(PrefixError::TooLong { argument: "min_prefix_length".to_owned(), bytes });
+        }
+        Ok(strategy)
+    }
+
+    fn with_count(base: u32, options: NumericOptions, count: u64) -> Self {
+        let length = options.min_prefix_length.max(digits_needed(base, count));
+        Self { base, options, count, length }
+    }
+
+    /// The base of the patterns, 2 to 36.
+    pub fn base(&self) -> u32 {
+        self.base
+    }
+
+    /// The length asked for, in digits. Patterns are longer where `prefix_count` needs it: see
+    /// [`pattern_length`](Self::pattern_length).
+    pub fn min_prefix_len(&self) -> usize {
+        self.options.min_prefix_length
+    }
+
+    /// The length of every pattern, in digits.
+    pub fn pattern_length(&self) -> usize {
+        self.length
+    }
+
+    /// How many patterns ranks are spread over.
+    pub fn prefix_count(&self) -> u64 {
+        self.count
+    }
+
+    /// All patterns in order, one at a time.
+    ///
+    /// ```
+    /// use s3dcp_prefix::{NumericOptions, NumericPrefixStrategy};
+    /// let options = NumericOptions { prefix_count: Some(4), min_prefix_length: 3, ..Default::default() };
+    /// let patterns: Vec<_> = NumericPrefixStrategy::new(2, options)?.prefix_map().collect();
+    /// assert_eq!(patterns, ["000", "100", "010", "110"]);
+    /// # Ok::<(), s3dcp_prefix::PrefixError>(())
+    /// ```
+    pub fn prefix_map(&self) -> impl Iterator<Item = String> + use<> {
+        let Self { base, length, count, .. } = *self;
+        (0..count).map(move |index| {
+            let mut pattern = String::with_capacity(length);
+            push_pattern(base, index, length, &mut pattern);
+            pattern
+        })
+    }
+
+    fn bound_to(&self, ranks: NonZeroU64) -> Option<Self> {
+        self.options.prefix_count.is_none().then(|| Self::with_count(self.base, self.options, ranks.get()))
+    }
+}
+
+impl PrefixStrategy for NumericPrefixStrategy {
+    fn generate_prefix(&self, rank: i64) -> String {
+        let mut prefix = String::with_capacity(self.length + 32);
+        self.write_prefix(rank, &mut prefix);
+        prefix
+    }
+
+    fn write_prefix(&self, rank: i64, out: &mut String) {
+        push_pattern(self.base, wrap(rank, self.count), self.length, out);
+        out.push('/');
+        push_tail(self.options.epoch_num, rank, out);
+    }
+
+    fn pattern(&self, rank: i64) -> String {
+        let mut pattern = String::with_capacity(self.length);
+        push_pattern(self.base, wrap(rank, self.count), self.length, &mut pattern);
+        pattern
+    }
+
+    fn epoch_num(&self) -> Option<i64> {
+        self.options.epoch_num
+    }
+
+    fn bind(&self, ranks: NonZeroU64) -> Option<Box<dyn PrefixStrategy>> {
+        Some(Box::new(self.bound_to(ranks)?))
+    }
+}
+
+/// [`NumericPrefixStrategy`] in a base that the type fixes: [`BinaryPrefixStrategy`] and [`HexPrefixStrategy`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FixedBasePrefixStrategy<const BASE: u32>(NumericPrefixStrategy);
+
+/// Patterns of 0 and 1.
+///
+/// ```
+/// use s3dcp_prefix::{BinaryPrefixStrategy, NumericOptions, PrefixStrategy};
+/// let options = NumericOptions { prefix_count: Some(4), ..Default::default() };
+/// assert_eq!(BinaryPrefixStrategy::new(options)?.generate_prefix(3), "1100000000/__3_");
+/// # Ok::<(), s3dcp_prefix::PrefixError>(())
+/// ```
+pub type BinaryPrefixStrategy = FixedBasePrefixStrategy<2>;
+
+/// Patterns of hexadecimal digits, lower case.
+///
+/// ```
+/// use s3dcp_prefix::{HexPrefixStrategy, NumericOptions, PrefixStrategy};
+/// let options = NumericOptions { prefix_count: Some(257), ..Default::default() };
+/// assert_eq!(HexPrefixStrategy::new(options)?.generate_prefix(256), "0010000000/__256_");
+/// # Ok::<(), s3dcp_prefix::PrefixError>(())
+/// ```
+pub type HexPrefixStrategy = FixedBasePrefixStrategy<16>;
+
+impl<const BASE: u32> FixedBasePrefixStrategy<BASE> {
+    /// A strategy in base `BASE`.
+    ///
+    /// # Errors
+    /// As [`NumericPrefixStrategy::new`].
+    pub fn new(options: NumericOptions) -> Result<Self, PrefixError> {
+        NumericPrefixStrategy::new(BASE, options).map(Self)
+    }
+
+    /// The same as a [`NumericPrefixStrategy`], for its lengths and counts.
+    pub fn as_numeric(&self) -> &NumericPrefixStrategy {
+        &self.0
+    }
+}
+
+impl<const BASE: u32> PrefixStrategy for FixedBasePrefixStrategy<BASE> {
+    fn generate_prefix(&self, rank: i64) -> String {
+        self.0.generate_prefix(rank)
+    }
+
+    fn write_prefix(&self, rank: i64, out: &mut String) {
+        self.0.write_prefix(rank, out);
+    }
+
+    fn pattern(&self, rank: i64) -> String {
+        self.0.pattern(rank)
+    }
+
+    fn epoch_num(&self) -> Option<i64> {
+        self.0.epoch_num()
+    }
+
+    fn bind(&self, ranks: NonZeroU64) -> Option<Box<dyn PrefixStrategy>> {
+        Some(Box::new(Self(self.0.bound_to(ranks)?)))
+    }
+}
+
+/// The digits that `count` different patterns in `base` need: the least `n >= 1` with `base^n >= count`.
+///
+/// A `base` below 2 is read as 2, because no number of digits would do.
+pub fn digits_needed(base: u32, count: u64) -> usize {
+    let base = u64::from(base.max(MIN_BASE));
+    let mut digits = 1;
+    let mut size = base;
+    while size < count {
+        digits += 1;
+        size = size.saturating_mul(base);
+    }
+    digits
+}
+
+/// Appends `number` in `base`, least significant digit first, then zeros up to `length` digits.
+///
+/// A number of more than `length` digits is written in full. `base` must be 2 to 36.
+pub fn push_pattern(base: u32, number: u64, length: usize, out: &mut String) {
+    debug_assert!((MIN_BASE..=MAX_BASE).contains(&base));
+    let end = out.len() + length;
+    let mut rest = number;
+    while rest > 0 {
+        let digit;
+        // Nearly all counts fit in 32 bits, where a division costs a fraction of one in 64.
+        (rest, digit) = match u32::try_from(rest) {
+            Ok(small) => (u64::from(small / base), small % base),
+            Err(_) => (rest / u64::from(base), (rest % u64::from(base)) as u32),
+        };
+        out.push(char::from(DIGITS[digit as usize]));
+    }
+    out.extend(std::iter::repeat_n('0', end.saturating_sub(out.len())));
+}
+
+fn in_range(argument: &'static str, value: u64, min: u64, max: u64) -> Result<(), PrefixError> {
+    if (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(PrefixError::OutOfRange { argument, value, min, max })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(options: NumericOptions) -> HexPrefixStrategy {
+        HexPrefixStrategy::new(options).unwrap()
+    }
+
+    #[test]
+    fn patterns_grow_with_the_count_and_not_before() {
+        for (base, count, digits) in
+            [(2, 1, 1), (2, 2, 1), (2, 3, 2), (16, 16, 1), (16, 17, 2), (36, u64::MAX, 13), (2, u64::MAX, 64)]
+        {
+            assert_eq!(digits_needed(base, count), digits, "{count} in base {base}");
+        }
+    }
+
+    #[test]
+    fn a_quintillion_prefixes_cost_what_one_costs() {
+        let strategy = hex(NumericOptions { prefix_count: Some(u64::MAX), ..Default::default() });
+        assert_eq!(strategy.generate_prefix(i64::MAX), format!("fffffffffffffff7/__{}_", i64::MAX));
+        assert_eq!(strategy.generate_prefix(-1), "effffffffffffff".to_owned() + "f/__-1_");
+    }
+
+    #[test]
+    fn binding_speaks_only_where_no_count_was_given() {
+        let ranks = NonZeroU64::new(300).unwrap();
+        let free = hex(NumericOptions { epoch_num: Some(-3), ..Default::default() });
+        let bound = free.bind(ranks).unwrap();
+        assert_eq!(bound.generate_prefix(299), "b210000000/epoch_-3/__299_");
+        assert_eq!(bound.epoch_num(), Some(-3));
+        assert_eq!(bound.bind(NonZeroU64::MIN).unwrap().generate_prefix(299), free.generate_prefix(299));
+
+        let given = hex(NumericOptions { prefix_count: Some(1), ..Default::default() });
+        assert!(given.bind(ranks).is_none());
+    }
+
+    #[test]
+    fn a_pattern_that_no_key_can_hold_is_refused_at_construction() {
+        let longest = NumericOptions { min_prefix_length: 1_024 - "/__0_".len(), ..Default::default() };
+        assert_eq!(hex(longest).generate_prefix(0).len(), MAX_KEY_BYTES);
+
+        let longer = NumericOptions { min_prefix_length: longest.min_prefix_length + 1, ..longest };
+        let refused = HexPrefixStrategy::new(longer).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "min_prefix_length makes a prefix of 1025 bytes; a whole key on S3 has at most 1024 bytes"
+        );
+        let with_epoch = NumericOptions { epoch_num: Some(0), ..longest };
+        assert_eq!(HexPrefixStrategy::new(with_epoch).unwrap_err().argument(), "min_prefix_length");
+    }
+
+    #[test]
+    fn a_range_of_ranks_reads_like_each_rank_alone() {
+        let strategy =
+            hex(NumericOptions { epoch_num: Some(9), prefix_count: Some(37), ..Default::default() });
+        let mut rank = -40;
+        strategy.for_each_prefix(-40..90, &mut |given, prefix| {
+            assert_eq!((given, prefix), (rank, strategy.generate_prefix(rank).as_str()));
+            assert!(prefix.starts_with(&strategy.pattern(rank)));
+            rank += 1;
+        });
+        assert_eq!(rank, 90);
+    }
+}

@@ -1,0 +1,112 @@
+//! Prefixes that the user names, dealt out to the ranks in turn.
+
+use crate::error::PrefixError;
+use crate::strategy::{PrefixStrategy, push_tail, shortest_tail_bytes, wrap};
+use crate::text::{MAX_KEY_BYTES, check_user_prefix, user_prefix_argument};
+
+/// `<user prefix>/__<rank>_`, or `<user prefix>/epoch_<num>/__<rank>_` with an epoch: rank `r` gets user prefix
+/// `r % len`.
+///
+/// ```
+/// use s3dcp_prefix::{PrefixStrategy, RoundRobinPrefixStrategy};
+///
+/// let strategy = RoundRobinPrefixStrategy::new(["p1", "p2", "p3"], Some(5))?;
+/// assert_eq!(strategy.generate_prefix(4), "p2/epoch_5/__4_");
+///
+/// let refused = RoundRobinPrefixStrategy::new(["p1", "../p2"], None).unwrap_err();
+/// assert_eq!(refused.to_string(), r#"user_prefixes[1] has a segment '.' or '..', got "../p2""#);
+/// # Ok::<(), s3dcp_prefix::PrefixError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RoundRobinPrefixStrategy {
+    user_prefixes: Vec<String>,
+    epoch_num: Option<i64>,
+}
+
+impl RoundRobinPrefixStrategy {
+    /// A strategy that deals `user_prefixes` out in order.
+    ///
+    /// # Errors
+    /// [`PrefixError::OutOfRange`] when there are none; [`PrefixError::BadText`] for one that is empty, starts with
+    /// `/`, has a segment `.` or `..`, or holds a control character; [`PrefixError::TooLong`] for one that no key
+    /// could hold.
+    pub fn new<P: Into<String>>(
+        user_prefixes: impl IntoIterator<Item = P>,
+        epoch_num: Option<i64>,
+    ) -> Result<Self, PrefixError> {
+        let user_prefixes: Vec<String> = user_prefixes.into_iter().map(Into::into).collect();
+        if user_prefixes.is_empty() {
+            let max = u64::MAX;
+            return Err(PrefixError::OutOfRange { argument: "len(user_prefixes)", value: 0, min: 1, max });
+        }
+        let tail_bytes = "/".len() + shortest_tail_bytes(epoch_num);
+        for (position, user_prefix) in user_prefixes.iter().enumerate() {
+            check_user_prefix(position, user_prefix)?;
+            let bytes = user_prefix.len() + tail_bytes;
+            if bytes > MAX_KEY_BYTES {
+                return Err(PrefixError::TooLong { argument: user_prefix_argument(position), bytes });
+            }
+        }
+        Ok(Self { user_prefixes, epoch_num })
+    }
+
+    /// The prefixes, in the order in which they are dealt out.
+    pub fn user_prefixes(&self) -> &[String] {
+        &self.user_prefixes
+    }
+
+    fn of(&self, rank: i64) -> &str {
+        &self.user_prefixes[wrap(rank, self.user_prefixes.len() as u64) as usize]
+    }
+}
+
+impl PrefixStrategy for RoundRobinPrefixStrategy {
+    fn generate_prefix(&self, rank: i64) -> String {
+        let mut prefix = String::new();
+        self.write_prefix(rank, &mut prefix);
+        prefix
+    }
+
+    fn write_prefix(&self, rank: i64, out: &mut String) {
+        out.push_str(self.of(rank));
+        out.push('/');
+        push_tail(self.epoch_num, rank, out);
+    }
+
+    fn pattern(&self, rank: i64) -> String {
+        self.of(rank).to_owned()
+    }
+
+    fn epoch_num(&self) -> Option<i64> {
+        self.epoch_num
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trailing_slash_stays() {
+        let strategy = RoundRobinPrefixStrategy::new(["p1/", "a//b"], None).unwrap();
+        assert_eq!(strategy.generate_prefix(0), "p1//__0_");
+        assert_eq!(strategy.generate_prefix(-1), "a//b/__-1_");
+        assert_eq!(strategy.pattern(2), "p1/");
+    }
+
+    #[test]
+    fn no_prefixes_at_all_are_refused_by_name() {
+        let refused = RoundRobinPrefixStrategy::new(Vec::<String>::new(), None).unwrap_err();
+        assert_eq!(refused.argument(), "len(user_prefixes)");
+    }
+
+    #[test]
+    fn a_prefix_that_no_key_can_hold_is_refused_by_its_position() {
+        let longest = "é".repeat((MAX_KEY_BYTES - "/__0_".len()) / 2);
+        let strategy = RoundRobinPrefixStrategy::new([longest.clone()], None).unwrap();
+        assert!(strategy.generate_prefix(0).len() <= MAX_KEY_BYTES);
+
+        let refused = RoundRobinPrefixStrategy::new(["p".to_owned(), longest], Some(12)).unwrap_err();
+        assert_eq!(refused.argument(), "user_prefixes[1]");
+    }
+}
