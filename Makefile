@@ -1,0 +1,64 @@
+# `make demo` shows the main job, `make test` runs every test; both install what they need into .venv and target.
+# `make check` is the loop before a commit, `make bench` measures beside the peers.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := python/s3dcp/_native.abi3.so
+RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
+NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+
+.PHONY: help demo test test-rust test-python check check-rust check-python format bench clean
+
+help:
+	@sed -n '1,2s/^# //p' Makefile
+
+demo: $(NATIVE)
+	$(BIN)/python examples/demo/run.py
+
+test: test-rust test-python
+
+test-rust:
+ifeq ($(NEXTEST),yes)
+	cargo nextest run --release --workspace --no-fail-fast
+else
+	cargo test --release --workspace --lib --bins --tests
+endif
+	cargo test --release --workspace --doc --quiet
+
+test-python: $(NATIVE)
+	$(BIN)/python -m pytest -n 2 $(PYTEST)
+
+check: check-rust check-python
+
+check-rust:
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets --quiet -- -D warnings
+
+check-python: $(NATIVE)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest s3dcp._native
+
+format: $(VENV)/ready
+	cargo fmt --all
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(NATIVE)
+	$(BIN)/python bench/save_load.py $(BENCH)
+
+$(VENV)/ready: requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+# Stripped and installed in place; Python sources are used where they are.
+$(NATIVE): $(VENV)/ready $(RUST_SOURCES)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
+	touch $@
+
+clean:
+	rm -rf target $(VENV) $(NATIVE)

@@ -1,0 +1,330 @@
+//! `_native.Client`: the engine and the commit, for Python.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::Bytes;
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes};
+use s3dcp_checkpoint::{
+    ConditionalCommit, Destination, ItemChecksums, ItemRead, Piece, ReadOptions, Target, commit, observe, plan_reads,
+};
+use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption, UploadOptions};
+
+use crate::errors::to_python;
+use crate::memory::TensorDestination;
+use crate::runtime::wait;
+use crate::shard_writer::ShardWriter;
+
+/// One item to read: name, key, offset, length, packed checksums, pieces (start, end, address).
+type ReadRequest = (String, String, u64, u64, Option<Vec<u8>>, Vec<(u64, u64, usize)>);
+
+/// Size, ETag and age of an object.
+#[pyclass(frozen, get_all, module = "s3dcp._native")]
+pub(crate) struct ObjectInfo {
+    key: String,
+    /// Bytes.
+    size: u64,
+    etag: Option<String>,
+    /// Seconds since 1970, UTC.
+    last_modified: Option<f64>,
+}
+
+impl From<s3dcp_s3::ObjectInfo> for ObjectInfo {
+    fn from(info: s3dcp_s3::ObjectInfo) -> Self {
+        let last_modified = info.last_modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        Self {
+            key: info.key,
+            size: info.size,
+            etag: info.etag,
+            last_modified: last_modified.map(|age| age.as_secs_f64()),
+        }
+    }
+}
+
+/// Counters of a client since it was made.
+#[pyclass(frozen, get_all, module = "s3dcp._native")]
+pub(crate) struct Stats {
+    requests: u64,
+    retries: u64,
+    throttled: u64,
+    bytes_sent: u64,
+    bytes_received: u64,
+}
+
+/// What planning saw at a path.
+#[pyclass(frozen, module = "s3dcp._native")]
+pub(crate) struct Observed {
+    inner: s3dcp_checkpoint::Observed,
+}
+
+#[pymethods]
+impl Observed {
+    /// Whether an index is there already.
+    #[getter]
+    fn exists(&self) -> bool {
+        self.inner.etag.is_some()
+    }
+}
+
+/// How a commit went.
+#[pyclass(frozen, get_all, module = "s3dcp._native")]
+pub(crate) struct Committed {
+    warnings: Vec<String>,
+    deleted: Vec<String>,
+    left: Vec<String>,
+}
+
+/// An S3 client; connections are made at first use, and anew in a forked child.
+#[pyclass(frozen, module = "s3dcp._native")]
+pub(crate) struct Client {
+    config: ClientConfig,
+    live: Mutex<(u32, s3dcp_s3::Client)>,
+}
+
+impl Client {
+    fn engine(&self, py: Python<'_>) -> PyResult<s3dcp_s3::Client> {
+        let pid = std::process::id();
+        let mut live = self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if live.0 != pid {
+            let fresh = s3dcp_s3::Client::new(self.config.clone()).map_err(|error| to_python(py, &error))?;
+            // The parent's connections are its own: neither used nor closed here.
+            std::mem::forget(std::mem::replace(&mut *live, (pid, fresh)));
+        }
+        Ok(live.1.clone())
+    }
+}
+
+#[pymethods]
+impl Client {
+    #[new]
+    #[pyo3(signature = (*, region, endpoint_url, force_path_style, unsigned, profile, requester_pays,
+        server_side_encryption, sse_kms_key_id, storage_class, ca_bundle, max_attempts, deadline, connect_timeout,
+        read_timeout, max_connections, throughput_target_gbps, part_size))]
+    #[expect(clippy::too_many_arguments, reason = "one keyword per field of S3ClientConfig")]
+    fn new(
+        py: Python<'_>,
+        region: Option<String>,
+        endpoint_url: Option<String>,
+        force_path_style: bool,
+        unsigned: bool,
+        profile: Option<String>,
+        requester_pays: bool,
+        server_side_encryption: Option<&str>,
+        sse_kms_key_id: Option<String>,
+        storage_class: Option<String>,
+        ca_bundle: Option<PathBuf>,
+        max_attempts: u32,
+        deadline: f64,
+        connect_timeout: f64,
+        read_timeout: f64,
+        max_connections: Option<usize>,
+        throughput_target_gbps: f64,
+        part_size: Option<u64>,
+    ) -> PyResult<Self> {
+        let defaults = ClientConfig::default();
+        let config = ClientConfig {
+            region,
+            endpoint_url,
+            force_path_style,
+            unsigned,
+            profile,
+            requester_pays,
+            server_side_encryption: match server_side_encryption {
+                None => None,
+                Some("AES256") => Some(ServerSideEncryption::Aes256),
+                Some(_) => Some(ServerSideEncryption::AwsKms { key_id: sse_kms_key_id }),
+            },
+            storage_class,
+            ca_bundle,
+            max_attempts,
+            deadline: seconds(deadline),
+            connect_timeout: seconds(connect_timeout),
+            read_timeout: seconds(read_timeout),
+            max_connections: max_connections.unwrap_or(defaults.max_connections),
+            throughput_target_gbps,
+            part_size,
+            ..defaults
+        };
+        let engine = s3dcp_s3::Client::new(config.clone()).map_err(|error| to_python(py, &error))?;
+        Ok(Self { config, live: Mutex::new((std::process::id(), engine)) })
+    }
+
+    /// The object's bytes and its ETag.
+    fn get_object<'py>(
+        &self,
+        py: Python<'py>,
+        bucket: &str,
+        key: &str,
+    ) -> PyResult<(Bound<'py, PyBytes>, Option<String>)> {
+        let engine = self.engine(py)?;
+        let output = wait(py, engine.get_object(bucket, key))?;
+        Ok((PyBytes::new(py, &output.body), output.info.etag))
+    }
+
+    fn head_object(&self, py: Python<'_>, bucket: &str, key: &str) -> PyResult<ObjectInfo> {
+        let engine = self.engine(py)?;
+        Ok(wait(py, engine.head_object(bucket, key))?.into())
+    }
+
+    fn list_objects(&self, py: Python<'_>, bucket: &str, prefix: &str) -> PyResult<Vec<ObjectInfo>> {
+        let engine = self.engine(py)?;
+        let listing = wait(py, engine.list_objects(bucket, prefix, None))?;
+        Ok(listing.objects.into_iter().map(ObjectInfo::from).collect())
+    }
+
+    fn copy_object(&self, py: Python<'_>, bucket: &str, source_key: &str, key: &str) -> PyResult<()> {
+        let engine = self.engine(py)?;
+        wait(py, engine.copy_object(bucket, source_key, key))
+    }
+
+    /// Delete all `keys`; raises for the first that could not be deleted.
+    fn delete_objects(&self, py: Python<'_>, bucket: &str, keys: Vec<String>) -> PyResult<()> {
+        let engine = self.engine(py)?;
+        let failures = wait(py, engine.delete_objects(bucket, &keys))?;
+        match failures.first() {
+            None => Ok(()),
+            Some(failure) => {
+                let message = format!("s3://{bucket}/{} could not be deleted: {failure}", failure.key);
+                Err(to_python(py, &Error::new(ErrorKind::Service, message).with_key(bucket, &failure.key)))
+            }
+        }
+    }
+
+    /// The bytes of each (key, start, end), all fetched at once.
+    fn read_ranges<'py>(
+        &self,
+        py: Python<'py>,
+        bucket: &str,
+        ranges: Vec<(String, u64, u64)>,
+    ) -> PyResult<Vec<Bound<'py, PyByteArray>>> {
+        let mut buffers = Vec::with_capacity(ranges.len());
+        let mut requests = Vec::with_capacity(ranges.len());
+        for (key, start, end) in ranges {
+            let length = end.saturating_sub(start);
+            let size = usize::try_from(length)?;
+            let buffer = PyByteArray::new_with(py, size, |_| Ok(()))?;
+            let address = buffer.data() as usize;
+            if length > 0 {
+                requests.push((key.clone(), key, start, length, None, vec![(0, length, address)]));
+            }
+            buffers.push(buffer);
+        }
+        self.download(py, bucket, requests, false)?;
+        Ok(buffers)
+    }
+
+    /// Fetch items into memory: (name, key, offset, length, packed checksums or None, [(start, end, address)]).
+    ///
+    /// The caller keeps the memory alive; nothing writes into it after this has returned or raised.
+    fn download(&self, py: Python<'_>, bucket: &str, items: Vec<ReadRequest>, verify: bool) -> PyResult<()> {
+        let engine = self.engine(py)?;
+        let items = items.into_iter().map(|item| item_read(py, item)).collect::<PyResult<Vec<_>>>()?;
+        let options = ReadOptions { verify, ..ReadOptions::default() };
+        let reads =
+            py.detach(|| plan_reads(items, &options)).map_err(|error| to_python(py, &error.with_bucket(bucket)))?;
+        wait(py, engine.download(bucket, reads))
+    }
+
+    /// A writer of one object, of about `size_hint` bytes (0: not known).
+    fn shard_writer(&self, py: Python<'_>, bucket: &str, key: &str, size_hint: u64) -> PyResult<ShardWriter> {
+        let engine = self.engine(py)?;
+        let options = UploadOptions { part_size: None, size_hint: (size_hint > 0).then_some(size_hint) };
+        let upload = engine.upload(bucket, key, options);
+        let part_size = upload.part_remaining();
+        Ok(ShardWriter::new(s3dcp_checkpoint::ShardWriter::new(upload), part_size))
+    }
+
+    /// What is at a path before a save; see `s3dcp_checkpoint::observe`.
+    fn observe(
+        &self,
+        py: Python<'_>,
+        bucket: String,
+        path_key: String,
+        epoch: Option<String>,
+        rank: Option<u64>,
+        overwrite: bool,
+    ) -> PyResult<Observed> {
+        let engine = self.engine(py)?;
+        let target = Target { bucket, path_key, epoch, rank };
+        Ok(Observed { inner: wait(py, observe(&engine, &target, overwrite))? })
+    }
+
+    /// Commit an index; see `s3dcp_checkpoint::commit`.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one commit")]
+    fn commit(
+        &self,
+        py: Python<'_>,
+        bucket: String,
+        path_key: String,
+        epoch: Option<String>,
+        rank: Option<u64>,
+        observed: &Observed,
+        index: Vec<u8>,
+        root_index: Option<Vec<u8>>,
+        conditional_commit: &str,
+    ) -> PyResult<Committed> {
+        let engine = self.engine(py)?;
+        let target = Target { bucket, path_key, epoch, rank };
+        let mode = match conditional_commit {
+            "require" => ConditionalCommit::Require,
+            "off" => ConditionalCommit::Off,
+            _ => ConditionalCommit::Warn,
+        };
+        let root_index = root_index.map(Bytes::from);
+        let committed = wait(
+            py,
+            commit(&engine, &target, &observed.inner, Bytes::from(index), root_index, mode),
+        )?;
+        Ok(Committed { warnings: committed.warnings, deleted: committed.deleted, left: committed.left })
+    }
+
+    fn stats(&self, py: Python<'_>) -> PyResult<Stats> {
+        let stats = self.engine(py)?.stats();
+        Ok(Stats {
+            requests: stats.requests,
+            retries: stats.retries,
+            throttled: stats.throttled,
+            bytes_sent: stats.bytes_sent,
+            bytes_received: stats.bytes_received,
+        })
+    }
+}
+
+fn item_read(py: Python<'_>, item: ReadRequest) -> PyResult<ItemRead> {
+    let (name, key, offset, length, checksums, pieces) = item;
+    let checksums = checksums
+        .map(|packed| ItemChecksums::from_bytes(&packed))
+        .transpose()
+        .map_err(|error| to_python(py, &error.with_context(&name)))?;
+    let pieces = pieces
+        .into_iter()
+        .map(|(start, end, address)| {
+            let destination = TensorDestination::new(address, end.saturating_sub(start))?;
+            Ok(Piece { item_range: start..end, destination: Box::new(destination) as Box<dyn Destination> })
+        })
+        .collect::<PyResult<_>>()?;
+    Ok(ItemRead { name, key, offset, length, checksums, pieces })
+}
+
+fn seconds(value: f64) -> Duration {
+    Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX)
+}
+
+/// Bucket and key of an `s3://` URI; `argument` is named in the error.
+#[pyfunction]
+fn parse_s3_uri(py: Python<'_>, uri: &str, argument: &str) -> PyResult<(String, String)> {
+    s3dcp_s3::parse_s3_uri(uri).map_err(|error| to_python(py, &error.with_context(argument)))
+}
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Client>()?;
+    module.add_class::<Committed>()?;
+    module.add_class::<ObjectInfo>()?;
+    module.add_class::<Observed>()?;
+    module.add_class::<ShardWriter>()?;
+    module.add_class::<Stats>()?;
+    module.add_class::<crate::staging::StagingPool>()?;
+    module.add_function(wrap_pyfunction!(parse_s3_uri, module)?)
+}

@@ -1,0 +1,44 @@
+//! From the engine's errors to the classes of `s3dcp.errors`.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use s3dcp_s3::{Error, ErrorKind};
+
+/// The name of a kind in Python, as `S3DcpError.kind` has it.
+fn kind_name(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::NotFound => "NotFound",
+        ErrorKind::AlreadyExists => "AlreadyExists",
+        ErrorKind::Conflict => "Conflict",
+        ErrorKind::PreconditionFailed => "PreconditionFailed",
+        ErrorKind::Throttled => "Throttled",
+        ErrorKind::Denied => "Denied",
+        ErrorKind::Corrupt => "Corrupt",
+        ErrorKind::Timeout => "Timeout",
+        ErrorKind::Config => "Config",
+        ErrorKind::Connection => "Connection",
+        ErrorKind::Interrupted => "Interrupted",
+        _ => "Service",
+    }
+}
+
+/// The Python exception for `error`, with all its attributes.
+pub(crate) fn to_python(py: Python<'_>, error: &Error) -> PyErr {
+    build(py, error).unwrap_or_else(|failure| failure)
+}
+
+fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
+    let attributes = PyDict::new(py);
+    attributes.set_item("retryable", error.retryable())?;
+    attributes.set_item("maybe_applied", error.maybe_applied())?;
+    attributes.set_item("bucket", error.bucket())?;
+    attributes.set_item("key", error.key())?;
+    attributes.set_item("part", error.part())?;
+    attributes.set_item("attempts", error.attempts())?;
+    attributes.set_item("elapsed", error.elapsed().as_secs_f64())?;
+    attributes.set_item("request_id", error.request_id())?;
+    attributes.set_item("status", error.status())?;
+    attributes.set_item("code", error.code())?;
+    let make = py.import("s3dcp.errors")?.getattr("from_kind")?;
+    Ok(PyErr::from_value(make.call1((kind_name(error.kind()), error.to_string(), attributes))?))
+}

@@ -1,0 +1,93 @@
+//! The index and archive functions of `s3dcp-checkpoint`, for Python.
+
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::PyFrozenSet;
+use s3dcp_checkpoint::{AllowList, HeadState};
+
+use crate::errors::to_python;
+
+/// Layout of one stored tensor, from the head of its torch archive.
+#[pyclass(frozen, get_all, module = "s3dcp._native")]
+pub(crate) struct ArchiveHead {
+    dtype: &'static str,
+    shape: Vec<u64>,
+    strides: Vec<u64>,
+    storage_offset: u64,
+    data_offset: u64,
+    data_length: u64,
+    big_endian: bool,
+}
+
+/// What `parse_archive_head` answers in Python: the layout, the number of bytes it needs, or None.
+#[derive(IntoPyObject)]
+pub(crate) enum Parsed {
+    Head(ArchiveHead),
+    NeedMore(u64),
+    NotPlain(Option<()>),
+}
+
+/// The layout in the first bytes of an archive; an int when more bytes are needed (how many at least), None when
+/// only torch can read it.
+#[pyfunction]
+fn parse_archive_head(py: Python<'_>, head: PyBackedBytes, name: &str) -> PyResult<Parsed> {
+    let state = s3dcp_checkpoint::parse_archive_head(&head)
+        .map_err(|error| to_python(py, &error.with_context(name)))?;
+    Ok(match state {
+        HeadState::Complete(head) => Parsed::Head(ArchiveHead {
+            dtype: head.spec.dtype.torch_name(),
+            shape: head.spec.shape,
+            strides: head.spec.strides,
+            storage_offset: head.spec.storage_offset,
+            data_offset: head.data_offset,
+            data_length: head.data_length,
+            big_endian: head.big_endian,
+        }),
+        HeadState::NeedMore(bytes) => Parsed::NeedMore(bytes as u64),
+        HeadState::NotPlain => Parsed::NotPlain(None),
+    })
+}
+
+/// End of the pickle in `body` and whether a trailer vouches for it; every opcode has been checked.
+#[pyfunction]
+fn open_index(
+    py: Python<'_>,
+    body: &[u8],
+    location: &str,
+    extra_globals: Vec<(String, String)>,
+) -> PyResult<(usize, bool)> {
+    py.detach(|| {
+        let opened = s3dcp_checkpoint::open_index(body)?;
+        let allow = AllowList::default_globals().with(extra_globals);
+        s3dcp_checkpoint::scan_index(&body[opened.pickle.clone()], &allow)?;
+        Ok((opened.pickle.end, opened.sealed))
+    })
+    .map_err(|error: s3dcp_s3::Error| to_python(py, &error.with_context(location)))
+}
+
+/// The index with its trailer: magic, length, CRC-32.
+#[pyfunction]
+fn seal_index(pickle: Vec<u8>) -> Vec<u8> {
+    s3dcp_checkpoint::seal_index(pickle)
+}
+
+/// The (module, name) pairs that an index may hold.
+#[pyfunction]
+fn default_globals(py: Python<'_>) -> PyResult<Bound<'_, PyFrozenSet>> {
+    PyFrozenSet::new(py, AllowList::default_globals().iter())
+}
+
+/// The key of `relative_path`, seen from an index below `base_key`.
+#[pyfunction]
+fn resolve_key(py: Python<'_>, base_key: &str, relative_path: &str) -> PyResult<String> {
+    s3dcp_checkpoint::resolve_key(base_key, relative_path).map_err(|error| to_python(py, &error))
+}
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<ArchiveHead>()?;
+    module.add_function(wrap_pyfunction!(parse_archive_head, module)?)?;
+    module.add_function(wrap_pyfunction!(open_index, module)?)?;
+    module.add_function(wrap_pyfunction!(seal_index, module)?)?;
+    module.add_function(wrap_pyfunction!(default_globals, module)?)?;
+    module.add_function(wrap_pyfunction!(resolve_key, module)?)
+}

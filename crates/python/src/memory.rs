@@ -1,0 +1,96 @@
+//! Memory that Python owns, seen from Rust: the only raw pointers of the project.
+//!
+//! Upload: a segment of tensor memory keeps the Python object alive until the request that holds it is torn down;
+//! its last owner may be dropped on an I/O thread, where PyO3 defers the release to the next holder of the GIL.
+//! Download: the caller keeps the tensors alive while `Client.download` runs, which returns only after every task
+//! that could write has ended.
+#![expect(unsafe_code, reason = "the one place where tensor memory is read and written")]
+
+use bytes::Bytes;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use s3dcp_checkpoint::Destination;
+
+/// Below this many bytes a copy costs less than keeping the owner.
+const COPY_BELOW: usize = 4096;
+
+struct TensorMemory {
+    address: usize,
+    length: usize,
+    _owner: Py<PyAny>,
+}
+
+impl AsRef<[u8]> for TensorMemory {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: `address..address + length` is memory of `_owner`, alive as long as `self`. That nobody changes it
+        // meanwhile is the caller's promise (torch: a state dict must not change during a save).
+        unsafe { std::slice::from_raw_parts(self.address as *const u8, self.length) }
+    }
+}
+
+/// `length` bytes at `address`, memory of `owner`, without a copy (small ones are copied).
+pub(crate) fn tensor_bytes(address: usize, length: usize, owner: Py<PyAny>) -> PyResult<Bytes> {
+    if length == 0 {
+        return Ok(Bytes::new());
+    }
+    if address == 0 {
+        return Err(PyValueError::new_err("address=0: the tensor has no memory"));
+    }
+    let memory = TensorMemory { address, length, _owner: owner };
+    if length < COPY_BELOW {
+        return Ok(Bytes::copy_from_slice(memory.as_ref()));
+    }
+    Ok(Bytes::from_owner(memory))
+}
+
+/// Tensor memory that a download writes into.
+pub(crate) struct TensorDestination {
+    address: usize,
+    length: u64,
+}
+
+impl TensorDestination {
+    /// `length` bytes at `address`; the caller keeps them alive, and nobody else writes them, until the download
+    /// has returned.
+    pub(crate) fn new(address: usize, length: u64) -> PyResult<Self> {
+        if address == 0 && length > 0 {
+            return Err(PyValueError::new_err("address=0: the tensor has no memory"));
+        }
+        Ok(Self { address, length })
+    }
+}
+
+impl Destination for TensorDestination {
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        let end = offset.checked_add(bytes.len() as u64);
+        assert!(end.is_some_and(|end| end <= self.length), "a write past the end of a tensor");
+        // SAFETY: the range was checked against `length`; the memory is alive and ours alone as `new` demands.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                (self.address as *mut u8).add(offset as usize),
+                bytes.len(),
+            );
+        }
+    }
+}
+
+/// A plain view of `length` bytes at `address` for the staging pool, whose buffers outlive every view.
+pub(crate) struct BufferView {
+    address: usize,
+    length: usize,
+}
+
+impl BufferView {
+    pub(crate) fn new(address: usize, length: usize) -> Self {
+        Self { address, length }
+    }
+}
+
+impl AsRef<[u8]> for BufferView {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: the pool that handed out the buffer is alive (its guard holds it) and the buffer is not handed
+        // out again before the guard is dropped.
+        unsafe { std::slice::from_raw_parts(self.address as *const u8, self.length) }
+    }
+}

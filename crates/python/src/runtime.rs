@@ -1,0 +1,71 @@
+//! The process's tokio runtime, and waiting for it without holding the GIL.
+//!
+//! A forked child has none of its parent's threads, so the runtime belongs to a process id: a child makes its own
+//! and leaves the parent's alone. No lock is held that a fork could leave locked.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::time::Duration;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use s3dcp_s3::Error;
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use crate::errors::to_python;
+
+/// How often a waiting call looks for signals such as Ctrl-C.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
+const WORKER_THREADS: usize = 2;
+
+struct PerProcess {
+    pid: u32,
+    runtime: Runtime,
+}
+
+static CURRENT: AtomicPtr<PerProcess> = AtomicPtr::new(std::ptr::null_mut());
+
+/// The handle of this process's runtime, started at first use.
+pub(crate) fn handle() -> PyResult<Handle> {
+    let pid = std::process::id();
+    let current = CURRENT.load(Ordering::Acquire);
+    // SAFETY: every pointer ever stored comes from `Box::into_raw` below and is never freed.
+    if let Some(process) = unsafe { current.as_ref() }.filter(|process| process.pid == pid) {
+        return Ok(process.runtime.handle().clone());
+    }
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .thread_name("s3dcp")
+        .enable_all()
+        .build()
+        .map_err(|error| PyRuntimeError::new_err(format!("cannot start the I/O threads: {error}")))?;
+    let fresh = Box::into_raw(Box::new(PerProcess { pid, runtime }));
+    let winner = match CURRENT.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => fresh,
+        Err(other) => {
+            // SAFETY: `fresh` was made above and never shared.
+            drop(unsafe { Box::from_raw(fresh) });
+            other
+        }
+    };
+    // SAFETY: as above, never null and never freed once stored.
+    Ok(unsafe { &*winner }.runtime.handle().clone())
+}
+
+/// Runs `future` to its end with the GIL released, looking for signals in between.
+///
+/// When a signal handler raises, the future is dropped and the exception goes on.
+pub(crate) fn wait<T: Send>(py: Python<'_>, future: impl Future<Output = Result<T, Error>> + Send) -> PyResult<T> {
+    let handle = handle()?;
+    let mut future = pin!(future);
+    loop {
+        let step = py.detach(|| {
+            handle.block_on(async { tokio::time::timeout(SIGNAL_INTERVAL, future.as_mut()).await })
+        });
+        match step {
+            Ok(result) => return result.map_err(|error| to_python(py, &error)),
+            Err(_still_running) => py.check_signals()?,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! One object on its way up, driven from Python.
+
+use bytes::Bytes;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use s3dcp_checkpoint::{DType, ItemRecord, TensorSpec};
+use s3dcp_s3::{Error, ErrorKind, UploadOutput};
+use tokio::task::JoinHandle;
+
+use crate::errors::to_python;
+use crate::memory::tensor_bytes;
+use crate::runtime;
+use crate::staging::StagingPool;
+
+enum State {
+    Open(s3dcp_checkpoint::ShardWriter),
+    Finishing(JoinHandle<Result<UploadOutput, Error>>),
+    Ended,
+}
+
+/// Offset, length, start of the raw bytes (None for an object), packed checksums.
+type Record<'py> = (u64, u64, Option<u64>, Bound<'py, PyBytes>);
+
+/// Writes the items of one shard file in order; bytes go up while later items are still being written.
+#[pyclass(module = "s3dcp._native")]
+pub(crate) struct ShardWriter {
+    state: State,
+    /// Bytes of a full part.
+    #[pyo3(get)]
+    part_size: u64,
+}
+
+impl ShardWriter {
+    pub(crate) fn new(writer: s3dcp_checkpoint::ShardWriter, part_size: u64) -> Self {
+        Self { state: State::Open(writer), part_size }
+    }
+
+    fn open(&mut self, py: Python<'_>) -> PyResult<&mut s3dcp_checkpoint::ShardWriter> {
+        match &mut self.state {
+            State::Open(writer) => Ok(writer),
+            _ => Err(to_python(py, &Error::new(ErrorKind::Interrupted, "this file was finished or aborted before"))),
+        }
+    }
+
+    fn whole_raw<'py>(&mut self, py: Python<'py>, data: Bytes) -> PyResult<Record<'py>> {
+        let writer = self.open(py)?;
+        let record = runtime::wait(py, async {
+            writer.begin_raw()?;
+            writer.write(data).await?;
+            writer.end().await
+        })?;
+        Ok(to_record(py, &record, false))
+    }
+}
+
+#[pymethods]
+impl ShardWriter {
+    /// Write a whole tensor from `nbytes` contiguous row-major bytes at `address`, memory of `owner`, which is kept
+    /// alive until they are up.
+    fn tensor<'py>(
+        &mut self,
+        py: Python<'py>,
+        dtype: &str,
+        shape: Vec<u64>,
+        address: usize,
+        nbytes: usize,
+        owner: Py<PyAny>,
+    ) -> PyResult<Record<'py>> {
+        let spec = tensor_spec(py, dtype, shape)?;
+        let data = tensor_bytes(address, nbytes, owner)?;
+        let writer = self.open(py)?;
+        let record = runtime::wait(py, writer.tensor(&spec, data))?;
+        Ok(to_record(py, &record, true))
+    }
+
+    /// Begin a tensor whose bytes follow in `write_staged` or `write`; `end` gives its record.
+    fn begin_tensor(&mut self, py: Python<'_>, dtype: &str, shape: Vec<u64>) -> PyResult<()> {
+        let spec = tensor_spec(py, dtype, shape)?;
+        let writer = self.open(py)?;
+        writer.begin_tensor(&spec).map_err(|error| to_python(py, &error))
+    }
+
+    /// Begin raw bytes that follow in `write`; `end` gives their record.
+    fn begin_raw(&mut self, py: Python<'_>) -> PyResult<()> {
+        self.open(py)?.begin_raw().map_err(|error| to_python(py, &error))
+    }
+
+    /// Append to the item begun.
+    fn write(&mut self, py: Python<'_>, data: &Bound<'_, PyBytes>) -> PyResult<()> {
+        let data = Bytes::copy_from_slice(data.as_bytes());
+        let writer = self.open(py)?;
+        runtime::wait(py, writer.write(data))
+    }
+
+    /// Append the first `nbytes` of buffer `slot`, which is free again once they are up.
+    fn write_staged(&mut self, py: Python<'_>, pool: &StagingPool, slot: usize, nbytes: usize) -> PyResult<()> {
+        let data = pool.filled(slot, nbytes)?;
+        let writer = self.open(py)?;
+        runtime::wait(py, writer.write(data))
+    }
+
+    /// End the item begun; its record.
+    fn end<'py>(&mut self, py: Python<'py>) -> PyResult<Record<'py>> {
+        let writer = self.open(py)?;
+        let is_tensor = writer.in_tensor();
+        let record = runtime::wait(py, writer.end())?;
+        Ok(to_record(py, &record, is_tensor))
+    }
+
+    /// Write one object's bytes as an item.
+    fn raw<'py>(&mut self, py: Python<'py>, data: &Bound<'py, PyBytes>) -> PyResult<Record<'py>> {
+        self.whole_raw(py, Bytes::copy_from_slice(data.as_bytes()))
+    }
+
+    /// Write `nbytes` at `address`, memory of `owner`, as an item of raw bytes.
+    fn raw_memory<'py>(
+        &mut self,
+        py: Python<'py>,
+        address: usize,
+        nbytes: usize,
+        owner: Py<PyAny>,
+    ) -> PyResult<Record<'py>> {
+        self.whole_raw(py, tensor_bytes(address, nbytes, owner)?)
+    }
+
+    /// Let the rest go up in the background; `wait` tells how it ended.
+    fn start_finishing(&mut self, py: Python<'_>) -> PyResult<()> {
+        self.open(py)?;
+        if let State::Open(writer) = std::mem::replace(&mut self.state, State::Ended) {
+            self.state = State::Finishing(runtime::handle()?.spawn(writer.finish()));
+        }
+        Ok(())
+    }
+
+    /// Wait until the object is complete; its size in bytes.
+    fn wait(&mut self, py: Python<'_>) -> PyResult<u64> {
+        let State::Finishing(task) = &mut self.state else {
+            return Err(to_python(py, &Error::new(ErrorKind::Interrupted, "this file is not being finished")));
+        };
+        let output = runtime::wait(py, async {
+            task.await.unwrap_or_else(|failure| {
+                Err(Error::new(ErrorKind::Interrupted, format!("the upload's task ended early: {failure}")))
+            })
+        })?;
+        self.state = State::Ended;
+        Ok(output.size)
+    }
+
+    /// Give up: S3 keeps nothing. Does nothing when the object is complete.
+    fn abort(&mut self, py: Python<'_>) -> PyResult<()> {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Open(writer) => runtime::wait(py, async {
+                writer.abort().await;
+                Ok(())
+            }),
+            State::Finishing(task) => {
+                task.abort();
+                Ok(())
+            }
+            State::Ended => Ok(()),
+        }
+    }
+}
+
+fn tensor_spec(py: Python<'_>, dtype: &str, shape: Vec<u64>) -> PyResult<TensorSpec> {
+    let dtype = DType::from_torch_name(dtype).ok_or_else(|| {
+        to_python(py, &Error::new(ErrorKind::Config, format!("dtype={dtype:?}: not a dtype that can be stored")))
+    })?;
+    Ok(TensorSpec::contiguous(dtype, shape))
+}
+
+fn to_record<'py>(py: Python<'py>, record: &ItemRecord, is_tensor: bool) -> Record<'py> {
+    let data_offset = is_tensor.then_some(record.data_offset);
+    (record.offset, record.length, data_offset, PyBytes::new(py, &record.checksums.to_bytes()))
+}

@@ -1,0 +1,79 @@
+"""One native client per process and settings, so that all writers and readers share connections and budgets."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from . import _native
+from .client_config import S3ClientConfig
+
+_clients: dict[tuple[int, str | None, str | None, S3ClientConfig], _native.Client] = {}
+_lock = threading.Lock()
+
+
+def client_for(
+    region: str | None, endpoint_url: str | None = None, config: S3ClientConfig | None = None
+) -> _native.Client:
+    """The process's client for `region` and `endpoint_url`; no request is sent yet.
+
+    Raises:
+        ConfigError: a setting cannot work; the message names it.
+    """
+    if region is not None and not isinstance(region, str):
+        raise ValueError(f"region={region!r}: must be a string such as 'us-east-1'")
+    if config is not None and not isinstance(config, S3ClientConfig):
+        config = _from_peer(config)
+    config = config or S3ClientConfig()
+    endpoint_url = endpoint_url or config.endpoint_url
+    key = (os.getpid(), region, endpoint_url, config)
+    with _lock:
+        client = _clients.get(key)
+        if client is None:
+            client = _clients[key] = _native.Client(
+                region=region or None,
+                endpoint_url=endpoint_url,
+                force_path_style=config.force_path_style,
+                unsigned=config.unsigned,
+                profile=config.profile,
+                requester_pays=config.requester_pays,
+                server_side_encryption=config.server_side_encryption,
+                sse_kms_key_id=config.sse_kms_key_id,
+                storage_class=config.storage_class,
+                ca_bundle=config.ca_bundle,
+                max_attempts=config.max_attempts,
+                deadline=config.deadline,
+                connect_timeout=config.connect_timeout,
+                read_timeout=config.read_timeout,
+                max_connections=config.max_connections,
+                throughput_target_gbps=config.throughput_target_gbps,
+                part_size=config.part_size,
+            )
+    return client
+
+
+def _after_fork_in_child() -> None:
+    """The parent's lock may be held and its clients belong to its threads: start empty."""
+    global _lock
+    _lock = threading.Lock()
+    _clients.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _from_peer(config: object) -> S3ClientConfig:
+    """Our settings from another package's object with the same field names."""
+    shared = (
+        "throughput_target_gbps",
+        "part_size",
+        "unsigned",
+        "force_path_style",
+        "max_attempts",
+        "profile",
+        "requester_pays",
+    )
+    known = {name: getattr(config, name) for name in shared if hasattr(config, name)}
+    if "force_path_style" not in known:
+        raise ValueError(f"s3client_config={config!r}: must be an S3ClientConfig")
+    return S3ClientConfig(**known)

@@ -1,0 +1,91 @@
+"""Settings of the S3 client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True)
+class S3ClientConfig:
+    """Settings of the S3 client; the first seven are those of ``s3torchconnector.S3ClientConfig``.
+
+    Credentials are never part of it: they come from the usual AWS chain (environment, profile, SSO, web identity,
+    container, instance metadata).
+
+    Attributes:
+        throughput_target_gbps: network rate to aim for, gigabits per second; sets the number of connections.
+        part_size: bytes of one part of a multipart upload, 5 MiB to 5 GiB; None lets it follow the file's size.
+        unsigned: send requests without a signature (public buckets).
+        force_path_style: address buckets as ``endpoint/bucket`` instead of ``bucket.endpoint``.
+        max_attempts: how often one request is sent at most, at least 1.
+        profile: profile of the AWS configuration files.
+        requester_pays: pay for requests to a requester-pays bucket.
+        endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
+        server_side_encryption: ``"AES256"`` or ``"aws:kms"``; None leaves it to the bucket.
+        sse_kms_key_id: key for ``"aws:kms"``; None for the account's default key.
+        storage_class: e.g. ``"STANDARD_IA"`` or ``"EXPRESS_ONEZONE"``; None for the bucket's default.
+        ca_bundle: PEM file with certificate authorities; None for ``AWS_CA_BUNDLE``, else the system's.
+        deadline: seconds that one operation may take in all, retries included.
+        connect_timeout: seconds to reach the endpoint.
+        read_timeout: seconds without any byte moving before a connection is given up.
+        max_connections: connections open at once; None derives it from `throughput_target_gbps`.
+
+    Raises:
+        ValueError: a field is out of its range; the message names it.
+    """
+
+    throughput_target_gbps: float = 10.0
+    part_size: int | None = None
+    unsigned: bool = False
+    force_path_style: bool = False
+    max_attempts: int = 10
+    profile: str | None = None
+    requester_pays: bool = False
+    endpoint_url: str | None = None
+    server_side_encryption: str | None = None
+    sse_kms_key_id: str | None = None
+    storage_class: str | None = None
+    ca_bundle: str | None = None
+    deadline: float = 600.0
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+    max_connections: int | None = None
+
+    def __post_init__(self) -> None:
+        def require(ok: bool, field: str, limit: str) -> None:
+            if not ok:
+                raise ValueError(f"{field}={getattr(self, field)!r}: must be {limit}")
+
+        def whole(value: object) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool)
+
+        def positive(value: object) -> bool:
+            return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+
+        require(positive(self.throughput_target_gbps), "throughput_target_gbps", "a positive number")
+        require(
+            self.part_size is None or (whole(self.part_size) and 5 * MIB <= self.part_size <= 5 * GIB),
+            "part_size",
+            f"None or an integer from {5 * MIB} (5 MiB) to {5 * GIB} (5 GiB)",
+        )
+        require(whole(self.max_attempts) and self.max_attempts >= 1, "max_attempts", "an integer of at least 1")
+        require(
+            self.server_side_encryption in (None, "AES256", "aws:kms"),
+            "server_side_encryption",
+            "None, 'AES256' or 'aws:kms'",
+        )
+        require(
+            self.sse_kms_key_id is None or self.server_side_encryption == "aws:kms",
+            "sse_kms_key_id",
+            "None unless server_side_encryption='aws:kms'",
+        )
+        for field in ("deadline", "connect_timeout", "read_timeout"):
+            require(positive(getattr(self, field)), field, "a positive number of seconds")
+        require(
+            self.max_connections is None or (whole(self.max_connections) and self.max_connections >= 1),
+            "max_connections",
+            "None or an integer of at least 1",
+        )

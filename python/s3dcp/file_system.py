@@ -1,0 +1,229 @@
+"""`S3FileSystem`: the file operations that ``torch.distributed.checkpoint`` knows, on S3."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.distributed.checkpoint.filesystem import FileSystemBase
+
+from . import _native
+from ._client import client_for
+from .client_config import S3ClientConfig
+from .errors import NotFound
+
+__all__ = ["S3FileSystem"]
+
+READ_AHEAD_BYTES = 8 * 1024 * 1024
+WRITE_BUFFER_BYTES = 1024 * 1024
+
+
+def split_path(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """``s3://bucket/some/path/`` -> ``("bucket", "some/path")``.
+
+    Raises:
+        ConfigError: `path` is no S3 URI; the message names it.
+    """
+    bucket, key = _native.parse_s3_uri(os.fspath(path), "path")
+    return bucket, key.rstrip("/")
+
+
+class S3FileSystem(FileSystemBase):
+    """S3 behind torch's ``FileSystemBase``; drop-in for the class of this name in ``s3torchconnector.dcp``.
+
+    Args:
+        region: AWS region of the bucket.
+        s3_client: a native client to share; made from the other arguments when None, at first use.
+        s3client_config: settings of the S3 client.
+        reader_constructor: accepted for compatibility and ignored: there is one reader, which fetches ranges.
+        endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
+
+    It pickles without its live client.
+    """
+
+    def __init__(
+        self,
+        region: str | None,
+        s3_client: _native.Client | None = None,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: Any = None,
+        *,
+        endpoint_url: str | None = None,
+    ) -> None:
+        self._region = region
+        self._config = s3client_config
+        self._endpoint_url = endpoint_url
+        self._client = s3_client
+        self._path: str = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_client": None}
+
+    @property
+    def client(self) -> _native.Client:
+        """The native client; every file system of a process with the same settings shares one."""
+        return self._client or client_for(self._region, self._endpoint_url, self._config)
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
+        """A stream over one object: ``"rb"`` reads (seekable), ``"wb"`` writes and completes on leaving.
+
+        When the body of the ``with`` statement raises, a write leaves nothing behind.
+
+        Raises:
+            ValueError: another mode.
+            NotFound: the object to read does not exist.
+        """
+        bucket, key = _native.parse_s3_uri(os.fspath(path), "path")
+        if mode == "rb":
+            size = self.client.head_object(bucket, key).size
+            with io.BufferedReader(_ObjectReader(self.client, bucket, key, size), READ_AHEAD_BYTES) as stream:
+                yield stream
+        elif mode == "wb":
+            writer = _ObjectWriter(self.client, bucket, key)
+            try:
+                yield writer
+            except BaseException:
+                writer.abort()
+                raise
+            writer.close()
+        else:
+            raise ValueError(f"mode={mode!r}: must be 'rb' or 'wb'")
+
+    def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
+        """`path` and `suffix` joined by one ``/``."""
+        return os.path.join(os.fspath(path), suffix)
+
+    def init_path(self, path: str | os.PathLike[str]) -> str:
+        """Remember `path` as it is."""
+        self._path = os.fspath(path)
+        return self._path
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        """Copy on the server, then delete the old object. Not atomic: commits never use it.
+
+        Raises:
+            ValueError: the paths are in different buckets.
+        """
+        bucket, key = _native.parse_s3_uri(os.fspath(path), "path")
+        new_bucket, new_key = _native.parse_s3_uri(os.fspath(new_path), "new_path")
+        if bucket != new_bucket:
+            raise ValueError(f"new_path={os.fspath(new_path)!r}: must be in bucket {bucket!r}, as path is")
+        self.client.copy_object(bucket, key, new_key)
+        self.client.delete_objects(bucket, [key])
+
+    def mkdir(self, path: str | os.PathLike[str]) -> None:
+        """Does nothing: S3 has no folders."""
+
+    def exists(self, path: str | os.PathLike[str]) -> bool:
+        """Whether there is an object at `path`; any failure other than its absence raises."""
+        bucket, key = _native.parse_s3_uri(os.fspath(path), "path")
+        try:
+            self.client.head_object(bucket, key)
+        except NotFound:
+            return False
+        return True
+
+    def rm_file(self, path: str | os.PathLike[str]) -> None:
+        """Delete the object at `path`; failures raise."""
+        bucket, key = _native.parse_s3_uri(os.fspath(path), "path")
+        self.client.delete_objects(bucket, [key])
+
+    def ls(self, path: str | os.PathLike[str]) -> list[str]:
+        """URIs of all objects below `path`."""
+        bucket, key = split_path(path)
+        prefix = f"{key}/" if key else ""
+        return [f"s3://{bucket}/{info.key}" for info in self.client.list_objects(bucket, prefix)]
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether `checkpoint_id` is an S3 URI."""
+        try:
+            split_path(checkpoint_id)
+        except (ValueError, TypeError):
+            return False
+        return True
+
+
+class _ObjectReader(io.RawIOBase):
+    """Random access to one object by ranged reads."""
+
+    def __init__(self, client: _native.Client, bucket: str, key: str, size: int) -> None:
+        self._client, self._bucket, self._key, self._size = client, bucket, key, size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"offset={offset!r}: before the start of the object")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), self._size - self._position)
+        if count <= 0:
+            return 0
+        view[:count] = self._client.read_ranges(
+            self._bucket, [(self._key, self._position, self._position + count)]
+        )[0]
+        self._position += count
+        return count
+
+
+class _ObjectWriter(io.RawIOBase):
+    """One object, written in order through a small buffer; it exists once `close` has returned."""
+
+    def __init__(self, client: _native.Client, bucket: str, key: str) -> None:
+        self._native = client.shard_writer(bucket, key, 0)
+        self._native.begin_raw()
+        self._buffer = bytearray()
+        self._position = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._buffer += view
+        self._position += len(view)
+        if len(self._buffer) >= WRITE_BUFFER_BYTES:
+            self._drain()
+        return len(view)
+
+    def _drain(self) -> None:
+        if self._buffer:
+            self._native.write(bytes(self._buffer))
+            self._buffer.clear()
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._drain()
+            self._native.end()
+            self._native.start_finishing()
+            self._native.wait()
+
+    def abort(self) -> None:
+        """Drop what was written."""
+        if not self.closed:
+            super().close()
+            self._native.abort()
+
+    def __del__(self) -> None:
+        self.abort()

@@ -1,0 +1,273 @@
+"""`S3StorageReader`: loads a ``torch.distributed.checkpoint`` state from S3.
+
+torch drives a load in this order: ``read_metadata`` (without a rank, then, after any error, with one),
+``set_up_storage_reader``, ``prepare_local_plan`` on every rank, ``prepare_global_plan`` on the coordinator,
+``read_data`` on every rank.
+"""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.distributed.checkpoint._extension import ExtensionRegistry
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+from torch.futures import Future
+
+from ._fetch import Fetch
+from ._index import allowed_global_names, index_facts, read_index
+from ._progress import Progress, ProgressCallback
+from .client_config import S3ClientConfig
+from .errors import ConfigError, Conflict, NotFound, S3DcpError
+from .file_system import S3FileSystem, split_path
+
+__all__ = ["S3StorageReader"]
+
+
+@dataclass
+class _PlanData:
+    """What each rank tells the coordinator through ``LoadPlan.storage_data``."""
+
+    etag: str | None
+    saved_ranks: int | None
+
+
+class _UnreadableIndex(Metadata):
+    """Stands in for an index that could not be read: whatever touches it gets the error, of its own kind.
+
+    torch turns every exception of ``read_metadata`` into an AssertionError; this one it hands on instead.
+    """
+
+    def __init__(self, error: S3DcpError) -> None:
+        self._error = error
+        self.storage_meta = None
+
+    def raise_error(self) -> None:
+        raise self._error
+
+    @property
+    def state_dict_metadata(self) -> Any:  # type: ignore[override]
+        raise self._error
+
+    @property
+    def planner_data(self) -> Any:  # type: ignore[override]
+        raise self._error
+
+    @property
+    def storage_data(self) -> Any:  # type: ignore[override]
+        raise self._error
+
+
+class S3StorageReader(FileSystemReader):
+    """Reads distributed checkpoints from S3; drop-in for the class of this name in ``s3torchconnector.dcp``.
+
+    Args:
+        region: AWS region of the bucket; an empty string or None takes it from the environment or profile.
+        path: where the checkpoint is, ``s3://bucket/some/path``; one epoch's is at ``<path>/epoch_<n>``.
+        s3client_config: settings of the S3 client.
+        reader_constructor: accepted for compatibility and ignored with a warning: there is one reader.
+        endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
+        verify: compare every slice read with its CRC-32 in the index.
+        weights_only: refuse pickled objects that ``torch.load(weights_only=True)`` refuses. False runs whatever
+            code the checkpoint holds: only for checkpoints you trust.
+        allowed_globals: further classes, or names like ``"package.module.Name"``, that the index may hold.
+        progress: True for a progress bar on standard error, or a callable ``(bytes_done, bytes_total)``.
+        _extension_registry: torch's registry of stream extensions.
+
+    Raises:
+        ValueError: an argument cannot work; the message names it.
+
+    During a load, errors are `s3dcp.S3DcpError` of a kind; in a distributed load they arrive inside
+    ``CheckpointException.failures[rank][0]``.
+    """
+
+    def __init__(
+        self,
+        region: str | None,
+        path: str,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: Any = None,
+        *,
+        endpoint_url: str | None = None,
+        verify: bool = True,
+        weights_only: bool = True,
+        allowed_globals: Iterable[str | type] = (),
+        progress: bool | ProgressCallback = False,
+        _extension_registry: ExtensionRegistry | None = None,
+    ) -> None:
+        if reader_constructor is not None:
+            warnings.warn("reader_constructor is ignored: s3dcp has one reader, which fetches ranges", stacklevel=2)
+        split_path(path)
+        super().__init__(path, _extension_registry=_extension_registry)
+        self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]
+            region, s3client_config=s3client_config, endpoint_url=endpoint_url
+        )
+        self.path = self.fs.init_path(path)
+        self.verify = verify
+        self.weights_only = weights_only
+        self.progress = progress
+        self._allowed_globals = allowed_global_names(allowed_globals)
+        self._index_error: S3DcpError | None = None
+        self._etag: str | None = None
+        self._metadata: Metadata | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_metadata": None, "storage_data": {}}
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Forget the last load; the next one is at `checkpoint_id` when given."""
+        if checkpoint_id:
+            split_path(checkpoint_id)
+            self.path = self.fs.init_path(checkpoint_id)
+        self.storage_data = {}
+        self._metadata = None
+        self._index_error = None
+        self.load_id = str(uuid.uuid4())
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The index; with ``rank=r``, the one that rank saved without collectives.
+
+        torch asks for a rank's index after any error of the first call. It is looked for only when the first
+        definitely does not exist; any other error is what the load then raises.
+
+        Raises:
+            NotFound: there is no checkpoint at the path.
+            Corrupt: the index is damaged or holds what is not allowed.
+        """
+        rank = kwargs.get("rank")
+        asked_first, self._index_error = self._index_error, None
+        if rank is not None and asked_first is not None and not _is_missing_key(asked_first):
+            return _UnreadableIndex(asked_first)
+        try:
+            return self._read_index(rank)
+        except S3DcpError as error:
+            if rank is None:
+                self._index_error = error
+                raise
+            if asked_first is None:
+                raise
+            if _is_missing_key(error):
+                error = NotFound(
+                    f"no checkpoint at {self.path}: there is neither .metadata nor __{rank}.metadata",
+                    bucket=error.bucket,
+                    key=asked_first.key,
+                    status=404,
+                    code=error.code,
+                )
+            return _UnreadableIndex(error)
+
+    def _read_index(self, rank: int | None) -> Metadata:
+        bucket, path_key = split_path(self.path)
+        key = _index_key(path_key, rank)
+        body, self._etag = self.fs.client.get_object(bucket, key)
+        metadata = read_index(body, f"s3://{bucket}/{key}", self._allowed_globals)
+        if getattr(metadata, "storage_meta", None) is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id  # type: ignore[union-attr]
+        return metadata
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Take the index to load from."""
+        if isinstance(metadata, _UnreadableIndex):
+            metadata.raise_error()
+        self._metadata = metadata
+        self.storage_data = metadata.storage_data
+        self.rank = kwargs.get("rank")
+        self.use_collectives = kwargs.get("use_collectives", True)
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Note which index this rank read."""
+        assert self._metadata is not None
+        if self.use_collectives:
+            plan.storage_data = _PlanData(self._etag, None)
+        else:
+            plan.storage_data = _PlanData(None, index_facts(self._metadata).get("ranks"))
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """See that all ranks read the same index, or as many rank indexes as were saved.
+
+        Raises:
+            Conflict: the checkpoint was replaced while the ranks read its index.
+            ConfigError: it was saved without collectives by another number of ranks.
+        """
+        told = [plan.storage_data for plan in plans if isinstance(plan.storage_data, _PlanData)]
+        if len({data.etag for data in told}) > 1:
+            raise Conflict(f"{self.path} was replaced while the ranks read its index; load again", retryable=True)
+        for data in told:
+            if data.saved_ranks is not None and data.saved_ranks != len(plans):
+                raise ConfigError(
+                    f"{self.path} was saved without collectives by {data.saved_ranks} ranks, each its own part; "
+                    f"it cannot be loaded by {len(plans)}"
+                )
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Fetch what `plan` needs straight into the tensors' memory.
+
+        Raises:
+            Conflict: a shard file is gone because the checkpoint was replaced during the load.
+            NotFound: a shard file that the index names does not exist.
+            Corrupt: stored bytes are not what was saved.
+        """
+        assert self._metadata is not None
+        bucket, path_key = split_path(self.path)
+        fetch = Fetch(
+            self.fs.client, bucket, path_key, self._metadata, self.transforms, self.verify, self.weights_only
+        )
+        rank = self.rank if self.rank is not None else 0
+        try:
+            with Progress(
+                self.progress, "load", self.fs.client, "bytes_received", fetch.expected_bytes(plan), rank
+            ):
+                fetch.run(plan, planner)
+        except NotFound as error:
+            raise self._explain_missing(error, bucket, path_key) from error
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    def _explain_missing(self, error: NotFound, bucket: str, path_key: str) -> S3DcpError:
+        """A shard file is gone: was the checkpoint replaced, or is it broken?"""
+        index_rank = None if self.use_collectives else self.rank
+        try:
+            etag = self.fs.client.head_object(bucket, _index_key(path_key, index_rank)).etag
+        except NotFound:
+            etag = None
+        if etag != self._etag:
+            return Conflict(
+                f"{self.path} was replaced during load: its shard file {error.key} is gone; load again",
+                bucket=bucket,
+                key=error.key,
+                retryable=True,
+            )
+        return NotFound(
+            f"{self.path} is incomplete: its index names the shard file {error.key}, which does not exist",
+            bucket=bucket,
+            key=error.key,
+            status=error.status,
+            code=error.code,
+            request_id=error.request_id,
+        )
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """Whether `checkpoint_id` is an S3 URI."""
+        return S3FileSystem.validate_checkpoint_id(checkpoint_id)
+
+
+def _index_key(path_key: str, rank: int | None) -> str:
+    name = ".metadata" if rank is None else f"__{rank}.metadata"
+    return f"{path_key}/{name}" if path_key else name
+
+
+def _is_missing_key(error: S3DcpError) -> bool:
+    """A definite answer that there is no such object, in a bucket that does exist."""
+    return isinstance(error, NotFound) and error.code != "NoSuchBucket"
+
+

@@ -1,0 +1,313 @@
+"""`S3StorageWriter`: saves a ``torch.distributed.checkpoint`` state to S3.
+
+torch drives a save in this order, all in one thread per save: ``set_up_storage_writer`` and ``prepare_local_plan``
+on every rank, ``prepare_global_plan`` on the coordinator, ``write_data`` on every rank, ``finish`` on the
+coordinator (on every rank without collectives). What belongs to one save lives in a `_Save` of its thread, so that
+overlapping asynchronous saves on one writer do not touch each other. Names of shard files come from this writer,
+this rank and this save alone, never from a plan, which torch may have cached.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+import secrets
+import threading
+import warnings
+from typing import Any, Literal
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from . import _native
+from ._progress import Progress, ProgressCallback
+from ._shards import ShardFile, split_into_files
+from .client_config import S3ClientConfig
+from .errors import ConfigError
+from .file_system import S3FileSystem, split_path
+from .s3_prefix_strategy import DefaultPrefixStrategy, S3PrefixStrategyBase
+
+__all__ = ["S3StorageWriter"]
+
+ConditionalCommit = Literal["warn", "require", "off"]
+
+
+@dataclasses.dataclass
+class _PlanData:
+    """What the coordinator hands every rank through ``SavePlan.storage_data``."""
+
+    ranks: int
+
+
+@dataclasses.dataclass
+class _Save:
+    """The state of one save in this process."""
+
+    save_id: str
+    path: str
+    bucket: str
+    path_key: str
+    rank: int
+    is_coordinator: bool
+    use_collectives: bool
+    strategy: S3PrefixStrategyBase
+    ranks: int | None = None
+    observed: _native.Observed | None = None
+
+    @property
+    def epoch(self) -> str | None:
+        """The epoch as it stands in keys, or None."""
+        epoch = getattr(self.strategy, "epoch_num", None)
+        return None if epoch is None else str(epoch)
+
+    @property
+    def index_rank(self) -> int | None:
+        """The rank of the index this process commits: None for the one index of all ranks."""
+        return None if self.use_collectives else self.rank
+
+    def shard_name(self, ranks: int, file_number: int) -> str:
+        """Name of one shard file relative to the path, checked."""
+        prefix = _checked_prefix(self.strategy.bind(ranks), self.rank, self.path_key)
+        return f"{prefix}{file_number}-{self.save_id}.distcp"
+
+
+class S3StorageWriter(FileSystemWriter):
+    """Writes distributed checkpoints to S3; drop-in for the class of this name in ``s3torchconnector.dcp``.
+
+    Args:
+        region: AWS region of the bucket; an empty string or None takes it from the environment or profile.
+        path: where the checkpoint goes, ``s3://bucket/some/path``.
+        s3client_config: settings of the S3 client.
+        prefix_strategy: rank to key prefix; `DefaultPrefixStrategy` when None. With an ``epoch_num``, each epoch
+            keeps an index of its own at ``<path>/epoch_<n>/.metadata``, and ``<path>/.metadata`` is the newest.
+        thread_count: shard files per rank, at least 1.
+        endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
+        conditional_commit: what to do where a server ignores conditional writes, which protect against racing
+            writers: ``"warn"``, ``"require"`` (refuse to save) or ``"off"`` (do not find out).
+        progress: True for a progress bar on standard error, or a callable ``(bytes_done, bytes_total)``.
+        kwargs: torch's own writer arguments: ``single_file_per_rank``, ``overwrite``, ``per_thread_copy_ahead``,
+            ``cache_staged_state_dict``, ``serialization_format``, ``_extensions``. ``sync_files`` has no meaning
+            on S3, where a finished write is durable, and is ignored.
+
+    Raises:
+        ValueError: an argument cannot work; the message names it.
+
+    During a save, errors are `s3dcp.S3DcpError` of a kind; in a distributed save they arrive inside
+    ``CheckpointException.failures[rank][0]``.
+    """
+
+    def __init__(
+        self,
+        region: str | None,
+        path: str,
+        s3client_config: S3ClientConfig | None = None,
+        prefix_strategy: S3PrefixStrategyBase | None = None,
+        thread_count: int = 1,
+        *,
+        endpoint_url: str | None = None,
+        conditional_commit: ConditionalCommit = "warn",
+        progress: bool | ProgressCallback = False,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(thread_count, bool) or not isinstance(thread_count, int) or thread_count < 1:
+            raise ValueError(f"thread_count={thread_count!r}: must be an integer of at least 1")
+        if conditional_commit not in ("warn", "require", "off"):
+            raise ValueError(f"conditional_commit={conditional_commit!r}: must be 'warn', 'require' or 'off'")
+        if prefix_strategy is not None and not callable(prefix_strategy):
+            raise ValueError(f"prefix_strategy={prefix_strategy!r}: must be an S3PrefixStrategyBase")
+        kwargs.pop("sync_files", None)
+        split_path(path)
+        super().__init__(path=path, sync_files=False, thread_count=thread_count, **kwargs)
+        self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]
+            region, s3client_config=s3client_config, endpoint_url=endpoint_url
+        )
+        self.path = self.fs.init_path(path)
+        self.prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
+        self.conditional_commit = conditional_commit
+        self.progress = progress
+        self._last_ranks: int | None = None
+        self._thread = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_thread"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._thread = threading.local()
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Start a new save, at `checkpoint_id` when given: for this thread's next save and as the new default."""
+        if checkpoint_id:
+            split_path(checkpoint_id)
+            self.path = self.fs.init_path(checkpoint_id)
+            self._thread.path = self.path
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Begin a save in this thread and draw its save id."""
+        path = self._thread.__dict__.pop("path", None) or self.path
+        bucket, path_key = split_path(path)
+        rank = kwargs.get("rank")
+        if rank is None:
+            rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        self._thread.save = _Save(
+            save_id=secrets.token_hex(8),
+            path=str(path),
+            bucket=bucket,
+            path_key=path_key,
+            rank=rank,
+            is_coordinator=is_coordinator,
+            use_collectives=kwargs.get("use_collectives", True),
+            strategy=copy.copy(self.prefix_strategy),
+        )
+
+    @property
+    def _save(self) -> _Save:
+        try:
+            save: _Save = self._thread.save
+        except AttributeError:
+            raise RuntimeError("set_up_storage_writer() must be called first, in the same thread") from None
+        return save
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """See what is at the path now; nothing is written yet.
+
+        Raises:
+            AlreadyExists: a checkpoint is there and ``overwrite=False``, or one of the other kind (with or without
+                collectives) is there.
+        """
+        save = self._save
+        if save.is_coordinator or not save.use_collectives:
+            save.observed = self.fs.client.observe(
+                save.bucket, save.path_key, save.epoch, save.index_rank, self.overwrite
+            )
+            if save.observed.exists:
+                warnings.warn(
+                    f"Detected an existing checkpoint in {save.path}, overwriting since {self.overwrite=}.",
+                    stacklevel=2,
+                )
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Bind the strategy to the number of ranks and check every rank's prefix before anything is written."""
+        save = self._save
+        save.ranks = len(plans) if save.use_collectives else _world_size()
+        bound = save.strategy.bind(save.ranks)
+        for rank in range(save.ranks) if save.use_collectives else (save.rank,):
+            _checked_prefix(bound, rank, save.path_key)
+        return [dataclasses.replace(plan, storage_data=_PlanData(save.ranks)) for plan in plans]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Upload this rank's shard files straight from tensor memory; all parts are up when it returns."""
+        save = self._save
+        ranks = save.ranks or getattr(plan.storage_data, "ranks", None) or self._last_ranks or _world_size()
+        save.ranks = self._last_ranks = ranks
+        files = split_into_files(
+            plan.items, self.thread_count, self.single_file_per_rank, self.serialization_format
+        )
+        results: list[WriteResult] = []
+        open_files: list[ShardFile] = []
+        total = sum(file.nbytes for file in files)
+        with Progress(self.progress, "save", self.fs.client, "bytes_sent", total, save.rank):
+            try:
+                for number, file in enumerate(files):
+                    name = save.shard_name(ranks, number)
+                    key = _join_key(save.path_key, name)
+                    shard = ShardFile(self.fs.client, save.bucket, key, name, self.transforms, file.nbytes)
+                    open_files.append(shard)
+                    results += shard.write(file, planner)
+                    shard.start_finishing()
+                for shard in open_files:
+                    shard.wait()
+            except BaseException:
+                for shard in open_files:
+                    shard.abort()
+                raise
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Commit: the index by one conditional PUT, then clean up what it replaced.
+
+        Raises:
+            AlreadyExists: another writer committed since planning.
+            S3DcpError: the commit failed; when its outcome is unknown, the message says so and nothing is deleted.
+        """
+        save = self._save
+        if save.observed is None:
+            raise RuntimeError("prepare_local_plan() must be called before finish()")
+        storage_data = {result.index: result.storage_data for rank_results in results for result in rank_results}
+        metadata.version = CURRENT_DCP_VERSION
+        metadata.storage_data = storage_data
+        metadata.storage_meta = self._storage_meta(save)
+        root_index = _native.seal_index(pickle.dumps(metadata))
+        if save.epoch is None:
+            index, root = root_index, None
+        else:
+            below = {key: _below_epoch(info) for key, info in storage_data.items()}
+            index = _native.seal_index(pickle.dumps(dataclasses.replace(metadata, storage_data=below)))
+            root = root_index if save.use_collectives else None
+        committed = self.fs.client.commit(
+            save.bucket, save.path_key, save.epoch, save.index_rank, save.observed, index, root,
+            self.conditional_commit,
+        )  # fmt: skip
+        for warning in committed.warnings:
+            warnings.warn(warning, stacklevel=2)
+
+    def storage_meta(self) -> StorageMeta:
+        """The identity of this thread's save; before it begins, only of the path."""
+        save: _Save | None = getattr(self._thread, "save", None)
+        return StorageMeta(checkpoint_id=str(self.path)) if save is None else self._storage_meta(save)
+
+    @staticmethod
+    def _storage_meta(save: _Save) -> StorageMeta:
+        meta = StorageMeta(checkpoint_id=save.path, save_id=save.save_id)
+        epoch = None if save.epoch is None else getattr(save.strategy, "epoch_num", None)
+        meta.s3dcp = {"format": 1, "ranks": save.ranks, "epoch": epoch}  # type: ignore[attr-defined]
+        return meta
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """Whether `checkpoint_id` is an S3 URI."""
+        return S3FileSystem.validate_checkpoint_id(checkpoint_id)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _join_key(path_key: str, name: str) -> str:
+    return f"{path_key}/{name}" if path_key else name
+
+
+def _checked_prefix(strategy: S3PrefixStrategyBase, rank: int, path_key: str) -> str:
+    """The strategy's prefix for `rank`, refused where it would leave the checkpoint's path or S3's limits."""
+    prefix = strategy(rank)
+    where = f"prefix_strategy={strategy!r}: prefix {prefix!r} of rank {rank}"
+    if not isinstance(prefix, str) or not prefix:
+        raise ConfigError(f"{where} must be a string that is not empty")
+    segments = prefix.split("/")
+    if prefix.startswith("/") or any(part in (".", "..") for part in segments):
+        raise ConfigError(f"{where} would leave the checkpoint's path")
+    if any(ord(char) < 0x20 or ord(char) == 0x7F for char in prefix):
+        raise ConfigError(f"{where} holds a control character")
+    room_for_name = len("4294967295-0123456789abcdef.distcp")
+    if (length := len(_join_key(path_key, prefix).encode()) + room_for_name) > 1024:
+        raise ConfigError(f"{where} makes keys of {length} bytes; S3 allows 1024")
+    return prefix
+
+
+def _below_epoch(info: Any) -> Any:
+    """`info` as seen from ``<path>/epoch_<n>/``."""
+    moved = copy.copy(info)
+    moved.relative_path = f"../{info.relative_path}"
+    return moved
+
+
