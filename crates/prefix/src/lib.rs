@@ -43,4 +43,4 @@ pub use numeric::{
 };
 pub use round_robin::RoundRobinPrefixStrategy;
 pub use strategy::PrefixStrategy;
-pub use text::{MAX_KEY_BYTES, check_prefix, check_user_prefix};
+pub use text::{MAX_KEY_BYTES, check_user_prefix};

@@ -238,18 +238,28 @@ pub fn digits_needed(base: u32, count: u64) -> usize {
 /// A number of more than `length` digits is written in full. `base` must be 2 to 36.
 pub fn push_pattern(base: u32, number: u64, length: usize, out: &mut String) {
     debug_assert!((MIN_BASE..=MAX_BASE).contains(&base));
-    let end = out.len() + length;
+    let mut digits = [b'0'; u64::BITS as usize];
+    let mut significant = 0;
     let mut rest = number;
-    while rest > 0 {
-        let digit;
-        // Nearly all counts fit in 32 bits, where a division costs a fraction of one in 64.
-        (rest, digit) = match u32::try_from(rest) {
-            Ok(small) => (u64::from(small / base), small % base),
-            Err(_) => (rest / u64::from(base), (rest % u64::from(base)) as u32),
-        };
-        out.push(char::from(DIGITS[digit as usize]));
+    if base.is_power_of_two() {
+        // Shifts instead of divisions: binary patterns have the most digits.
+        let (shift, mask) = (base.trailing_zeros(), u64::from(base - 1));
+        while rest > 0 {
+            digits[significant] = DIGITS[(rest & mask) as usize];
+            rest >>= shift;
+            significant += 1;
+        }
+    } else {
+        let base = u64::from(base);
+        while rest > 0 {
+            digits[significant] = DIGITS[(rest % base) as usize];
+            rest /= base;
+            significant += 1;
+        }
     }
-    out.extend(std::iter::repeat_n('0', end.saturating_sub(out.len())));
+    let at_once = length.clamp(significant, digits.len());
+    out.push_str(std::str::from_utf8(&digits[..at_once]).expect("digits are ASCII"));
+    out.extend(std::iter::repeat_n('0', length.saturating_sub(at_once)));
 }
 
 fn in_range(argument: &'static str, value: u64, min: u64, max: u64) -> Result<(), PrefixError> {

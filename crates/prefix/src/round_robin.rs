@@ -2,7 +2,7 @@
 
 use crate::error::PrefixError;
 use crate::strategy::{PrefixStrategy, push_tail, shortest_tail_bytes, wrap};
-use crate::text::{MAX_KEY_BYTES, check_user_prefix, user_prefix_argument};
+use crate::text::{MAX_KEY_BYTES, check_user_prefix};
 
 /// `<user prefix>/__<rank>_`, or `<user prefix>/epoch_<num>/__<rank>_` with an epoch: rank `r` gets user prefix
 /// `r % len`.
@@ -41,10 +41,11 @@ impl RoundRobinPrefixStrategy {
         }
         let tail_bytes = "/".len() + shortest_tail_bytes(epoch_num);
         for (position, user_prefix) in user_prefixes.iter().enumerate() {
-            check_user_prefix(position, user_prefix)?;
+            let argument = format!("user_prefixes[{position}]");
+            check_user_prefix(&argument, user_prefix)?;
             let bytes = user_prefix.len() + tail_bytes;
             if bytes > MAX_KEY_BYTES {
-                return Err(PrefixError::TooLong { argument: user_prefix_argument(position), bytes });
+                return Err(PrefixError::TooLong { argument, bytes });
             }
         }
         Ok(Self { user_prefixes, epoch_num })

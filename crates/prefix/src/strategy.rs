@@ -108,7 +108,7 @@ fn push_integer(number: i64, out: &mut String) {
         start -= 1;
         digits[start] = b'-';
     }
-    out.extend(digits[start..].iter().map(|&digit| char::from(digit)));
+    out.push_str(std::str::from_utf8(&digits[start..]).expect("digits and a sign are ASCII"));
 }
 
 #[cfg(test)]

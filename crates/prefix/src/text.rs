@@ -5,7 +5,7 @@ use crate::error::PrefixError;
 /// The longest key S3 takes, in bytes of UTF-8.
 pub const MAX_KEY_BYTES: usize = 1_024;
 
-/// Checks one prefix that a user named; `position` is its place in `user_prefixes`, for the error.
+/// Checks one prefix that a user named; `argument` says which in the error, such as `user_prefixes[2]`.
 ///
 /// A trailing `/` and doubled ones are fine: S3 keys are not paths, and they stay as they are.
 ///
@@ -13,44 +13,19 @@ pub const MAX_KEY_BYTES: usize = 1_024;
 /// [`PrefixError::BadText`] for a prefix that is empty, starts with `/`, has a segment `.` or `..` (clients resolve
 /// those, so the key would leave the checkpoint's path), or holds a control character (which XML listings cannot
 /// carry).
-pub fn check_user_prefix(position: usize, text: &str) -> Result<(), PrefixError> {
-    let reason = if text.is_empty() { Some("is empty") } else { fault(text) };
-    match reason {
+pub fn check_user_prefix(argument: &str, text: &str) -> Result<(), PrefixError> {
+    match fault(text) {
         None => Ok(()),
-        Some(reason) => Err(PrefixError::BadText {
-            argument: user_prefix_argument(position),
-            value: text.to_owned(),
-            reason,
-        }),
+        Some(reason) => {
+            Err(PrefixError::BadText { argument: argument.to_owned(), value: text.to_owned(), reason })
+        }
     }
-}
-
-/// Checks a whole prefix that any strategy generated, a user's own included; `argument` names it in the error.
-///
-/// ```
-/// use s3dcp_prefix::check_prefix;
-/// assert!(check_prefix("prefix of rank 3", "a000000000/epoch_5/__10_").is_ok());
-/// assert!(check_prefix("prefix of rank 3", "../other-run/__3_").is_err());
-/// ```
-///
-/// # Errors
-/// As [`check_user_prefix`], except that an empty prefix is fine; [`PrefixError::TooLong`] beyond 1,024 bytes.
-pub fn check_prefix(argument: &str, text: &str) -> Result<(), PrefixError> {
-    if let Some(reason) = fault(text) {
-        return Err(PrefixError::BadText { argument: argument.to_owned(), value: text.to_owned(), reason });
-    }
-    if text.len() > MAX_KEY_BYTES {
-        return Err(PrefixError::TooLong { argument: argument.to_owned(), bytes: text.len() });
-    }
-    Ok(())
-}
-
-pub(crate) fn user_prefix_argument(position: usize) -> String {
-    format!("user_prefixes[{position}]")
 }
 
 fn fault(text: &str) -> Option<&'static str> {
-    if text.starts_with('/') {
+    if text.is_empty() {
+        Some("is empty")
+    } else if text.starts_with('/') {
         Some("starts with '/'")
     } else if text.split('/').any(|segment| matches!(segment, "." | "..")) {
         Some("has a segment '.' or '..'")
@@ -70,7 +45,7 @@ mod tests {
         for text in
             ["", "/", "/p", ".", "..", "p/..", "p/./q", "p/../", "a\0b", "a\nb", "a\u{7f}", "a\u{85}b"]
         {
-            assert_eq!(check_user_prefix(2, text).unwrap_err().argument(), "user_prefixes[2]", "{text:?}");
+            assert_eq!(check_user_prefix("p[2]", text).unwrap_err().argument(), "p[2]", "{text:?}");
         }
     }
 
@@ -78,13 +53,13 @@ mod tests {
     fn dots_slashes_and_letters_elsewhere_are_fine() {
         for text in ["p", "p/", "p//q", "...", ".hidden", "v1.2/..x", "ä/日本", " ", "a b", "a%2Fb", "a\\b"]
         {
-            check_user_prefix(0, text).unwrap();
+            check_user_prefix("p", text).unwrap();
         }
     }
 
     #[test]
     fn a_long_value_is_cut_in_the_error_text() {
-        let refused = check_user_prefix(0, &("/".to_owned() + &"é".repeat(500))).unwrap_err().to_string();
+        let refused = check_user_prefix("p", &("/".to_owned() + &"é".repeat(500))).unwrap_err().to_string();
         assert!(refused.ends_with("\"...") && refused.len() < 300, "{refused}");
     }
 }

@@ -1,0 +1,23 @@
+"""Types of the native module."""
+
+__version__: str
+
+# Prefix strategies
+MAX_KEY_BYTES: int
+MAX_BASE: int
+
+def check_user_prefix(argument: str, text: str) -> None: ...
+def digits_needed(base: int, count: int) -> int: ...
+def numeric_pattern(base: int, number: int, length: int) -> str: ...
+def numeric_patterns(base: int, start: int, stop: int, length: int) -> list[str]: ...
+def numeric_prefixes(
+    base: int,
+    prefix_count: int,
+    length: int,
+    epoch_num: int | None,
+    ranks: tuple[int, int, int],
+) -> list[str]: ...
+def round_robin_prefixes(
+    user_prefixes: list[str], epoch_num: int | None, ranks: tuple[int, int, int]
+) -> list[str]: ...
+def default_prefixes(ranks: tuple[int, int, int]) -> list[str]: ...
