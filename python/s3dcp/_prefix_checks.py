@@ -69,12 +69,13 @@ def user_prefix(argument: str, position: int, prefix: object) -> str:
     return text
 
 
-def within_key(argument: str, prefix: str) -> str:
+def within_key(argument: str, value: object, prefix: str) -> str:
+    """`prefix`, unless S3 could not even take it as a whole key; `argument` is what makes it long."""
     size = len(prefix) if prefix.isascii() else len(prefix.encode())
     if size > _native.MAX_KEY_BYTES:
         raise ValueError(
             f"{argument} makes a prefix of {size} bytes; a whole key on S3 has at most "
-            f"{_native.MAX_KEY_BYTES} bytes"
+            f"{_native.MAX_KEY_BYTES} bytes, got {_shown(value)}"
         )
     return prefix
 

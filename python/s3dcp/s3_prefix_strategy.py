@@ -104,7 +104,7 @@ class DefaultPrefixStrategy(S3PrefixStrategyBase):
         Raises:
             TypeError: `rank` is not an integer.
         """
-        return checks.within_key("rank", f"__{checks.rank_text(rank)}_")
+        return checks.within_key("rank", rank, f"__{checks.rank_text(rank)}_")
 
     def prefixes(self, ranks: Iterable[int]) -> list[str]:
         """The prefixes of many ranks, in order; a ``range`` of them is made at once."""
@@ -173,10 +173,11 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
         self.prefix_count = prefix_count
         if not self._has_own_patterns():
             # For the shortest rank. A longer one is checked when its prefix is made.
-            epoch = checks.epoch_part(self._epoch_num)
-            length = self._pattern_length()
-            culprit = "epoch_num" if len(epoch) > length else "min_prefix_length"
-            checks.within_key(culprit, f"{'0' * length}/{epoch}__0_")
+            length, epoch = self._pattern_length(), checks.epoch_part(self._epoch_num)
+            blamed: tuple[str, object] = ("min_prefix_length", self._min_prefix_len)
+            if len(epoch) > length:
+                blamed = ("epoch_num", epoch_num)
+            checks.within_key(*blamed, f"{'0' * length}/{epoch}__0_")
 
     @property
     def base(self) -> int:
@@ -258,7 +259,7 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
         else:
             index = operator.index(rank) % self._prefix_count
             pattern = self._format_number(index, self._pattern_length())[::-1]
-        return checks.within_key("rank", f"{pattern}/{checks.epoch_part(self._epoch_num)}__{text}_")
+        return checks.within_key("rank", rank, f"{pattern}/{checks.epoch_part(self._epoch_num)}__{text}_")
 
     def prefixes(self, ranks: Iterable[int]) -> list[str]:
         """The prefixes of many ranks, in order; a ``range`` of them is made at once.
@@ -424,8 +425,10 @@ class RoundRobinPrefixStrategy(S3PrefixStrategyBase):
         self.epoch_num = epoch_num
         epoch = checks.epoch_part(self._epoch_num)
         for position, prefix in enumerate(self._user_prefixes):
-            culprit = "epoch_num" if len(epoch) > len(prefix) else f"user_prefixes[{position}]"
-            checks.within_key(culprit, f"{prefix}/{epoch}__0_")
+            blamed: tuple[str, object] = (f"user_prefixes[{position}]", prefix)
+            if len(epoch) > len(prefix):
+                blamed = ("epoch_num", epoch_num)
+            checks.within_key(*blamed, f"{prefix}/{epoch}__0_")
 
     @property
     def user_prefixes(self) -> list[str] | tuple[str, ...]:
@@ -458,7 +461,7 @@ class RoundRobinPrefixStrategy(S3PrefixStrategyBase):
             raise ValueError("user_prefixes must have at least 1 prefix, got 0")
         position = rank % len(self._user_prefixes)
         prefix = checks.user_prefix("user_prefixes", position, self._user_prefixes[position])
-        return checks.within_key("rank", f"{prefix}/{checks.epoch_part(self._epoch_num)}__{text}_")
+        return checks.within_key("rank", rank, f"{prefix}/{checks.epoch_part(self._epoch_num)}__{text}_")
 
     def prefixes(self, ranks: Iterable[int]) -> list[str]:
         """The prefixes of many ranks, in order; a ``range`` of them is made at once."""
