@@ -1,1 +1,48 @@
-//! server
+//! An embedded S3 endpoint for development and tests.
+//!
+//! [`Server::start`] binds a port, [`Server::endpoint_url`] says where, and any S3 client can talk to it: signatures are
+//! verified, checksums are verified, conditions hold under concurrency, errors are S3's own. Objects live in memory
+//! or in a directory ([`Storage`]).
+//!
+//! The HTTP and XML of S3 come from the crate `s3s`; this crate is what stands behind it: one index of buckets, objects
+//! and uploads ([`store`]) over one of two back-ends ([`backend`]). It shares no code with this project's own S3 client,
+//! so that a mistake in one shows in the other.
+//!
+//! It is a development endpoint: one pair of keys, no versions, no policies, no TLS, no `fsync`.
+//!
+//! ```
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! use s3dcp_server::{Server, ServerConfig};
+//!
+//! let config = ServerConfig { buckets: vec!["checkpoints".to_owned()], ..ServerConfig::default() };
+//! let server = Server::start(config).await?;
+//! assert!(server.endpoint_url().starts_with("http://127.0.0.1:"));
+//! server.stop().await;
+//! # Ok::<(), std::io::Error>(())
+//! # }).unwrap();
+//! ```
+
+mod access;
+mod backend;
+mod checksum;
+mod conditions;
+mod config;
+mod disk;
+
+mod host;
+mod http_service;
+mod ids;
+mod list;
+mod memory;
+mod multipart;
+mod object;
+mod receive;
+mod send;
+mod server;
+mod service;
+mod stats;
+mod store;
+
+pub use config::{ServerConfig, Storage};
+pub use server::Server;
+pub use stats::ServerStats;

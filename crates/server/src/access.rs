@@ -1,0 +1,47 @@
+//! Who may come in: the one pair of keys, and the gate every request passes after its signature is verified and before
+//! its body is read.
+//!
+//! The gate ([`S3Access::check`]) is where a request can be refused early and cheaply: an anonymous one is, and it is
+//! the place for a rate limit or a scripted fault, since operation, bucket, key and headers are known there.
+
+use std::sync::Arc;
+
+use s3s::access::{S3Access, S3AccessContext};
+use s3s::auth::{S3Auth, SecretKey};
+use s3s::{S3Result, s3_error};
+
+use crate::stats::Counters;
+
+pub(crate) struct Keys {
+    pub(crate) access_key: String,
+    pub(crate) secret_key: String,
+}
+
+#[async_trait::async_trait]
+impl S3Auth for Keys {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        if access_key == self.access_key {
+            Ok(SecretKey::from(self.secret_key.as_str()))
+        } else {
+            Err(s3_error!(
+                InvalidAccessKeyId,
+                "The AWS access key Id you provided does not exist in our records."
+            ))
+        }
+    }
+}
+
+pub(crate) struct Gate {
+    pub(crate) counters: Arc<Counters>,
+}
+
+#[async_trait::async_trait]
+impl S3Access for Gate {
+    async fn check(&self, request: &mut S3AccessContext<'_>) -> S3Result<()> {
+        if request.credentials().is_none() {
+            return Err(s3_error!(AccessDenied, "Access Denied"));
+        }
+        self.counters.request(request.s3_op().name());
+        Ok(())
+    }
+}

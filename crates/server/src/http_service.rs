@@ -1,0 +1,186 @@
+//! What surrounds the S3 protocol on every request: request ids, the region check, polite refusals.
+//!
+//! A request that is answered before its body was read (refused at the gate, say) must not lose the answer to a connection
+//! reset, which is what closing a socket with unread data does. [`Courteous`] reads such a body to its end, up to a bound.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, EXPECT, HeaderValue, SERVER};
+use http::{Request, Response, StatusCode};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
+use s3s::Body;
+use s3s::service::S3Service;
+
+use crate::ids::Ids;
+use crate::stats::Counters;
+
+/// How much of an unwanted body is read, so that its sender sees the answer.
+const COURTESY_BYTES: u64 = 64 << 20;
+
+#[derive(Clone)]
+pub(crate) struct HttpService {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    s3: S3Service,
+    region: Option<String>,
+    counters: Arc<Counters>,
+    ids: Ids,
+}
+
+impl HttpService {
+    pub(crate) fn new(s3: S3Service, region: Option<String>, counters: Arc<Counters>) -> Self {
+        Self { inner: Arc::new(Inner { s3, region, counters, ids: Ids::new() }) }
+    }
+
+    pub(crate) async fn call(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let request_id = self.inner.ids.next();
+        let mut response = match self.wrong_region(&request) {
+            Some((given, expected)) => refuse_region(&given, expected, &request_id),
+            None => match self.inner.s3.call(courteous(request)).await {
+                Ok(response) => response,
+                Err(error) => internal_error(&format!("{error:?}"), &request_id),
+            },
+        };
+        if let Ok(value) = HeaderValue::try_from(request_id) {
+            response.headers_mut().insert("x-amz-request-id", value);
+        }
+        response.headers_mut().insert(SERVER, HeaderValue::from_static("s3dcp"));
+        self.inner.counters.response(response.status().as_u16());
+        Ok(response)
+    }
+
+    /// The region a request is signed for and the region of this server, if they differ.
+    fn wrong_region(&self, request: &Request<Incoming>) -> Option<(String, &str)> {
+        let expected = self.inner.region.as_deref()?;
+        let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let given = region_of(header, request.uri().query())?;
+        (given != expected).then_some((given, expected))
+    }
+}
+
+/// The region in the credential scope `<access key>/<date>/<region>/s3/aws4_request`, in a header or in a presigned query.
+fn region_of(authorization: Option<&str>, query: Option<&str>) -> Option<String> {
+    let scope = match authorization.and_then(|value| value.split_once("Credential=")) {
+        Some((_, rest)) => rest.split(',').next()?.to_owned(),
+        None => {
+            let (_, rest) = query?.split_once("X-Amz-Credential=")?;
+            percent_decode_str(rest.split('&').next()?).decode_utf8().ok()?.into_owned()
+        }
+    };
+    scope.trim().rsplit('/').nth(2).map(str::to_owned)
+}
+
+fn refuse_region(given: &str, expected: &str, request_id: &str) -> Response<Body> {
+    let message = format!(
+        "The authorization header is malformed; the region '{given}' is wrong; expecting '{expected}'"
+    );
+    let region = format!("<Region>{expected}</Region>");
+    let mut response =
+        error(StatusCode::BAD_REQUEST, "AuthorizationHeaderMalformed", &message, &region, request_id);
+    if let Ok(value) = HeaderValue::try_from(expected) {
+        response.headers_mut().insert("x-amz-bucket-region", value);
+    }
+    response
+}
+
+fn internal_error(message: &str, request_id: &str) -> Response<Body> {
+    error(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message, "", request_id)
+}
+
+fn error(status: StatusCode, code: &str, message: &str, more: &str, request_id: &str) -> Response<Body> {
+    let message = message.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let xml = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+         <Error><Code>{code}</Code><Message>{message}</Message>{more}<RequestId>{request_id}</RequestId></Error>"
+    );
+    let mut response = Response::new(Body::from(xml));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    response
+}
+
+fn courteous(request: Request<Incoming>) -> Request<Body> {
+    if request.body().is_end_stream() {
+        return request.map(|_| Body::empty());
+    }
+    let expects_continue = request.headers().contains_key(EXPECT);
+    request.map(|body| Body::http_body(Courteous { body: Some(body), started: false, expects_continue }))
+}
+
+/// A request body that is read to its end even if nobody wants it.
+struct Courteous {
+    body: Option<Incoming>,
+    started: bool,
+    /// The client waits for a go-ahead before it sends: without one there is nothing to read.
+    expects_continue: bool,
+}
+
+impl http_body::Body for Courteous {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.started = true;
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
+    }
+}
+
+impl Drop for Courteous {
+    fn drop(&mut self) {
+        let Some(mut body) = self.body.take() else { return };
+        let nothing_comes = self.expects_continue && !self.started;
+        if nothing_comes || body.is_end_stream() {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let mut read = 0;
+                while let Some(Ok(frame)) = body.frame().await {
+                    read += frame.data_ref().map_or(0, |data| data.len() as u64);
+                    if read > COURTESY_BYTES {
+                        break;
+                    }
+                }
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_region_is_read_from_header_or_query() {
+        let header = "AWS4-HMAC-SHA256 Credential=AK/20260101/eu-west-1/s3/aws4_request, SignedHeaders=host, Signature=0";
+        assert_eq!(region_of(Some(header), None).as_deref(), Some("eu-west-1"));
+        let query =
+            "X-Amz-Algorithm=a&X-Amz-Credential=AK%2F20260101%2Fus-west-2%2Fs3%2Faws4_request&X-Amz-Date=d";
+        assert_eq!(region_of(None, Some(query)).as_deref(), Some("us-west-2"));
+        assert_eq!(region_of(None, Some("list-type=2")), None);
+        assert_eq!(region_of(Some("Basic abc"), None), None);
+    }
+}

@@ -1,0 +1,201 @@
+//! Starting, serving and stopping.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use s3s::service::S3ServiceBuilder;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::access::{Gate, Keys};
+use crate::backend::Backend;
+use crate::config::{ServerConfig, Storage};
+use crate::disk::Disk;
+use crate::host::Domains;
+use crate::http_service::HttpService;
+use crate::memory::Memory;
+use crate::service::Service;
+use crate::stats::{Counters, ServerStats};
+use crate::store::Store;
+
+/// How long [`Server::stop`] lets requests under way finish.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The region that is reported where none is configured.
+const DEFAULT_REGION: &str = "us-east-1";
+
+/// A running S3 endpoint. Dropping it stops it at once; [`stop`](Self::stop) lets requests under way finish first.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    access_key: String,
+    secret_key: String,
+    region: String,
+    counters: Arc<Counters>,
+    stop: watch::Sender<bool>,
+    accepting: JoinHandle<()>,
+}
+
+impl Server {
+    /// Binds the address, opens the storage, makes the buckets and serves on the current tokio runtime.
+    ///
+    /// # Errors
+    /// The address cannot be bound; the directory cannot be used, is in use by another server, or holds something else or
+    /// something damaged; a bucket's name is not valid (`InvalidInput`).
+    ///
+    /// # Panics
+    /// When called outside a tokio runtime.
+    pub async fn start(config: ServerConfig) -> io::Result<Self> {
+        let backend: Box<dyn Backend> = match &config.storage {
+            Storage::Memory => Box::new(Memory),
+            Storage::Disk(directory) => {
+                let directory = directory.clone();
+                let opened = tokio::task::spawn_blocking(move || Disk::open(&directory)).await;
+                Box::new(opened.map_err(io::Error::other)??)
+            }
+        };
+        let store =
+            tokio::task::spawn_blocking(move || Store::open(backend)).await.map_err(io::Error::other)??;
+        make_buckets(&store, &config.buckets)?;
+
+        let region = config.region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
+        let counters = Arc::new(Counters::default());
+        let service = Service::new(Arc::new(store), Arc::clone(&counters), region.clone(), config.md5_etags);
+        let mut builder = S3ServiceBuilder::new(service);
+        builder
+            .set_auth(Keys { access_key: config.access_key.clone(), secret_key: config.secret_key.clone() });
+        builder.set_access(Gate { counters: Arc::clone(&counters) });
+        builder.set_host(Domains::new(config.domain.as_deref()));
+        let service = HttpService::new(builder.build(), config.region.clone(), Arc::clone(&counters));
+
+        let listener = TcpListener::bind(config.address).await.map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot listen on {}: {error}", config.address))
+        })?;
+        let address = listener.local_addr()?;
+        let (stop, stopping) = watch::channel(false);
+        let accepting = tokio::spawn(accept(listener, service, stopping));
+        let ServerConfig { access_key, secret_key, .. } = config;
+        Ok(Self { address, access_key, secret_key, region, counters, stop, accepting })
+    }
+
+    /// The address that is listened on, with the port that was found.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What a client takes as its endpoint: `http://<address>:<port>`.
+    pub fn endpoint_url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The access key that the server knows.
+    pub fn access_key(&self) -> &str {
+        &self.access_key
+    }
+
+    /// The secret of that access key.
+    pub fn secret_key(&self) -> &str {
+        &self.secret_key
+    }
+
+    /// The region to sign for: the configured one, else `us-east-1` (and any other will do).
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// What the server has done so far.
+    pub fn stats(&self) -> ServerStats {
+        self.counters.snapshot()
+    }
+
+    /// Takes no more connections, lets requests under way finish for up to two seconds, then ends them.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        // An error here is a panic of the accept loop, which has ended then as well.
+        let _ended = (&mut self.accepting).await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+fn make_buckets(store: &Store, names: &[String]) -> io::Result<()> {
+    for name in names {
+        if !s3s::path::check_bucket_name(name) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "bucket name {name:?} is not valid: 3 to 63 lower-case letters, digits, dots and hyphens"
+                ),
+            ));
+        }
+        if store.check_bucket(name).is_err() {
+            store
+                .create_bucket(name)
+                .map_err(|error| io::Error::other(format!("cannot make bucket {name:?}: {error}")))?;
+        }
+    }
+    Ok(())
+}
+
+async fn accept(listener: TcpListener, service: HttpService, stopping: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
+    let mut told = pin!(told_to_stop(stopping.clone()));
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(serve(stream, service.clone(), stopping.clone()));
+                }
+                // Out of file descriptors, say: the connections that are open will give some back.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            },
+            Some(_) = connections.join_next() => {}
+            () = &mut told => break,
+        }
+    }
+    drop(listener);
+    let finished = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(STOP_PATIENCE, finished).await.is_err() {
+        connections.shutdown().await;
+    }
+}
+
+/// Ends when the server is told to stop, or is dropped.
+async fn told_to_stop(mut stopping: watch::Receiver<bool>) {
+    let _dropped = stopping.wait_for(|stopping| *stopping).await;
+}
+
+async fn serve(stream: TcpStream, service: HttpService, stopping: watch::Receiver<bool>) {
+    // Without it small answers would wait for acknowledgements; a failure costs only that.
+    let _best_effort = stream.set_nodelay(true);
+    let answer = service_fn(move |request| {
+        let service = service.clone();
+        async move { service.call(request).await }
+    });
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .writev(true)
+            .serve_connection(TokioIo::new(stream), answer)
+    );
+    // How a connection ends is its client's affair.
+    let finish = tokio::select! {
+        _ended = connection.as_mut() => false,
+        () = told_to_stop(stopping) => true,
+    };
+    if finish {
+        connection.as_mut().graceful_shutdown();
+        let _ended = connection.await;
+    }
+}
