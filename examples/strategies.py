@@ -54,7 +54,7 @@ def tree(keys: list[str]) -> list[str]:
 
 def main() -> None:
     for strategy in STRATEGIES:
-        # As the storage writer does when it plans a save: the number of ranks decides where no count was given.
+        # As the storage writer does for every save: the number of ranks decides where no count was given.
         prefixes = strategy.bind(RANKS).prefixes(range(RANKS))
         print(f"{strategy!r}, {RANKS} ranks")
         print("s3://bucket/run")
