@@ -152,14 +152,28 @@ class S3StorageReader(FileSystemReader):
             if asked_first is None:
                 raise
             if _is_missing_key(error):
-                error = NotFound(
-                    f"no checkpoint at {self.path}: there is neither .metadata nor __{rank}.metadata",
-                    bucket=error.bucket,
-                    key=asked_first.key,
-                    status=404,
-                    code=error.code,
-                )
+                error = self._explain_missing_rank_index(error, rank)
             return _UnreadableIndex(error)
+
+    def _explain_missing_rank_index(self, error: S3DcpError, rank: int) -> S3DcpError:
+        """Neither kind of index is there for this rank: is there a checkpoint of fewer ranks, or none?"""
+        bucket, path_key = split_path(self.path)
+        try:
+            self.fs.client.head_object(bucket, _index_key(path_key, 0))
+        except NotFound:
+            return NotFound(
+                f"no checkpoint at {self.path}: there is neither .metadata nor __{rank}.metadata",
+                bucket=bucket,
+                key=_index_key(path_key, None),
+                status=404,
+                code=error.code,
+            )
+        return ConfigError(
+            f"{self.path} was saved without collectives by fewer ranks, each its own part: there is no "
+            f"__{rank}.metadata for rank {rank}",
+            bucket=bucket,
+            key=error.key,
+        )
 
     def _read_index(self, rank: int | None) -> Metadata:
         bucket, path_key = split_path(self.path)

@@ -72,7 +72,7 @@ class _Save:
 
     def shard_name(self, ranks: int, file_number: int) -> str:
         """Name of one shard file relative to the path, checked."""
-        prefix = _checked_prefix(self.strategy.bind(ranks), self.rank, self.path_key)
+        prefix = _checked_prefix(_bind(self.strategy, ranks), self.rank, self.path_key)
         return f"{prefix}{file_number}-{self.save_id}.distcp"
 
 
@@ -119,7 +119,7 @@ class S3StorageWriter(FileSystemWriter):
         if conditional_commit not in ("warn", "require", "off"):
             raise ValueError(f"conditional_commit={conditional_commit!r}: must be 'warn', 'require' or 'off'")
         if prefix_strategy is not None and not callable(prefix_strategy):
-            raise ValueError(f"prefix_strategy={prefix_strategy!r}: must be an S3PrefixStrategyBase")
+            raise ValueError(f"prefix_strategy={prefix_strategy!r}: must map a rank to a prefix")
         kwargs.pop("sync_files", None)
         split_path(path)
         super().__init__(path=path, sync_files=False, thread_count=thread_count, **kwargs)
@@ -164,7 +164,7 @@ class S3StorageWriter(FileSystemWriter):
             rank=rank,
             is_coordinator=is_coordinator,
             use_collectives=kwargs.get("use_collectives", True),
-            strategy=copy.copy(self.prefix_strategy),
+            strategy=copy.deepcopy(self.prefix_strategy),
         )
 
     @property
@@ -198,7 +198,7 @@ class S3StorageWriter(FileSystemWriter):
         """Bind the strategy to the number of ranks and check every rank's prefix before anything is written."""
         save = self._save
         save.ranks = len(plans) if save.use_collectives else _world_size()
-        bound = save.strategy.bind(save.ranks)
+        bound = _bind(save.strategy, save.ranks)
         for rank in range(save.ranks) if save.use_collectives else (save.rank,):
             _checked_prefix(bound, rank, save.path_key)
         return [dataclasses.replace(plan, storage_data=_PlanData(save.ranks)) for plan in plans]
@@ -281,6 +281,11 @@ class S3StorageWriter(FileSystemWriter):
 
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _bind(strategy: S3PrefixStrategyBase, ranks: int) -> S3PrefixStrategyBase:
+    """The strategy for `ranks` ranks; a callable of another kind (say, the peer's strategy) stays as it is."""
+    return strategy.bind(ranks) if isinstance(strategy, S3PrefixStrategyBase) else strategy
 
 
 def _join_key(path_key: str, name: str) -> str:
