@@ -1,1 +1,72 @@
 //! The `s3dcp` command.
+//!
+//! Everything is here rather than in the binary, so that the Python package's `s3dcp` runs the same code through
+//! [`run`]. Each subcommand is a module.
+
+mod report;
+mod serve;
+mod strategies;
+
+use std::ffi::OsString;
+
+use clap::{Parser, Subcommand};
+
+use report::Failure;
+
+/// PyTorch distributed checkpoints on S3.
+#[derive(Debug, Parser)]
+#[command(name = "s3dcp", version, about, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Arguments),
+    Strategies(strategies::Arguments),
+}
+
+/// Runs the command with its arguments, the first of which is the program's name, and gives its exit code: 0 for success,
+/// 1 for a failure, 2 for arguments that make no sense.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Nowhere is left to tell if this fails.
+            let _told = error.print();
+            return error.exit_code();
+        }
+    };
+    let result = match arguments.command {
+        Command::Serve(arguments) => serve::run(&arguments),
+        Command::Strategies(arguments) => strategies::run(&arguments),
+    };
+    result.map_or_else(Failure::report, |()| 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn exit_code(arguments: &[&str]) -> i32 {
+        run(["s3dcp"].iter().chain(arguments).map(OsString::from))
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn exit_codes_tell_success_from_failure_from_misuse() {
+        assert_eq!(exit_code(&["--version"]), 0);
+        assert_eq!(exit_code(&["serve", "--help"]), 0);
+        assert_eq!(exit_code(&["strategies", "hex", "--ranks", "4"]), 0);
+        assert_eq!(exit_code(&["serve", "--bucket", "No Bucket", "--address", "127.0.0.1:0"]), 1);
+        assert_eq!(exit_code(&["no-such-command"]), 2);
+        assert_eq!(exit_code(&["strategies", "hex", "--ranks", "0"]), 2);
+        assert_eq!(exit_code(&["strategies", "numeric", "--ranks", "4"]), 2);
+    }
+}

@@ -1,2 +1,5 @@
 //! The `s3dcp` binary: everything is in the library, so that the Python package runs the same code.
-fn main() {}
+
+fn main() {
+    std::process::exit(s3dcp_cli::run(std::env::args_os()));
+}

@@ -1,0 +1,125 @@
+//! `s3dcp serve`: an S3 endpoint for development.
+
+use std::env;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use s3dcp_server::{Server, ServerConfig, Storage};
+
+use crate::report::Failure;
+
+const ACCESS_KEY_VARIABLE: &str = "S3DCP_ACCESS_KEY";
+const SECRET_KEY_VARIABLE: &str = "S3DCP_SECRET_KEY";
+
+/// Serve S3 on this machine, for development and tests
+///
+/// Signatures and checksums are verified and conditional writes hold, but it is a development endpoint: one pair of keys,
+/// no TLS, no fsync. Stop it with Ctrl-C.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Address and port to listen on; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:9000", value_name = "HOST:PORT")]
+    address: SocketAddr,
+    /// Keep objects in this directory [default: in memory]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Make this bucket if it does not exist; may be given several times
+    #[arg(long = "bucket", value_name = "NAME")]
+    buckets: Vec<String>,
+    /// Access key [default: S3DCP_ACCESS_KEY in the environment, else s3dcp]
+    #[arg(long, value_name = "KEY")]
+    access_key: Option<String>,
+    /// Secret key [default: S3DCP_SECRET_KEY in the environment, else s3dcp-secret]
+    #[arg(long, value_name = "KEY")]
+    secret_key: Option<String>,
+    /// Refuse requests signed for any other region [default: accept every region]
+    #[arg(long)]
+    region: Option<String>,
+    /// Also take `<bucket>.<DOMAIN>` for a bucket's host name, besides `<bucket>.localhost`
+    #[arg(long)]
+    domain: Option<String>,
+    /// Make ETags the MD5 of the content, at some 2 CPU-seconds per GiB
+    #[arg(long)]
+    md5_etags: bool,
+}
+
+impl Arguments {
+    fn config(&self) -> ServerConfig {
+        let default = ServerConfig::default();
+        ServerConfig {
+            address: self.address,
+            access_key: given(self.access_key.as_ref(), ACCESS_KEY_VARIABLE).unwrap_or(default.access_key),
+            secret_key: given(self.secret_key.as_ref(), SECRET_KEY_VARIABLE).unwrap_or(default.secret_key),
+            region: self.region.clone(),
+            storage: self.data.clone().map_or(Storage::Memory, Storage::Disk),
+            buckets: self.buckets.clone(),
+            domain: self.domain.clone(),
+            md5_etags: self.md5_etags,
+        }
+    }
+}
+
+fn given(argument: Option<&String>, variable: &str) -> Option<String> {
+    argument.cloned().or_else(|| env::var(variable).ok()).filter(|value| !value.is_empty())
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
+    runtime.block_on(serve(arguments))
+}
+
+async fn serve(arguments: &Arguments) -> Result<(), Failure> {
+    let server = Server::start(arguments.config()).await.map_err(Failure::failed)?;
+    // Listened for before anything is said, so that a stop that follows the output is never missed.
+    let stop = told_to_stop()?;
+    if !server.address().ip().is_loopback() {
+        let warning = "warning: this is a development endpoint without TLS, and other machines can reach it";
+        writeln!(io::stderr(), "{warning}").map_err(Failure::output)?;
+    }
+    announce(&server).map_err(Failure::output)?;
+    stop.await;
+    server.stop().await;
+    Ok(())
+}
+
+/// Says where the server is, as lines a shell can run.
+fn announce(server: &Server) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "# s3dcp serves S3 at {}; stop it with Ctrl-C", server.endpoint_url())?;
+    writeln!(out, "export AWS_ENDPOINT_URL={}", server.endpoint_url())?;
+    writeln!(out, "export AWS_REGION={}", server.region())?;
+    writeln!(out, "export AWS_ACCESS_KEY_ID={}", server.access_key())?;
+    if server.secret_key() == ServerConfig::default().secret_key {
+        writeln!(out, "export AWS_SECRET_ACCESS_KEY={}", server.secret_key())?;
+    } else {
+        writeln!(out, "# AWS_SECRET_ACCESS_KEY is the secret key you chose")?;
+    }
+    out.flush()
+}
+
+#[cfg(unix)]
+fn told_to_stop() -> Result<impl Future<Output = ()>, Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::failed)?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
+#[cfg(not(unix))]
+fn told_to_stop() -> Result<impl Future<Output = ()>, Failure> {
+    Ok(async {
+        // Without a handler there is no other way to stop than to end the process.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    })
+}
