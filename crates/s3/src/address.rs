@@ -1,0 +1,319 @@
+//! Where a request goes: S3 URIs, endpoints, path or virtual-host style, and percent-encoding as SigV4 wants it.
+
+use std::net::IpAddr;
+
+use http::Uri;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::config::{is_host_label, without_user_info};
+use crate::error::{Error, ErrorKind};
+
+/// Everything but the characters that RFC 3986 calls unreserved.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// The same in a path, where `/` separates.
+const ENCODED_IN_PATH: &AsciiSet = &ENCODED.remove(b'/');
+/// S3's limit on a key, in bytes of UTF-8.
+const MAX_KEY_BYTES: usize = 1024;
+
+/// Splits `s3://bucket/key` into bucket and key; the key may be empty.
+///
+/// ```
+/// let (bucket, key) = s3dcp_s3::parse_s3_uri("s3://models/run 7/step+1")?;
+/// assert_eq!((bucket.as_str(), key.as_str()), ("models", "run 7/step+1"));
+/// # Ok::<(), s3dcp_s3::Error>(())
+/// ```
+///
+/// # Errors
+/// `Config`, naming the value, when it does not start with `s3://` or names no bucket.
+pub fn parse_s3_uri(uri: &str) -> Result<(String, String), Error> {
+    let Some(rest) = uri.strip_prefix("s3://") else {
+        return Err(config(format!("an S3 path must start with s3://, not {uri:?}")));
+    };
+    let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+    if bucket.is_empty() {
+        return Err(config(format!("an S3 path must name a bucket (s3://bucket/key), not {uri:?}")));
+    }
+    check_bucket(bucket)?;
+    Ok((bucket.to_owned(), key.to_owned()))
+}
+
+/// Refuses a bucket name that would change the meaning of a URL.
+pub(crate) fn check_bucket(bucket: &str) -> Result<(), Error> {
+    let usable = (1..=255).contains(&bucket.len())
+        && bucket.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        && bucket != "."
+        && bucket != "..";
+    if !usable {
+        return Err(config(format!(
+            "a bucket name has letters, digits, '-', '.' and '_' only, at most 255 of them, not {bucket:?}"
+        )));
+    }
+    if bucket.ends_with("--x-s3") {
+        return Err(config(format!(
+            "bucket {bucket:?} is an S3 Express directory bucket; these need session authentication, which is not supported"
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses a key that S3 would refuse.
+pub(crate) fn check_key(key: &str) -> Result<(), Error> {
+    if key.is_empty() || key.len() > MAX_KEY_BYTES {
+        return Err(config(format!(
+            "a key has 1 to {MAX_KEY_BYTES} bytes, not {}: {:?}",
+            key.len(),
+            key.chars().take(80).collect::<String>()
+        )));
+    }
+    Ok(())
+}
+
+/// Percent-encodes a key for the path of a URL.
+pub(crate) fn encode_key(key: &str) -> String {
+    utf8_percent_encode(key, ENCODED_IN_PATH).to_string()
+}
+
+/// Percent-encodes one value of a query.
+pub(crate) fn encode_query(value: &str) -> String {
+    utf8_percent_encode(value, ENCODED).to_string()
+}
+
+/// The service's address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    tls: bool,
+    /// Host, with the port where it is not the scheme's.
+    authority: String,
+    /// Path prefix without a trailing slash, mostly empty.
+    prefix: String,
+    path_style: bool,
+}
+
+/// What a request needs of the endpoint.
+pub(crate) struct Address {
+    pub(crate) uri: Uri,
+    pub(crate) host: String,
+}
+
+impl Endpoint {
+    /// AWS's own endpoint of a region.
+    pub(crate) fn aws(region: &str, force_path_style: bool) -> Endpoint {
+        let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+        Endpoint {
+            tls: true,
+            authority: format!("s3.{region}.{domain}"),
+            prefix: String::new(),
+            path_style: force_path_style,
+        }
+    }
+
+    /// A given endpoint; `source` names where the URL comes from.
+    pub(crate) fn custom(url: &str, source: &str, force_path_style: bool) -> Result<Endpoint, Error> {
+        let refuse = |why: &str| config(format!("{source} {why}, not {:?}", without_user_info(url)));
+        let (tls, rest) = if let Some(rest) = url.strip_prefix("https://") {
+            (true, rest)
+        } else if let Some(rest) = url.strip_prefix("http://") {
+            (false, rest)
+        } else {
+            return Err(refuse("must start with http:// or https://"));
+        };
+        let uri: Uri = url.parse().map_err(|_| refuse("must be a URL"))?;
+        if rest.contains(['?', '#']) {
+            return Err(refuse("must have no query"));
+        }
+        let authority = uri.authority().ok_or_else(|| refuse("must name a host"))?;
+        if authority.as_str().contains('@') {
+            return Err(refuse("must have no user or password"));
+        }
+        let host = authority.host();
+        if host.is_empty() {
+            return Err(refuse("must name a host"));
+        }
+        let port = match authority.as_str().strip_prefix(host) {
+            Some("") => None,
+            _ => Some(
+                authority
+                    .port_u16()
+                    .filter(|port| *port > 0)
+                    .ok_or_else(|| refuse("must have a valid port"))?,
+            ),
+        };
+        let scheme_port = if tls { 443 } else { 80 };
+        let literal = host.trim_start_matches('[').trim_end_matches(']');
+        let local = literal.parse::<IpAddr>().is_ok() || host == "localhost";
+        Ok(Endpoint {
+            tls,
+            authority: match port {
+                Some(port) if port != scheme_port => format!("{host}:{port}"),
+                _ => host.to_owned(),
+            },
+            prefix: uri.path().trim_end_matches('/').to_owned(),
+            path_style: force_path_style || local,
+        })
+    }
+
+    /// Whether requests go over TLS.
+    pub(crate) fn tls(&self) -> bool {
+        self.tls
+    }
+
+    /// The endpoint as a person would write it.
+    pub(crate) fn url(&self) -> String {
+        format!("{}://{}{}", if self.tls { "https" } else { "http" }, self.authority, self.prefix)
+    }
+
+    fn bucket_in_path(&self, bucket: &str) -> bool {
+        let dns_safe = bucket.len() >= 3
+            && bucket.len() <= 63
+            && bucket
+                .split('.')
+                .all(|label| is_host_label(label) && !label.bytes().any(|b| b.is_ascii_uppercase()));
+        self.path_style || !dns_safe || (self.tls && bucket.contains('.'))
+    }
+
+    /// The address of an object (or of the bucket, without a key), with this query.
+    ///
+    /// # Errors
+    /// `Config`, when no URL can be made of it.
+    pub(crate) fn address(&self, bucket: &str, key: Option<&str>, query: &str) -> Result<Address, Error> {
+        let key = key.map(encode_key).unwrap_or_default();
+        let (host, path) = if self.bucket_in_path(bucket) {
+            let slash = if key.is_empty() { "" } else { "/" };
+            (self.authority.clone(), format!("{}/{bucket}{slash}{key}", self.prefix))
+        } else {
+            (format!("{bucket}.{}", self.authority), format!("{}/{key}", self.prefix))
+        };
+        let scheme = if self.tls { "https" } else { "http" };
+        let question = if query.is_empty() { "" } else { "?" };
+        let text = format!("{scheme}://{host}{path}{question}{query}");
+        let uri = text.parse().map_err(|error| config(format!("no URL can be made of {text:?}: {error}")))?;
+        Ok(Address { uri, host })
+    }
+}
+
+fn config(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Config, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(endpoint: &Endpoint, bucket: &str, key: &str) -> String {
+        endpoint.address(bucket, Some(key), "").unwrap().uri.to_string()
+    }
+
+    #[test]
+    fn an_s3_uri_splits_at_the_first_slash() {
+        for (uri, bucket, key) in [
+            ("s3://b", "b", ""),
+            ("s3://b/", "b", ""),
+            ("s3://b/a/b c", "b", "a/b c"),
+            ("s3://b//a", "b", "/a"),
+            ("s3://b/a/", "b", "a/"),
+        ] {
+            assert_eq!(parse_s3_uri(uri).unwrap(), (bucket.to_owned(), key.to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_is_no_s3_uri_is_named_in_the_error() {
+        for uri in [
+            "",
+            "b/k",
+            "/tmp/x",
+            "S3://b/k",
+            "gs://b/k",
+            "s3:/b/k",
+            "s3://",
+            "s3:///k",
+            "s3://a b/k",
+            "s3://../k",
+        ] {
+            let error = parse_s3_uri(uri).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(!uri.starts_with("s3:///") || error.message().contains(uri), "{error}");
+        }
+        assert!(parse_s3_uri("/tmp/x").unwrap_err().message().contains("\"/tmp/x\""));
+    }
+
+    #[test]
+    fn keys_are_encoded_as_the_signature_wants_them() {
+        let endpoint = Endpoint::custom("http://127.0.0.1:9000", "endpoint_url", false).unwrap();
+        for (key, path) in [
+            ("a b", "/bkt/a%20b"),
+            ("a+b", "/bkt/a%2Bb"),
+            ("ä/é", "/bkt/%C3%A4/%C3%A9"),
+            ("日本", "/bkt/%E6%97%A5%E6%9C%AC"),
+            ("a//b", "/bkt/a//b"),
+            ("a/../b", "/bkt/a/../b"),
+            ("~-._A9", "/bkt/~-._A9"),
+            ("a%20b?c#d&e=f", "/bkt/a%2520b%3Fc%23d%26e%3Df"),
+            ("(1)*'!", "/bkt/%281%29%2A%27%21"),
+            ("line\nbreak", "/bkt/line%0Abreak"),
+        ] {
+            assert_eq!(url(&endpoint, "bkt", key), format!("http://127.0.0.1:9000{path}"));
+        }
+    }
+
+    #[test]
+    fn the_style_follows_host_bucket_and_scheme() {
+        let aws = Endpoint::aws("eu-west-1", false);
+        assert_eq!(url(&aws, "bkt", "k"), "https://bkt.s3.eu-west-1.amazonaws.com/k");
+        assert_eq!(url(&aws, "a.bkt", "k"), "https://s3.eu-west-1.amazonaws.com/a.bkt/k");
+        assert_eq!(url(&aws, "Bkt_1", "k"), "https://s3.eu-west-1.amazonaws.com/Bkt_1/k");
+        assert_eq!(
+            url(&Endpoint::aws("eu-west-1", true), "bkt", "k"),
+            "https://s3.eu-west-1.amazonaws.com/bkt/k"
+        );
+        assert_eq!(
+            url(&Endpoint::aws("cn-north-1", false), "bkt", "k"),
+            "https://bkt.s3.cn-north-1.amazonaws.com.cn/k"
+        );
+        let custom = |url: &str, force| Endpoint::custom(url, "endpoint_url", force).unwrap();
+        assert_eq!(url(&custom("http://localhost:9000/", false), "bkt", "k"), "http://localhost:9000/bkt/k");
+        assert_eq!(url(&custom("http://[::1]:9000", false), "bkt", "k"), "http://[::1]:9000/bkt/k");
+        assert_eq!(url(&custom("http://store:80", false), "a.bkt", "k"), "http://a.bkt.store/k");
+        assert_eq!(url(&custom("https://store:8443/s3/", true), "bkt", "k"), "https://store:8443/s3/bkt/k");
+        assert_eq!(url(&custom("https://store", false), "bkt", "/k"), "https://bkt.store//k");
+    }
+
+    #[test]
+    fn the_bucket_alone_is_its_own_address() {
+        let endpoint = Endpoint::custom("http://127.0.0.1:9000", "endpoint_url", false).unwrap();
+        let address = endpoint.address("bkt", None, "list-type=2").unwrap();
+        assert_eq!(address.uri.to_string(), "http://127.0.0.1:9000/bkt?list-type=2");
+        assert_eq!(address.host, "127.0.0.1:9000");
+        let address = Endpoint::aws("us-east-1", false).address("bkt", None, "").unwrap();
+        assert_eq!(address.uri.to_string(), "https://bkt.s3.us-east-1.amazonaws.com/");
+    }
+
+    #[test]
+    fn a_bad_endpoint_names_itself_and_hides_a_password() {
+        for url in [
+            "host:9000",
+            "ftp://host",
+            "http://",
+            "http://host:99999",
+            "http://host?x=1",
+            "http://u:pass@host",
+        ] {
+            let error = Endpoint::custom(url, "AWS_ENDPOINT_URL", false).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.message().contains("AWS_ENDPOINT_URL"), "{error}");
+            assert!(!error.message().contains("pass@") && !error.message().contains("u:pass"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_bounded_in_bytes() {
+        assert!(check_key(&"ä".repeat(512)).is_ok());
+        assert!(check_key(&"ä".repeat(513)).unwrap_err().message().contains("1026"));
+        assert!(check_key("").is_err());
+    }
+
+    #[test]
+    fn a_directory_bucket_is_refused_by_name() {
+        assert!(check_bucket("b--usw2-az1--x-s3").unwrap_err().message().contains("S3 Express"));
+    }
+}

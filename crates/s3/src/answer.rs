@@ -1,0 +1,276 @@
+//! From an answer of S3 that is no success to an [`Error`] and what to do about it.
+//!
+//! The code in the body decides where there is one, else the status. Also for an error that arrives inside a 200.
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, StatusCode};
+
+use crate::dates::parse_http_date;
+use crate::error::{Error, ErrorKind};
+use crate::retry::{Class, Failure, Remedy};
+use crate::xml::{self, Element};
+
+/// What the mapping needs to know of the request.
+pub(crate) struct Asked<'a> {
+    pub(crate) operation: &'static str,
+    pub(crate) bucket: &'a str,
+    /// The region the request was signed for; `None` when unsigned.
+    pub(crate) region: Option<&'a str>,
+}
+
+/// A header as text.
+pub(crate) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok().filter(|text| !text.is_empty())
+}
+
+/// The `<Error>` that an answer with status 200 may hold.
+pub(crate) fn error_inside(body: &[u8]) -> Option<Element> {
+    xml::parse(body).ok().filter(|root| root.name == "Error")
+}
+
+/// The failure that an answer means. `body` may be empty (HEAD) or no XML (a proxy's page).
+pub(crate) fn failure(asked: &Asked<'_>, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
+    let document = error_inside(body);
+    let text = |name: &str| document.as_ref().and_then(|root| root.text_of(name));
+    let code = text("Code");
+    let (kind, class) = classify(status, code);
+    let mut failure = Failure::new(class, Error::new(kind, describe(asked, status, code, text("Message"))));
+    if let Some(error) = wrong_region(asked, status, code, headers, text("Region")) {
+        failure = Failure::fatal(error);
+    }
+    failure.ambiguous =
+        status.is_server_error() && class != Class::Throttled && failure.class != Class::Final;
+    failure.retry_after =
+        header(headers, "retry-after").and_then(|value| value.parse().ok()).map(Duration::from_secs);
+    failure.server_time = server_time(headers);
+    let retryable =
+        matches!(failure.class, Class::Transient | Class::Throttled) || kind == ErrorKind::Conflict;
+    let mut error = failure.error.with_retryable(retryable);
+    if !status.is_success() {
+        error = error.with_status(status.as_u16());
+    }
+    if let Some(code) = code {
+        error = error.with_code(code);
+    }
+    if let Some(id) = header(headers, "x-amz-request-id").or(text("RequestId")) {
+        error = error.with_request_id(id);
+    }
+    Failure { error, ..failure }
+}
+
+/// The service's clock, from its answer.
+fn server_time(headers: &HeaderMap) -> Option<SystemTime> {
+    header(headers, "date").and_then(parse_http_date)
+}
+
+fn classify(status: StatusCode, code: Option<&str>) -> (ErrorKind, Class) {
+    use ErrorKind::*;
+    let known = match code.unwrap_or_default() {
+        "NoSuchKey" | "NoSuchBucket" | "NoSuchUpload" | "NoSuchVersion" | "NotFound" => {
+            (NotFound, Class::Final)
+        }
+        "SlowDown"
+        | "SlowDownRead"
+        | "SlowDownWrite"
+        | "ServiceUnavailable"
+        | "Throttling"
+        | "ThrottlingException"
+        | "RequestThrottled"
+        | "RequestLimitExceeded"
+        | "TooManyRequests"
+        | "BandwidthLimitExceeded" => (Throttled, Class::Throttled),
+        "InternalError" | "InternalFailure" => (Service, Class::Transient),
+        "RequestTimeout" | "RequestTimeoutException" => (Timeout, Class::Transient),
+        "IncompleteBody" => (Connection, Class::Transient),
+        "RequestTimeTooSkewed" => (Denied, Class::Once(Remedy::AdjustClock)),
+        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" => {
+            (Denied, Class::Once(Remedy::RefreshCredentials))
+        }
+        "BadDigest" | "XAmzContentChecksumMismatch" => (Corrupt, Class::Once(Remedy::SendAgain)),
+        "PreconditionFailed" => (PreconditionFailed, Class::Final),
+        "ConditionalRequestConflict" | "OperationAborted" => (Conflict, Class::Final),
+        "InvalidRange" => (Corrupt, Class::Final),
+        "InvalidBucketName"
+        | "InvalidStorageClass"
+        | "KeyTooLongError"
+        | "AuthorizationHeaderMalformed"
+        | "PermanentRedirect"
+        | "IllegalLocationConstraintException" => (Config, Class::Final),
+        "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "AccessDenied" | "InvalidToken" => {
+            (Denied, Class::Final)
+        }
+        _ => match status.as_u16() {
+            301 | 302 | 307 | 308 => (Config, Class::Final),
+            401 | 403 => (Denied, Class::Final),
+            404 => (NotFound, Class::Final),
+            408 => (Timeout, Class::Transient),
+            409 => (Conflict, Class::Final),
+            412 => (PreconditionFailed, Class::Final),
+            416 => (Corrupt, Class::Final),
+            429 | 503 => (Throttled, Class::Throttled),
+            500 | 502 | 504 => (Service, Class::Transient),
+            _ => (Service, Class::Final),
+        },
+    };
+    known
+}
+
+fn describe(asked: &Asked<'_>, status: StatusCode, code: Option<&str>, message: Option<&str>) -> String {
+    let operation = asked.operation;
+    match (code, message) {
+        (Some("NoSuchBucket"), _) => format!("bucket {:?} does not exist", asked.bucket),
+        (Some("NoSuchKey"), _) => format!("{operation}: no such object"),
+        (_, Some(message)) => format!("{operation}: {}", message.chars().take(500).collect::<String>()),
+        (Some(code), None) => format!("{operation}: {code}"),
+        (None, None) => match status.as_u16() {
+            403 => format!("{operation}: access denied"),
+            404 => format!("{operation}: not found"),
+            412 => format!("{operation}: the condition of the request did not hold"),
+            _ => {
+                let reason = status.canonical_reason().unwrap_or("an unknown status");
+                format!("{operation}: the service answered {} ({reason})", status.as_u16())
+            }
+        },
+    }
+}
+
+/// A request that went to another region than the bucket's.
+fn wrong_region(
+    asked: &Asked<'_>,
+    status: StatusCode,
+    code: Option<&str>,
+    headers: &HeaderMap,
+    region_in_body: Option<&str>,
+) -> Option<Error> {
+    let given = asked.region?;
+    let redirected = matches!(status.as_u16(), 301 | 307 | 308);
+    let named = matches!(
+        code,
+        Some("AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException")
+    );
+    // A HEAD has no body: there the header alone tells.
+    let silent = status == StatusCode::BAD_REQUEST && code.is_none();
+    let expected =
+        header(headers, "x-amz-bucket-region").or(region_in_body).filter(|region| *region != given);
+    match expected {
+        Some(expected) if redirected || named || silent => Some(Error::new(
+            ErrorKind::Config,
+            format!(
+                "region is {given:?}, but bucket {:?} is in {expected:?}: set region to {expected:?}",
+                asked.bucket
+            ),
+        )),
+        None if redirected || code == Some("PermanentRedirect") => Some(Error::new(
+            ErrorKind::Config,
+            format!(
+                "bucket {:?} is not served here (redirected): region is {given:?}, set region and endpoint_url to those of the bucket",
+                asked.bucket
+            ),
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASKED: Asked<'_> = Asked { operation: "PutObject", bucket: "bkt", region: Some("us-east-1") };
+
+    fn answer(status: u16, code: &str, extra: &str) -> Failure {
+        let body = if code.is_empty() {
+            String::new()
+        } else {
+            format!(
+                "<Error><Code>{code}</Code><Message>Told so.</Message>{extra}<RequestId>RID</RequestId></Error>"
+            )
+        };
+        failure(&ASKED, StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes())
+    }
+
+    #[test]
+    fn codes_and_statuses_map_to_kind_and_treatment() {
+        use ErrorKind::*;
+        for (status, code, kind, class) in [
+            (404, "NoSuchKey", NotFound, Class::Final),
+            (404, "NoSuchBucket", NotFound, Class::Final),
+            (404, "", NotFound, Class::Final),
+            (503, "SlowDown", Throttled, Class::Throttled),
+            (503, "", Throttled, Class::Throttled),
+            (429, "", Throttled, Class::Throttled),
+            (500, "InternalError", Service, Class::Transient),
+            (502, "", Service, Class::Transient),
+            (504, "", Service, Class::Transient),
+            (501, "NotImplemented", Service, Class::Final),
+            (400, "RequestTimeout", Timeout, Class::Transient),
+            (403, "RequestTimeTooSkewed", Denied, Class::Once(Remedy::AdjustClock)),
+            (400, "ExpiredToken", Denied, Class::Once(Remedy::RefreshCredentials)),
+            (400, "BadDigest", Corrupt, Class::Once(Remedy::SendAgain)),
+            (403, "AccessDenied", Denied, Class::Final),
+            (403, "SignatureDoesNotMatch", Denied, Class::Final),
+            (403, "", Denied, Class::Final),
+            (412, "PreconditionFailed", PreconditionFailed, Class::Final),
+            (412, "", PreconditionFailed, Class::Final),
+            (409, "ConditionalRequestConflict", Conflict, Class::Final),
+            (416, "InvalidRange", Corrupt, Class::Final),
+            (400, "InvalidRequest", Service, Class::Final),
+            // An error inside a 200 is judged by its code.
+            (200, "SlowDown", Throttled, Class::Throttled),
+            (200, "InternalError", Service, Class::Transient),
+        ] {
+            let failure = answer(status, code, "");
+            assert_eq!((failure.error.kind(), failure.class), (kind, class), "{status} {code}");
+            assert_eq!(failure.error.code(), (!code.is_empty()).then_some(code));
+            assert_eq!(
+                failure.error.retryable(),
+                matches!(class, Class::Transient | Class::Throttled) || kind == Conflict
+            );
+        }
+    }
+
+    #[test]
+    fn only_a_server_error_leaves_it_open_whether_the_request_took_effect() {
+        assert!(answer(500, "InternalError", "").ambiguous);
+        assert!(answer(504, "", "").ambiguous);
+        for (status, code) in [(503, "SlowDown"), (403, "AccessDenied"), (404, "NoSuchKey"), (412, "")] {
+            assert!(!answer(status, code, "").ambiguous, "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn a_missing_bucket_is_named() {
+        let error = answer(404, "NoSuchBucket", "").error;
+        assert_eq!(error.message(), "bucket \"bkt\" does not exist");
+        assert_eq!((error.status(), error.request_id()), (Some(404), Some("RID")));
+    }
+
+    #[test]
+    fn a_wrong_region_names_the_argument_the_value_and_the_right_one() {
+        let region = "<Region>eu-central-1</Region>";
+        let mut headers = HeaderMap::new();
+        headers.insert("x-amz-bucket-region", "eu-central-1".parse().unwrap());
+        let by_header = |status| failure(&ASKED, StatusCode::from_u16(status).unwrap(), &headers, b"");
+        for failure in [
+            answer(400, "AuthorizationHeaderMalformed", region),
+            by_header(301),
+            by_header(307),
+            by_header(400),
+        ] {
+            assert_eq!((failure.error.kind(), failure.class), (ErrorKind::Config, Class::Final));
+            for word in ["region", "\"us-east-1\"", "\"eu-central-1\""] {
+                assert!(failure.error.message().contains(word), "{}", failure.error);
+            }
+        }
+        assert_eq!(answer(301, "PermanentRedirect", "").error.kind(), ErrorKind::Config);
+    }
+
+    #[test]
+    fn the_pause_asked_for_is_read() {
+        let mut headers = HeaderMap::new();
+        headers.insert("retry-after", "7".parse().unwrap());
+        let failure = failure(&ASKED, StatusCode::SERVICE_UNAVAILABLE, &headers, b"<html>busy</html>");
+        assert_eq!(failure.retry_after, Some(Duration::from_secs(7)));
+        assert_eq!(failure.error.message(), "PutObject: the service answered 503 (Service Unavailable)");
+    }
+}

@@ -1,0 +1,123 @@
+//! CRC-32 (the polynomial of zip and of `x-amz-checksum-crc32`), its combination, and the base64 in which
+//! S3 writes checksums.
+
+use crc_fast::CrcAlgorithm::Crc32IsoHdlc;
+
+/// CRC-32 (ISO-HDLC, as in zip) of `bytes`.
+///
+/// ```
+/// assert_eq!(s3dcp_s3::crc32(b"123456789"), 0xcbf4_3926);
+/// ```
+pub fn crc32(bytes: &[u8]) -> u32 {
+    crc_fast::crc32_iso_hdlc(bytes)
+}
+
+/// CRC-32 of `a` followed by `b`, from the CRC-32 of each and the length of `b` in bytes.
+///
+/// ```
+/// use s3dcp_s3::{crc32, crc32_combine};
+/// assert_eq!(crc32_combine(crc32(b"1234"), crc32(b"56789"), 5), crc32(b"123456789"));
+/// ```
+pub fn crc32_combine(a: u32, b: u32, len_b: u64) -> u32 {
+    if len_b == 0 {
+        return a;
+    }
+    let combined = crc_fast::checksum_combine(Crc32IsoHdlc, u64::from(a), u64::from(b), len_b);
+    u32::try_from(combined).expect("a CRC-32 has 32 bits")
+}
+
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/// Standard base64 with padding.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let word =
+            chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for index in 0..4 {
+            let digit = (word >> (18 - 6 * index)) & 63;
+            text.push(if index <= chunk.len() { char::from(ALPHABET[digit as usize]) } else { '=' });
+        }
+    }
+    text
+}
+
+/// A CRC-32 as S3 writes it in headers and XML.
+pub(crate) fn crc32_text(crc32: u32) -> String {
+    base64(&crc32.to_be_bytes())
+}
+
+/// The CRC-32 in a header or XML element of S3; `None` when it is not one (a composite checksum ends in
+/// `-<parts>`).
+pub(crate) fn parse_crc32(text: &str) -> Option<u32> {
+    let digits = text.strip_suffix("==")?;
+    if digits.len() != 6 {
+        return None;
+    }
+    let mut word = 0u64;
+    for digit in digits.bytes() {
+        let value = ALPHABET.iter().position(|known| *known == digit)?;
+        word = word << 6 | value as u64;
+    }
+    // Six digits carry 36 bits, of which the last four are padding.
+    u32::try_from(word >> 4).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_agrees_with_the_vectors_of_rfc_4648() {
+        for (bytes, text) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(base64(bytes.as_bytes()), text);
+        }
+    }
+
+    #[test]
+    fn a_checksum_survives_its_text_and_a_composite_one_is_none() {
+        for crc in [0, 1, 0xcbf4_3926, u32::MAX] {
+            assert_eq!(parse_crc32(&crc32_text(crc)), Some(crc));
+        }
+        assert_eq!(parse_crc32("AAAAAA==-3"), None);
+        assert_eq!(parse_crc32("!AAAAA=="), None);
+        assert_eq!(parse_crc32(""), None);
+    }
+
+    #[test]
+    fn combining_with_nothing_changes_nothing() {
+        assert_eq!(crc32_combine(crc32(b"abc"), crc32(b""), 0), crc32(b"abc"));
+        assert_eq!(crc32_combine(crc32(b""), crc32(b"abc"), 3), crc32(b"abc"));
+    }
+
+    #[test]
+    fn combining_works_across_four_gibibytes() {
+        // CRC of zeros only, built by doubling, against the same length combined in another order.
+        let (mut crc, mut length) = (crc32(&[0; 1 << 16]), 1u64 << 16);
+        while length < 1 << 33 {
+            crc = crc32_combine(crc, crc, length);
+            length *= 2;
+        }
+        let half = {
+            let (mut crc, mut length) = (crc32(&[0; 1 << 16]), 1u64 << 16);
+            while length < 1 << 32 {
+                crc = crc32_combine(crc, crc, length);
+                length *= 2;
+            }
+            crc
+        };
+        let head = crc32(b"head");
+        assert_eq!(
+            crc32_combine(head, crc, 1 << 33),
+            crc32_combine(crc32_combine(head, half, 1 << 32), half, 1 << 32)
+        );
+    }
+}

@@ -1,0 +1,111 @@
+//! Deleting many objects.
+
+use http::Method;
+use md5::{Digest, Md5};
+
+use crate::checksum::{base64, crc32, crc32_text};
+use crate::client::Client;
+use crate::error::{Error, ErrorKind};
+use crate::request::Call;
+use crate::xml;
+
+/// S3's limit on one request.
+const BATCH: usize = 1000;
+/// Rounds for keys that the service could not delete just now.
+const ROUNDS: usize = 4;
+
+/// A key that could not be deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeleteFailure {
+    /// The key.
+    pub key: String,
+    /// S3's code for it (`"AccessDenied"`).
+    pub code: String,
+    /// S3's message.
+    pub message: String,
+}
+
+impl Client {
+    /// Deletes objects, 1,000 with a request. Keys without an object count as deleted. Returns the keys that the
+    /// service refused, each with its reason.
+    ///
+    /// # Errors
+    /// All kinds that a request can end with; some keys may be deleted then.
+    pub async fn delete_objects(&self, bucket: &str, keys: &[String]) -> Result<Vec<DeleteFailure>, Error> {
+        let mut failures = Vec::new();
+        for batch in keys.chunks(BATCH) {
+            let mut left: Vec<String> = batch.to_vec();
+            for round in 1.. {
+                let (passing, lasting): (Vec<_>, Vec<_>) = self
+                    .delete_batch(bucket, &left)
+                    .await?
+                    .into_iter()
+                    .partition(|failure| passes(&failure.code) && round < ROUNDS);
+                failures.extend(lasting);
+                if passing.is_empty() {
+                    break;
+                }
+                left = passing.into_iter().map(|failure| failure.key).collect();
+            }
+        }
+        Ok(failures)
+    }
+
+    async fn delete_batch(&self, bucket: &str, keys: &[String]) -> Result<Vec<DeleteFailure>, Error> {
+        let mut document =
+            String::from(r#"<Delete xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Quiet>true</Quiet>"#);
+        for key in keys {
+            document.push_str("<Object>");
+            xml::push_text(&mut document, "Key", key);
+            document.push_str("</Object>");
+        }
+        document.push_str("</Delete>");
+        // S3 wants one of the two; older services know the MD5 only.
+        let call = Call::new("DeleteObjects", Method::POST, bucket, None)?
+            .flag("delete")
+            .header("content-md5", &base64(&Md5::digest(document.as_bytes())))?
+            .header("x-amz-checksum-crc32", &crc32_text(crc32(document.as_bytes())))?
+            .may_fail_inside_ok()
+            .document(document)?;
+        let reply = match self.execute(&call).await {
+            Err(error) if error.status() == Some(501) => return self.delete_one_by_one(bucket, keys).await,
+            other => other?,
+        };
+        let malformed = |what: &str| {
+            let text = format!("DeleteObjects: the service's answer is malformed: {what}");
+            call.locate(Error::new(ErrorKind::Service, text))
+        };
+        let result = xml::parse(&reply.body).map_err(|error| malformed(&error))?;
+        result
+            .all("Error")
+            .map(|error| {
+                Ok(DeleteFailure {
+                    key: error.text_of("Key").ok_or_else(|| malformed("a failure without a key"))?.to_owned(),
+                    code: error.text_of("Code").unwrap_or("Unknown").to_owned(),
+                    message: error.text_of("Message").unwrap_or_default().to_owned(),
+                })
+            })
+            .collect()
+    }
+
+    /// For services without DeleteObjects.
+    async fn delete_one_by_one(&self, bucket: &str, keys: &[String]) -> Result<Vec<DeleteFailure>, Error> {
+        let mut failures = Vec::new();
+        for key in keys {
+            match self.delete_object(bucket, key).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::Denied => failures.push(DeleteFailure {
+                    key: key.clone(),
+                    code: error.code().unwrap_or("AccessDenied").to_owned(),
+                    message: error.message().to_owned(),
+                }),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(failures)
+    }
+}
+
+fn passes(code: &str) -> bool {
+    matches!(code, "InternalError" | "SlowDown" | "ServiceUnavailable" | "OperationAborted")
+}

@@ -1,0 +1,143 @@
+//! Listings, all pages of them.
+
+use std::time::SystemTime;
+
+use http::Method;
+
+use crate::client::Client;
+use crate::dates::parse_iso8601;
+use crate::error::{Error, ErrorKind};
+use crate::object::ObjectInfo;
+use crate::request::Call;
+use crate::xml::{self, Element};
+
+/// The result of [`Client::list_objects`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Objects, in the service's order (by bytes of the key).
+    pub objects: Vec<ObjectInfo>,
+    /// What stands before the first delimiter after the prefix, once each, delimiter included.
+    pub common_prefixes: Vec<String>,
+}
+
+/// A multipart upload that was neither completed nor aborted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MultipartUpload {
+    /// Key of the object to be.
+    pub key: String,
+    /// Id for completing or aborting.
+    pub upload_id: String,
+    /// When it was begun, to the second.
+    pub initiated: Option<SystemTime>,
+}
+
+impl Client {
+    /// Lists all objects whose keys start with `prefix`; with a delimiter, only the first level below it.
+    ///
+    /// # Errors
+    /// `NotFound` with code `NoSuchBucket`, and all kinds that a request can end with.
+    pub async fn list_objects(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        delimiter: Option<&str>,
+    ) -> Result<Listing, Error> {
+        let mut listing = Listing::default();
+        let mut token: Option<String> = None;
+        loop {
+            let mut call = Call::new("ListObjectsV2", Method::GET, bucket, None)?.query("list-type", "2");
+            if let Some(token) = &token {
+                call = call.query("continuation-token", token);
+            }
+            if let Some(delimiter) = delimiter {
+                call = call.query("delimiter", delimiter);
+            }
+            call = call.query("prefix", prefix);
+            let page = self.page(&call, "ListBucketResult").await?;
+            for object in page.all("Contents") {
+                let entry = object_entry(object);
+                listing.objects.push(entry.ok_or_else(|| bad(&call, "an object without key or size"))?);
+            }
+            listing.common_prefixes.extend(common_prefixes(&page));
+            if page.text_of("IsTruncated") != Some("true") {
+                return Ok(listing);
+            }
+            let next = page.text_of("NextContinuationToken").map(str::to_owned);
+            if next.is_none() || next == token {
+                return Err(bad(&call, "a page that is not the last names no next one"));
+            }
+            token = next;
+        }
+    }
+
+    /// Lists the multipart uploads under way for keys that start with `prefix`.
+    ///
+    /// # Errors
+    /// As for [`Client::list_objects`].
+    pub async fn list_multipart_uploads(
+        &self,
+        bucket: &str,
+        prefix: &str,
+    ) -> Result<Vec<MultipartUpload>, Error> {
+        let mut uploads = Vec::new();
+        let mut marker: Option<(String, String)> = None;
+        loop {
+            let mut call = Call::new("ListMultipartUploads", Method::GET, bucket, None)?
+                .flag("uploads")
+                .query("prefix", prefix);
+            if let Some((key, id)) = &marker {
+                call = call.query("key-marker", key).query("upload-id-marker", id);
+            }
+            let page = self.page(&call, "ListMultipartUploadsResult").await?;
+            for upload in page.all("Upload") {
+                let (Some(key), Some(id)) = (upload.text_of("Key"), upload.text_of("UploadId")) else {
+                    return Err(bad(&call, "an upload without key or id"));
+                };
+                uploads.push(MultipartUpload {
+                    key: key.to_owned(),
+                    upload_id: id.to_owned(),
+                    initiated: upload.text_of("Initiated").and_then(parse_iso8601),
+                });
+            }
+            if page.text_of("IsTruncated") != Some("true") {
+                return Ok(uploads);
+            }
+            let next = (
+                page.text_of("NextKeyMarker").unwrap_or_default().to_owned(),
+                page.text_of("NextUploadIdMarker").unwrap_or_default().to_owned(),
+            );
+            if next.0.is_empty() || marker.as_ref() == Some(&next) {
+                return Err(bad(&call, "a page that is not the last names no next one"));
+            }
+            marker = Some(next);
+        }
+    }
+
+    async fn page(&self, call: &Call, root: &str) -> Result<Element, Error> {
+        let reply = self.execute(call).await?;
+        let page = xml::parse(&reply.body).map_err(|error| bad(call, &error))?;
+        if page.name == root {
+            Ok(page)
+        } else {
+            Err(bad(call, &format!("<{}> instead of <{root}>", page.name)))
+        }
+    }
+}
+
+fn object_entry(object: &Element) -> Option<ObjectInfo> {
+    Some(ObjectInfo {
+        key: object.text_of("Key")?.to_owned(),
+        size: object.text_of("Size")?.parse().ok()?,
+        etag: object.text_of("ETag").map(str::to_owned),
+        last_modified: object.text_of("LastModified").and_then(parse_iso8601),
+    })
+}
+
+fn common_prefixes(page: &Element) -> impl Iterator<Item = String> + '_ {
+    page.all("CommonPrefixes").flat_map(|group| group.all("Prefix")).map(|prefix| prefix.text.clone())
+}
+
+fn bad(call: &Call, what: &str) -> Error {
+    let text = format!("{}: the service's answer is malformed: {what}", call.operation);
+    call.locate(Error::new(ErrorKind::Service, text))
+}

@@ -1,0 +1,165 @@
+//! The little XML that S3 speaks: a bounded tree for what comes in, a writer for what goes out.
+//!
+//! No namespaces, attributes or entities of a document type: S3 uses none, so a document with one is refused or
+//! has it ignored.
+
+use quick_xml::escape::{escape, resolve_predefined_entity};
+use quick_xml::events::Event;
+use quick_xml::reader::Reader;
+
+/// Deepest nesting that is followed; S3's answers have four levels.
+const MAX_DEPTH: usize = 16;
+
+/// One element with its text and children.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Element {
+    pub(crate) name: String,
+    pub(crate) text: String,
+    pub(crate) children: Vec<Element>,
+}
+
+impl Element {
+    /// The first child of this name.
+    pub(crate) fn child(&self, name: &str) -> Option<&Element> {
+        self.children.iter().find(|child| child.name == name)
+    }
+
+    /// All children of this name.
+    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Element> {
+        self.children.iter().filter(move |child| child.name == name)
+    }
+
+    /// The text of the first child of this name; `None` where there is none or it is empty.
+    pub(crate) fn text_of(&self, name: &str) -> Option<&str> {
+        self.child(name).map(|child| child.text.as_str()).filter(|text| !text.is_empty())
+    }
+}
+
+/// Reads a document; the error says what is wrong with it.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Element, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())?;
+    let mut reader = Reader::from_str(text);
+    let mut open: Vec<Element> = Vec::new();
+    loop {
+        match reader.read_event().map_err(|error| error.to_string())? {
+            Event::Start(start) => {
+                if open.len() == MAX_DEPTH {
+                    return Err(format!("more than {MAX_DEPTH} levels"));
+                }
+                open.push(Element { name: start.local_name().as_ref().to_owned(), ..Element::default() });
+            }
+            Event::Empty(start) => {
+                let element = Element { name: start.local_name().as_ref().to_owned(), ..Element::default() };
+                match open.last_mut() {
+                    Some(parent) => parent.children.push(element),
+                    None => return Ok(element),
+                }
+            }
+            Event::End(_) => {
+                let element = open.pop().ok_or("an end without a start")?;
+                match open.last_mut() {
+                    Some(parent) => parent.children.push(element),
+                    None => return Ok(element),
+                }
+            }
+            Event::Text(text) => {
+                if let Some(element) = open.last_mut() {
+                    element.text.push_str(&text.into_inner());
+                }
+            }
+            Event::CData(text) => {
+                if let Some(element) = open.last_mut() {
+                    element.text.push_str(&text.into_inner());
+                }
+            }
+            Event::GeneralRef(reference) => {
+                let name: &str = &reference;
+                let element = open.last_mut().ok_or("a reference outside of the document")?;
+                match (name.strip_prefix('#'), resolve_predefined_entity(name)) {
+                    (Some(number), _) => element.text.push(character(number)?),
+                    (None, Some(text)) => element.text.push_str(text),
+                    (None, None) => return Err(format!("unknown entity &{name};")),
+                }
+            }
+            Event::DocType(_) => return Err("a document type".to_owned()),
+            Event::Decl(_) | Event::Comment(_) | Event::PI(_) => {}
+            Event::Eof => return Err("ends in the middle".to_owned()),
+        }
+    }
+}
+
+/// S3 writes control characters of keys as references that XML itself would forbid.
+fn character(number: &str) -> Result<char, String> {
+    let value = match number.strip_prefix('x') {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => number.parse(),
+    };
+    value.ok().and_then(char::from_u32).ok_or_else(|| format!("unknown reference &#{number};"))
+}
+
+/// Appends `<name>text</name>`, escaped.
+pub(crate) fn push_text(out: &mut String, name: &str, text: &str) {
+    out.push('<');
+    out.push_str(name);
+    out.push('>');
+    // Carriage returns and other controls would not survive a parser that follows the rules.
+    for part in escape(text).chars() {
+        if part.is_control() {
+            out.push_str(&format!("&#{};", u32::from(part)));
+        } else {
+            out.push(part);
+        }
+    }
+    out.push_str("</");
+    out.push_str(name);
+    out.push('>');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_is_read_with_its_entities_and_spaces() {
+        let root = parse(
+            br#"<?xml version="1.0" encoding="UTF-8"?>
+            <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Prefix/>
+              <Contents><Key> a &amp; b&#x20;&#10;&lt;c&gt; </Key><Size>3</Size></Contents>
+              <Contents><Key><![CDATA[x&y]]></Key></Contents>
+            </ListBucketResult>"#,
+        )
+        .unwrap();
+        assert_eq!(root.name, "ListBucketResult");
+        let keys: Vec<_> = root.all("Contents").map(|c| c.text_of("Key").unwrap()).collect();
+        assert_eq!(keys, [" a & b \n<c> ", "x&y"]);
+        assert_eq!(root.text_of("Prefix"), None);
+    }
+
+    #[test]
+    fn broken_or_hostile_documents_are_refused() {
+        let deep = "<a>".repeat(1000);
+        for document in [
+            "",
+            "<a>",
+            "<a></b>",
+            "</a>",
+            "<a>&unknown;</a>",
+            "<a>&#xFFFFFFFF;</a>",
+            "no xml",
+            deep.as_str(),
+            "<!DOCTYPE a [<!ENTITY x \"y\">]><a>&x;</a>",
+        ] {
+            assert!(parse(document.as_bytes()).is_err(), "{document:.40}");
+        }
+        assert!(parse(b"<a>\xff</a>").is_err());
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        for text in ["", "a&b<c>\"'", "line\nbreak\r\t", "\u{1}ä日本"] {
+            let mut out = String::new();
+            push_text(&mut out, "Key", text);
+            assert_eq!(parse(out.as_bytes()).unwrap().text, text);
+        }
+    }
+}
