@@ -1,1 +1,32 @@
-//! checkpoint
+//! The layout of `torch.distributed.checkpoint` on S3.
+//!
+//! - Tensor archives: [`TensorSpec`], [`parse_archive_head`], [`archive_size`].
+//! - Writing a shard file: [`ShardWriter`] with [`ItemChecksums`].
+//! - Reading: [`plan_reads`] turns wanted bytes of items into ranges of shard files.
+//! - The index: [`scan_index`] judges it before Python unpickles it, [`read_facts`] reads what this crate needs,
+//!   [`seal_index`] and [`open_index`] add and check its trailer, [`resolve_key`] places its shard files.
+//! - Commit: [`observe`] before a save, [`commit`] at its end.
+//!
+//! Errors are the engine's, [`s3dcp_s3::Error`].
+
+mod archive;
+mod checksums;
+mod dtype;
+mod error;
+mod index;
+mod keys;
+mod pickle;
+mod read_plan;
+mod read_sink;
+mod shard_writer;
+
+pub use archive::parse::{ArchiveHead, HeadState, MAX_HEAD, parse_archive_head};
+pub use archive::spec::TensorSpec;
+pub use archive::write::archive_size;
+pub use checksums::{ItemChecksums, SLICE_SIZE};
+pub use dtype::DType;
+pub use index::{IndexFacts, OpenedIndex, open_index, read_facts, seal_index};
+pub use keys::{Target, resolve_key};
+pub use pickle::scan::{AllowList, scan_index};
+pub use read_plan::{Destination, ItemRead, Piece, ReadOptions, plan_reads};
+pub use shard_writer::{ItemRecord, ShardWriter};

@@ -1,0 +1,445 @@
+//! Builds the bytes of a tensor archive around its raw data: a head before, a tail after.
+//!
+//! The result is byte for byte what `torch.save(tensor)` of torch 2.15 writes: a zip of stored records, each padded
+//! so that its data begins at a 64-byte boundary, with data descriptors (so the CRC may follow the data), a pickle
+//! that rebuilds the tensor, and torch's fingerprint record. Sizes and offsets of 4 GiB and more take the zip64
+//! forms.
+
+use s3dcp_s3::{Error, crc32};
+
+use super::spec::TensorSpec;
+use crate::error::config;
+
+/// Raw tensor bytes begin at a multiple of this, counted from the archive's start.
+const ALIGNMENT: u64 = 64;
+/// Sizes and offsets from here on take zip64 fields.
+const ZIP64_FROM: u64 = u32::MAX as u64;
+/// torch's hash of the names of the six records, the first half of its fingerprint.
+const NAMES_FINGERPRINT: &str = "15728199511854643026";
+
+/// One record of the archive, as the central directory will name it.
+#[derive(Clone, Copy)]
+struct Record {
+    name: &'static str,
+    offset: u64,
+    length: u64,
+    crc: u32,
+}
+
+impl Record {
+    fn is_zip64(&self) -> bool {
+        self.length >= ZIP64_FROM || self.offset >= ZIP64_FROM
+    }
+
+    /// Appends the zip64 extra field, empty where none is needed. The stored size is `stored`: torch leaves it zero in
+    /// local headers.
+    fn zip64_extra(&self, out: &mut Vec<u8>, stored: u64) {
+        let big_length = self.length >= ZIP64_FROM;
+        let big_offset = self.offset >= ZIP64_FROM;
+        if big_length || big_offset {
+            put16(out, 1);
+            put16(out, 16 * u16::from(big_length) + 8 * u16::from(big_offset));
+        }
+        if big_length {
+            put64(out, self.length);
+            put64(out, stored);
+        }
+        if big_offset {
+            put64(out, self.offset);
+        }
+    }
+
+    fn flags(&self) -> u16 {
+        // UTF-8 names, and a data descriptor where there is data
+        0x0800 | (u16::from(self.length > 0) << 3)
+    }
+
+    /// Appends the local header, up to the record's aligned first data byte.
+    fn local_header(&self, out: &mut Vec<u8>) {
+        let zip64_length = match (self.length >= ZIP64_FROM, self.offset >= ZIP64_FROM) {
+            (false, false) => 0,
+            (true, false) => 20,
+            (false, true) => 12,
+            (true, true) => 28,
+        };
+        let unpadded = self.offset + 30 + self.name.len() as u64 + zip64_length + 4;
+        let padding = unpadded.next_multiple_of(ALIGNMENT) - unpadded;
+        out.extend_from_slice(b"PK\x03\x04");
+        put16(out, 0);
+        put16(out, self.flags());
+        out.extend_from_slice(&[0; 18]); // method, time, date, CRC, sizes: the descriptor has them
+        put16(out, self.name.len() as u16);
+        put16(out, (zip64_length + 4 + padding) as u16);
+        out.extend_from_slice(self.name.as_bytes());
+        self.zip64_extra(out, 0);
+        out.extend_from_slice(b"FB");
+        put16(out, padding as u16);
+        out.resize(out.len() + padding as usize, b'Z');
+    }
+
+    /// Appends the data descriptor that follows the record's data.
+    fn descriptor(&self, out: &mut Vec<u8>) {
+        if self.length == 0 {
+            return;
+        }
+        out.extend_from_slice(b"PK\x07\x08");
+        put32(out, self.crc);
+        for _ in 0..2 {
+            if self.is_zip64() {
+                put64(out, self.length);
+            } else {
+                put32(out, self.length as u32);
+            }
+        }
+    }
+
+    fn central_header(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(b"PK\x01\x02\0\0\0\0");
+        put16(out, self.flags());
+        out.extend_from_slice(&[0; 6]); // method, time, date
+        put32(out, self.crc);
+        put32(out, self.length.min(ZIP64_FROM) as u32);
+        put32(out, self.length.min(ZIP64_FROM) as u32);
+        put16(out, self.name.len() as u16);
+        put16(out, 0); // the length of the extra field, filled in below
+        out.extend_from_slice(&[0; 10]); // comment, disk, attributes
+        put32(out, self.offset.min(ZIP64_FROM) as u32);
+        out.extend_from_slice(self.name.as_bytes());
+        let before = out.len();
+        self.zip64_extra(out, self.length);
+        let extra = (out.len() - before) as u16;
+        out[start + 30..start + 32].copy_from_slice(&extra.to_le_bytes());
+    }
+}
+
+/// The head of one archive, and what its tail will need.
+pub(crate) struct ArchiveWriter {
+    head: Vec<u8>,
+    records: [Record; 5],
+}
+
+impl ArchiveWriter {
+    /// # Errors
+    /// `Config` as for [`TensorSpec::dense_bytes`].
+    pub(crate) fn new(spec: &TensorSpec) -> Result<ArchiveWriter, Error> {
+        let data_length = spec.dense_bytes()?;
+        let mut head = Vec::with_capacity(768);
+        let first = Record { name: "archive/data.pkl", offset: 0, length: 1, crc: 0 };
+        first.local_header(&mut head);
+        let start = head.len();
+        pickle(spec, data_length, &mut head);
+        let pickled = &head[start..];
+        let first = Record { length: pickled.len() as u64, crc: crc32(pickled), ..first };
+        first.descriptor(&mut head);
+        let version = stored("archive/.format_version", b"1", 0, &mut head);
+        let alignment = stored("archive/.storage_alignment", b"64", 0, &mut head);
+        let order = stored("archive/byteorder", b"little", 0, &mut head);
+        let data = Record { name: "archive/data/0", offset: head.len() as u64, length: data_length, crc: 0 };
+        data.local_header(&mut head);
+        Ok(ArchiveWriter { head, records: [first, version, alignment, order, data] })
+    }
+
+    /// The bytes before the raw data; can be taken once.
+    pub(crate) fn take_head(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.head)
+    }
+
+    /// How many raw bytes must follow the head.
+    pub(crate) fn data_length(&self) -> u64 {
+        self.records[4].length
+    }
+
+    /// The bytes after the raw data, whose CRC-32 is `data_crc`. `data_offset` is the head's length.
+    pub(crate) fn tail(mut self, data_offset: u64, data_crc: u32) -> Vec<u8> {
+        let mut tail = Vec::with_capacity(1024);
+        let data = &mut self.records[4];
+        if data.length > 0 {
+            data.crc = data_crc;
+        }
+        let base = data_offset + data.length;
+        data.descriptor(&mut tail);
+        let version = stored("archive/version", b"3\n", base, &mut tail);
+        let mut fingerprint = 0u64;
+        for record in self.records.iter().chain([&version]).filter(|record| record.length > 0) {
+            fingerprint = hash_combine(fingerprint, u64::from(record.crc));
+        }
+        let id = format!("{NAMES_FINGERPRINT}{fingerprint:020}");
+        let id = stored("archive/.data/serialization_id", id.as_bytes(), base, &mut tail);
+
+        let directory = base + tail.len() as u64;
+        for record in self.records.iter().chain([&version, &id]) {
+            record.central_header(&mut tail);
+        }
+        let end = base + tail.len() as u64;
+        let size = end - directory;
+        let count = self.records.len() as u64 + 2;
+        tail.extend_from_slice(b"PK\x06\x06");
+        put64(&mut tail, 44);
+        put16(&mut tail, 0x031e);
+        put16(&mut tail, 45);
+        put64(&mut tail, 0); // disks
+        put64(&mut tail, count);
+        put64(&mut tail, count);
+        put64(&mut tail, size);
+        put64(&mut tail, directory);
+        tail.extend_from_slice(b"PK\x06\x07\0\0\0\0");
+        put64(&mut tail, end);
+        put32(&mut tail, 1);
+        tail.extend_from_slice(b"PK\x05\x06\0\0\0\0");
+        put16(&mut tail, count as u16);
+        put16(&mut tail, count as u16);
+        put32(&mut tail, size as u32);
+        put32(&mut tail, directory.min(ZIP64_FROM) as u32);
+        put16(&mut tail, 0);
+        tail
+    }
+}
+
+/// Appends a whole small record; `base` is the archive's length before `out`'s first byte.
+fn stored(name: &'static str, content: &[u8], base: u64, out: &mut Vec<u8>) -> Record {
+    let record =
+        Record { name, offset: base + out.len() as u64, length: content.len() as u64, crc: crc32(content) };
+    record.local_header(out);
+    out.extend_from_slice(content);
+    record.descriptor(out);
+    record
+}
+
+/// Bytes of the whole archive of a tensor, raw data included.
+///
+/// # Errors
+/// `Config` when the spec does not describe a tensor that fills its storage.
+pub fn archive_size(spec: &TensorSpec) -> Result<u64, Error> {
+    let mut writer = ArchiveWriter::new(spec)?;
+    let head = writer.take_head().len() as u64;
+    let data = writer.data_length();
+    let tail = writer.tail(head, 0).len() as u64;
+    head.checked_add(data)
+        .and_then(|sum| sum.checked_add(tail))
+        .ok_or_else(|| config("tensor spec: the archive is too long"))
+}
+
+/// torch's way to fold one number into a fingerprint.
+fn hash_combine(seed: u64, value: u64) -> u64 {
+    let mixed = value.wrapping_add(0x9e37_79b9).wrapping_add(seed << 6).wrapping_add(seed >> 2);
+    seed ^ mixed
+}
+
+/// Appends the pickle (protocol 2, as torch.save writes it) that rebuilds the tensor.
+fn pickle(spec: &TensorSpec, data_length: u64, out: &mut Vec<u8>) {
+    let mut memo = 0u8;
+    let mut put = |out: &mut Vec<u8>| {
+        out.extend_from_slice(&[b'q', memo]);
+        memo += 1;
+    };
+    let (rebuild, class, count) = match spec.dtype.storage_class() {
+        Some(class) => ("_rebuild_tensor_v2", ("torch", class), data_length / spec.dtype.item_size()),
+        None => ("_rebuild_tensor_v3", ("torch.storage", "UntypedStorage"), data_length),
+    };
+    out.extend_from_slice(b"\x80\x02");
+    global(out, "torch._utils", rebuild);
+    put(out);
+    out.extend_from_slice(b"((");
+    text(out, "storage");
+    put(out);
+    global(out, class.0, class.1);
+    put(out);
+    text(out, "0");
+    put(out);
+    text(out, "cpu");
+    put(out);
+    integer(out, count);
+    out.push(b't');
+    put(out);
+    out.push(b'Q');
+    integer(out, spec.storage_offset);
+    for dimensions in [&spec.shape, &spec.strides] {
+        match dimensions.len() {
+            0 => out.push(b')'),
+            few @ 1..=3 => {
+                dimensions.iter().for_each(|&size| integer(out, size));
+                out.push(0x84 + few as u8);
+                put(out);
+            }
+            _ => {
+                out.push(b'(');
+                dimensions.iter().for_each(|&size| integer(out, size));
+                out.push(b't');
+                put(out);
+            }
+        }
+    }
+    out.push(if spec.requires_grad { 0x88 } else { 0x89 });
+    global(out, "collections", "OrderedDict");
+    put(out);
+    out.extend_from_slice(b")R");
+    put(out);
+    if spec.dtype.storage_class().is_none() {
+        global(out, "torch", spec.dtype.torch_name());
+        put(out);
+    }
+    out.push(b't');
+    put(out);
+    out.push(b'R');
+    put(out);
+    out.push(b'.');
+}
+
+fn global(out: &mut Vec<u8>, module: &str, name: &str) {
+    out.push(b'c');
+    out.extend_from_slice(module.as_bytes());
+    out.push(b'\n');
+    out.extend_from_slice(name.as_bytes());
+    out.push(b'\n');
+}
+
+fn text(out: &mut Vec<u8>, value: &str) {
+    out.push(b'X');
+    put32(out, value.len() as u32);
+    out.extend_from_slice(value.as_bytes());
+}
+
+/// The shortest of pickle's integer forms, which is the one Python chooses.
+fn integer(out: &mut Vec<u8>, value: u64) {
+    match value {
+        0..=0xff => out.extend_from_slice(&[b'K', value as u8]),
+        0x100..=0xffff => {
+            out.push(b'M');
+            put16(out, value as u16);
+        }
+        0x1_0000..=0x7fff_ffff => {
+            out.push(b'J');
+            put32(out, value as u32);
+        }
+        _ => {
+            let length = (64 - value.leading_zeros()) / 8 + 1; // room for the sign bit
+            out.extend_from_slice(&[0x8a, length as u8]);
+            out.extend_from_slice(&u128::from(value).to_le_bytes()[..length as usize]);
+        }
+    }
+}
+
+fn put16(out: &mut Vec<u8>, value: u16) {
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
+fn put32(out: &mut Vec<u8>, value: u32) {
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
+fn put64(out: &mut Vec<u8>, value: u64) {
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::dtype::DType;
+
+    fn data(name: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+    }
+
+    fn archive(spec: &TensorSpec, raw: &[u8]) -> Vec<u8> {
+        let mut writer = ArchiveWriter::new(spec).unwrap();
+        let mut archive = writer.take_head();
+        assert_eq!(archive.len() as u64 % ALIGNMENT, 0);
+        assert_eq!(writer.data_length(), raw.len() as u64);
+        let head = archive.len() as u64;
+        archive.extend_from_slice(raw);
+        archive.extend(writer.tail(head, crc32(raw)));
+        archive
+    }
+
+    fn unhex(text: &Value) -> Vec<u8> {
+        let text = text.as_str().unwrap();
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn archives_are_byte_for_byte_those_of_torch() {
+        let le = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>();
+        let cases: [(&str, DType, &[u64], Vec<u8>); 6] = [
+            ("float32_2x3", DType::Float32, &[2, 3], le(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0])),
+            ("bfloat16_scalar", DType::BFloat16, &[], vec![0xc0, 0x3f]),
+            ("float8_e4m3fn_3", DType::Float8E4M3Fn, &[3], vec![0x38, 0x40, 0xc4]),
+            ("float64_0x3", DType::Float64, &[0, 3], vec![]),
+            ("int64_5d", DType::Int64, &[2, 1, 3, 2, 4], (0..48u64).flat_map(u64::to_le_bytes).collect()),
+            ("bool_300", DType::Bool, &[300], (0..300).map(|at| u8::from(at % 7 == 0)).collect()),
+        ];
+        for (name, dtype, shape, raw) in cases {
+            let spec = TensorSpec::contiguous(dtype, shape.to_vec());
+            let golden = fs::read(data(&format!("archives/{name}.pt"))).unwrap();
+            let written = archive(&spec, &raw);
+            assert!(written == golden, "{name}: {} and {} bytes", written.len(), golden.len());
+            assert_eq!(archive_size(&spec).unwrap(), golden.len() as u64, "{name}");
+        }
+        let mut spec = TensorSpec::contiguous(DType::Float16, vec![3]);
+        spec.requires_grad = true;
+        let golden = fs::read(data("archives/requires_grad.pt")).unwrap();
+        assert!(archive(&spec, &[0, 0x3c, 0, 0x3c, 0, 0x3c]) == golden);
+    }
+
+    #[test]
+    fn every_dtype_is_pickled_as_torch_pickles_it() {
+        let golden: Value = serde_json::from_slice(&fs::read(data("heads.json")).unwrap()).unwrap();
+        let mut seen = 0;
+        for dtype in DType::all() {
+            let case = &golden["pickles"][dtype.torch_name()];
+            let shape = case["shape"].as_array().unwrap().iter().map(|size| size.as_u64().unwrap()).collect();
+            let spec = TensorSpec::contiguous(dtype, shape);
+            let mut pickled = Vec::new();
+            pickle(&spec, spec.dense_bytes().unwrap(), &mut pickled);
+            assert_eq!(pickled, unhex(&case["pickle"]), "{}", dtype.torch_name());
+            seen += 1;
+        }
+        assert_eq!(seen, golden["pickles"].as_object().unwrap().len());
+    }
+
+    /// CRC-32 of so many zero bytes.
+    fn crc_of_zeros(length: u64) -> u32 {
+        let chunk = vec![0; 1 << 20];
+        let whole = (0..length >> 20).fold(0, |crc, at| {
+            let one = crc32(&chunk);
+            if at == 0 { one } else { s3dcp_s3::crc32_combine(crc, one, 1 << 20) }
+        });
+        let rest = length & ((1 << 20) - 1);
+        s3dcp_s3::crc32_combine(whole, crc32(&chunk[..rest as usize]), rest)
+    }
+
+    #[test]
+    fn archives_around_four_gib_have_the_heads_and_tails_of_torch() {
+        let golden: Value = serde_json::from_slice(&fs::read(data("heads.json")).unwrap()).unwrap();
+        let cases = golden["large"].as_array().unwrap();
+        assert_eq!(cases.len(), 4);
+        for case in cases {
+            let length = case["bytes"].as_u64().unwrap();
+            let mut writer = ArchiveWriter::new(&TensorSpec::contiguous(DType::UInt8, vec![length])).unwrap();
+            let head = writer.take_head();
+            assert!(head == unhex(&case["head"]), "head of {length}");
+            let tail = writer.tail(head.len() as u64, crc_of_zeros(length));
+            assert!(tail == unhex(&case["tail"]), "tail of {length}");
+        }
+    }
+
+    #[test]
+    fn integers_take_the_form_python_gives_them() {
+        let form = |value| {
+            let mut out = Vec::new();
+            integer(&mut out, value);
+            out
+        };
+        assert_eq!(form(255), b"K\xff");
+        assert_eq!(form(256), b"M\0\x01");
+        assert_eq!(form(0x7fff_ffff), b"J\xff\xff\xff\x7f");
+        assert_eq!(form(0x8000_0000), b"\x8a\x05\0\0\0\x80\0");
+        assert_eq!(form(0x7f_ffff_ffff), b"\x8a\x05\xff\xff\xff\xff\x7f");
+        assert_eq!(form(i64::MAX as u64), b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f");
+    }
+}

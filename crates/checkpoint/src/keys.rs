@@ -1,0 +1,185 @@
+//! Where the objects of a checkpoint lie: folders, indexes, and the keys that an index's relative paths mean.
+
+use s3dcp_s3::Error;
+
+use crate::error::{config, corrupt};
+
+/// Longest key S3 takes, in bytes.
+const MAX_KEY: usize = 1024;
+
+/// The key of `relative_path`, seen from the folder `base_key` in which its index lies.
+///
+/// `"a/epoch_5"` and `"../x/__0_0.distcp"` give `"a/x/__0_0.distcp"`. Both may hold empty segments (`a//b`), which
+/// S3 keeps as they are.
+///
+/// # Errors
+/// `Corrupt` for a path that climbs above the bucket, climbs after it went down, is absolute, has a scheme, a `.`
+/// segment, an empty name or a control character, or gives a key beyond 1,024 bytes.
+pub fn resolve_key(base_key: &str, relative_path: &str) -> Result<String, Error> {
+    let refuse = |why: &str| {
+        let shown: String = relative_path.chars().take(200).collect();
+        Err(corrupt(format!("index: relative path {shown:?} {why}")))
+    };
+    if relative_path.chars().any(char::is_control) {
+        return refuse("has a control character");
+    }
+    if relative_path.contains("://") {
+        return refuse("has a scheme");
+    }
+    if relative_path.starts_with('/') {
+        return refuse("is absolute");
+    }
+    let mut base = base_key.strip_suffix('/').unwrap_or(base_key);
+    let mut rest = relative_path;
+    while let Some(after) = rest.strip_prefix("../") {
+        if base.is_empty() {
+            return refuse("climbs above the bucket");
+        }
+        base = base.rsplit_once('/').map_or("", |(parent, _)| parent);
+        rest = after;
+    }
+    if rest.is_empty() || rest.ends_with('/') {
+        return refuse("names no object");
+    }
+    if rest.starts_with('/') {
+        return refuse("is absolute");
+    }
+    if rest.split('/').any(|segment| segment == "." || segment == "..") {
+        return refuse("has a . or .. segment");
+    }
+    let key = join(base, rest);
+    if key.len() > MAX_KEY {
+        return refuse("gives a key beyond 1,024 bytes");
+    }
+    Ok(key)
+}
+
+/// A name in a folder; the folder "" is the bucket itself.
+pub(crate) fn join(folder: &str, name: &str) -> String {
+    if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
+}
+
+/// Where one save puts its index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The bucket.
+    pub bucket: String,
+    /// The checkpoint path's key, without a trailing slash; empty for the bucket itself.
+    pub path_key: String,
+    /// The epoch's number, where the prefix strategy has one.
+    pub epoch: Option<String>,
+    /// This rank, where each rank keeps an index of its own (no collectives).
+    pub rank: Option<u64>,
+}
+
+impl Target {
+    /// The folder of the index: the path, or its `epoch_<n>`.
+    #[must_use]
+    pub fn folder(&self) -> String {
+        match &self.epoch {
+            Some(epoch) => join(&self.path_key, &format!("epoch_{epoch}")),
+            None => self.path_key.clone(),
+        }
+    }
+
+    /// The index's key.
+    #[must_use]
+    pub fn index_key(&self) -> String {
+        match self.rank {
+            Some(rank) => join(&self.folder(), &format!("__{rank}.metadata")),
+            None => join(&self.folder(), ".metadata"),
+        }
+    }
+
+    /// `<path>/.metadata`.
+    #[must_use]
+    pub fn root_key(&self) -> String {
+        join(&self.path_key, ".metadata")
+    }
+
+    /// What every key of this checkpoint begins with.
+    pub(crate) fn prefix(&self) -> String {
+        join(&self.path_key, "")
+    }
+
+    /// # Errors
+    /// `Config` when an epoch or a path could not be part of a key.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let bad_epoch =
+            |epoch: &String| epoch.is_empty() || epoch.contains('/') || epoch.chars().any(char::is_control);
+        if self.epoch.as_ref().is_some_and(bad_epoch) {
+            return Err(config(format!("epoch {:?} cannot be part of a key", self.epoch)));
+        }
+        if self.path_key.ends_with('/') || self.path_key.starts_with('/') {
+            return Err(config(format!("path {:?} begins or ends with a slash", self.path_key)));
+        }
+        Ok(())
+    }
+}
+
+/// True for the key of a rank's own index directly in `folder_prefix`.
+pub(crate) fn is_rank_index(name: &str) -> bool {
+    name.strip_prefix("__")
+        .and_then(|rest| rest.strip_suffix(".metadata"))
+        .is_some_and(|rank| !rank.is_empty() && rank.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relative_paths_are_seen_from_the_folder_of_their_index() {
+        for (base, relative, key) in [
+            ("a", "__0_0.distcp", "a/__0_0.distcp"),
+            ("", "x/__0_0.distcp", "x/__0_0.distcp"),
+            ("a/epoch_5", "../x/__0_0.distcp", "a/x/__0_0.distcp"),
+            ("epoch_5", "../x/__0_0.distcp", "x/__0_0.distcp"),
+            ("a//b", "../c", "a//c"),
+            ("a", "p1//__4_0.distcp", "a/p1//__4_0.distcp"),
+            ("a/b", "../../c", "c"),
+            ("a", "x/..y/...z", "a/x/..y/...z"),
+        ] {
+            assert_eq!(resolve_key(base, relative).unwrap(), key, "{base} + {relative}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_leaves_the_bucket_or_names_nothing_is_refused() {
+        let long = "x".repeat(1024);
+        for (base, relative) in [
+            ("a", "../../c"),
+            ("", "../c"),
+            ("a", "/c"),
+            ("a", "..//c"),
+            ("a", "s3://other/c"),
+            ("a", ""),
+            ("a", "x/"),
+            ("a", "../"),
+            ("a", ".."),
+            ("a", "x/../y"),
+            ("a", "./y"),
+            ("a", "x\ny"),
+            ("a", &long),
+        ] {
+            assert!(resolve_key(base, relative).is_err(), "{base} + {relative:?}");
+        }
+    }
+
+    #[test]
+    fn indexes_lie_where_the_layout_says() {
+        let mut target =
+            Target { bucket: "b".into(), path_key: "run".into(), epoch: Some("5".into()), rank: None };
+        assert_eq!(target.index_key(), "run/epoch_5/.metadata");
+        assert_eq!(target.root_key(), "run/.metadata");
+        target.rank = Some(3);
+        assert_eq!(target.index_key(), "run/epoch_5/__3.metadata");
+        target.epoch = None;
+        assert_eq!(target.index_key(), "run/__3.metadata");
+        target.path_key = String::new();
+        assert_eq!(target.index_key(), "__3.metadata");
+        assert!(
+            is_rank_index("__12.metadata") && !is_rank_index("__.metadata") && !is_rank_index(".metadata")
+        );
+    }
+}

@@ -1,0 +1,233 @@
+//! A pickle as a tree of plain data: globals stay names, calls stay unexecuted records.
+//!
+//! Values are 24 bytes and copied; containers live in one arena and refer to each other by number, so a million
+//! index items cost some hundreds of bytes each, and reference cycles are harmless. What objects do with appended
+//! or set items is unknown here and not kept.
+
+use s3dcp_s3::Error;
+
+use super::machine::{self, Builder};
+use super::opcode::Op;
+use crate::error::corrupt;
+
+/// One datum of a pickle.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Value<'a> {
+    None,
+    Bool(bool),
+    Int(i64),
+    Text(&'a str),
+    Bytes,
+    /// A container, a global or an object: a place in the arena.
+    Node(u32),
+    /// Something nobody here asks about: floats, long integers.
+    Other,
+}
+
+#[derive(Debug)]
+enum Node<'a> {
+    Tuple(Box<[Value<'a>]>),
+    List(Vec<Value<'a>>),
+    Dict(Vec<(Value<'a>, Value<'a>)>),
+    Set,
+    Global(&'a str, &'a str),
+    Object(Box<Object<'a>>),
+    Persistent(Value<'a>),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Object<'a> {
+    callable: Value<'a>,
+    arguments: Value<'a>,
+    state: Value<'a>,
+}
+
+/// A whole pickle, read.
+#[derive(Debug)]
+pub(crate) struct Tree<'a> {
+    nodes: Vec<Node<'a>>,
+    root: Value<'a>,
+    length: usize,
+}
+
+impl<'a> Tree<'a> {
+    /// Reads the pickle at the front of `bytes`.
+    ///
+    /// # Errors
+    /// `Corrupt` for whatever Python's pickler would not write.
+    pub(crate) fn read(bytes: &'a [u8]) -> Result<Tree<'a>, Error> {
+        let mut tree = Tree { nodes: Vec::new(), root: Value::None, length: 0 };
+        let outcome = machine::run(bytes, &mut tree)?;
+        tree.root = outcome.item;
+        tree.length = outcome.length;
+        Ok(tree)
+    }
+
+    /// The pickled value itself.
+    pub(crate) fn root(&self) -> Value<'a> {
+        self.root
+    }
+
+    /// Bytes of the pickle, STOP included.
+    pub(crate) fn length(&self) -> usize {
+        self.length
+    }
+
+    fn node(&self, value: Value<'a>) -> Option<&Node<'a>> {
+        match value {
+            Value::Node(place) => self.nodes.get(place as usize),
+            _ => None,
+        }
+    }
+
+    /// The items of a tuple.
+    pub(crate) fn tuple(&self, value: Value<'a>) -> Option<&[Value<'a>]> {
+        match self.node(value) {
+            Some(Node::Tuple(items)) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// The pairs of a dict, in the order in which they were set.
+    pub(crate) fn dict(&self, value: Value<'a>) -> Option<&[(Value<'a>, Value<'a>)]> {
+        match self.node(value) {
+            Some(Node::Dict(pairs)) => Some(pairs),
+            _ => None,
+        }
+    }
+
+    /// Module and name of a global.
+    pub(crate) fn global(&self, value: Value<'a>) -> Option<(&'a str, &'a str)> {
+        match self.node(value) {
+            Some(Node::Global(module, name)) => Some((module, name)),
+            _ => None,
+        }
+    }
+
+    fn object(&self, value: Value<'a>) -> Option<&Object<'a>> {
+        match self.node(value) {
+            Some(Node::Object(object)) => Some(object),
+            _ => None,
+        }
+    }
+
+    /// Module and name of the class or function an object was made by.
+    pub(crate) fn maker(&self, value: Value<'a>) -> Option<(&'a str, &'a str)> {
+        self.global(self.object(value)?.callable)
+    }
+
+    /// The arguments an object was made with.
+    pub(crate) fn arguments(&self, value: Value<'a>) -> Option<&[Value<'a>]> {
+        self.tuple(self.object(value)?.arguments)
+    }
+
+    /// The id of a persistent object.
+    pub(crate) fn persistent_id(&self, value: Value<'a>) -> Option<Value<'a>> {
+        match self.node(value) {
+            Some(Node::Persistent(id)) => Some(*id),
+            _ => None,
+        }
+    }
+
+    /// The value under a text key of a dict.
+    pub(crate) fn entry(&self, dict: Value<'a>, key: &str) -> Option<Value<'a>> {
+        let pairs = self.dict(dict)?;
+        pairs
+            .iter()
+            .rev()
+            .find(|(name, _)| matches!(name, Value::Text(name) if *name == key))
+            .map(|pair| pair.1)
+    }
+
+    /// An attribute of an object whose state is a dict.
+    pub(crate) fn attribute(&self, object: Value<'a>, name: &str) -> Option<Value<'a>> {
+        self.entry(self.object(object)?.state, name)
+    }
+
+    fn push(&mut self, node: Node<'a>) -> Result<Value<'a>, Error> {
+        let place = u32::try_from(self.nodes.len()).map_err(|_| corrupt("pickle: too many objects"))?;
+        self.nodes.push(node);
+        Ok(Value::Node(place))
+    }
+}
+
+impl<'a> Builder<'a> for Tree<'a> {
+    type Item = Value<'a>;
+
+    fn plain(&mut self, op: Op<'a>) -> Result<Value<'a>, Error> {
+        Ok(match op {
+            Op::None => Value::None,
+            Op::Bool(value) => Value::Bool(value),
+            Op::Int(value) => Value::Int(value),
+            Op::Text(value) => Value::Text(value),
+            Op::Bytes(_) => Value::Bytes,
+            Op::EmptyTuple => self.push(Node::Tuple(Box::default()))?,
+            Op::EmptyList => self.push(Node::List(Vec::new()))?,
+            Op::EmptyDict => self.push(Node::Dict(Vec::new()))?,
+            Op::EmptySet => self.push(Node::Set)?,
+            _ => Value::Other,
+        })
+    }
+
+    fn tuple(&mut self, items: &[Value<'a>]) -> Result<Value<'a>, Error> {
+        self.push(Node::Tuple(items.into()))
+    }
+
+    fn frozen_set(&mut self, _items: &[Value<'a>]) -> Result<Value<'a>, Error> {
+        self.push(Node::Set)
+    }
+
+    fn extend(&mut self, target: Value<'a>, items: &[Value<'a>]) -> Result<(), Error> {
+        if let Value::Node(place) = target
+            && let Some(Node::List(list)) = self.nodes.get_mut(place as usize)
+        {
+            list.extend_from_slice(items);
+        }
+        Ok(())
+    }
+
+    fn set_items(&mut self, target: Value<'a>, pairs: &[Value<'a>]) -> Result<(), Error> {
+        if let Value::Node(place) = target
+            && let Some(Node::Dict(dict)) = self.nodes.get_mut(place as usize)
+        {
+            if dict.is_empty() {
+                dict.reserve_exact(pairs.len() / 2);
+            }
+            dict.extend(pairs.chunks_exact(2).map(|pair| (pair[0], pair[1])));
+        }
+        Ok(())
+    }
+
+    fn global(&mut self, module: &'a str, name: &'a str) -> Result<Value<'a>, Error> {
+        self.push(Node::Global(module, name))
+    }
+
+    fn text(&self, item: Value<'a>) -> Option<&'a str> {
+        match item {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn call(
+        &mut self,
+        callable: Value<'a>,
+        arguments: Value<'a>,
+        _keywords: Option<Value<'a>>,
+    ) -> Result<Value<'a>, Error> {
+        self.push(Node::Object(Box::new(Object { callable, arguments, state: Value::None })))
+    }
+
+    fn build(&mut self, object: Value<'a>, state: Value<'a>) -> Result<(), Error> {
+        if let Value::Node(place) = object
+            && let Some(Node::Object(object)) = self.nodes.get_mut(place as usize)
+        {
+            object.state = state;
+        }
+        Ok(())
+    }
+
+    fn persistent(&mut self, id: Value<'a>) -> Result<Value<'a>, Error> {
+        self.push(Node::Persistent(id))
+    }
+}

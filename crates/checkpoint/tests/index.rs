@@ -1,0 +1,186 @@
+//! Indexes that torch, its S3 connector and this project write, and pickles that attack.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+use s3dcp_checkpoint::{AllowList, IndexFacts, open_index, read_facts, scan_index, seal_index};
+use s3dcp_s3::ErrorKind;
+
+const NAMES: [&str; 6] =
+    ["torch", "torch_protocol_2", "torch_protocol_5", "s3torchconnector", "s3dcp_epoch", "s3dcp_plain"];
+
+fn data(name: &str) -> Vec<u8> {
+    fs::read(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)).unwrap()
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    data(&format!("index/{name}.pkl"))
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+#[test]
+fn the_default_list_covers_every_known_writer() {
+    let allow = AllowList::default_globals();
+    for name in NAMES {
+        let pickle = golden(name);
+        assert_eq!(scan_index(&pickle, &allow).unwrap(), pickle.len(), "{name}");
+        let sealed = seal_index(pickle.clone());
+        assert_eq!(scan_index(&sealed, &allow).unwrap(), pickle.len(), "{name}: the trailer is not walked");
+    }
+}
+
+#[test]
+fn hostile_pickles_are_refused() {
+    let cases: serde_json::Value = serde_json::from_slice(&data("hostile.json")).unwrap();
+    let cases = cases.as_object().unwrap();
+    assert!(cases.len() > 50);
+    let allow = AllowList::default_globals();
+    for (name, pickle) in cases {
+        let pickle = unhex(pickle.as_str().unwrap());
+        let error = scan_index(&pickle, &allow).expect_err(name);
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{name}");
+        read_facts(&pickle).expect_err(name);
+    }
+}
+
+#[test]
+fn a_refused_global_is_named() {
+    let error = scan_index(b"\x80\x02cposix\nsystem\n.", &AllowList::default_globals()).unwrap_err();
+    assert!(error.message().contains("posix.system"), "{error}");
+}
+
+#[test]
+fn globals_the_caller_adds_are_allowed_and_only_those() {
+    let pickle = b"\x80\x02cmypackage\nThing\n]Rcother\nThing\n0.";
+    let allow = AllowList::default_globals().with([("mypackage", "Thing")]);
+    let error = scan_index(pickle, &allow).unwrap_err();
+    assert!(error.message().contains("other.Thing"), "{error}");
+    let allow = allow.with([("other", "Thing")]);
+    assert_eq!(scan_index(pickle, &allow).unwrap(), pickle.len());
+    assert!(allow.allows("torch", "Size") && !allow.allows("torch", "load"));
+    assert!(allow.globals().any(|global| global == ("mypackage", "Thing")));
+}
+
+#[test]
+fn facts_are_read_from_every_writer() {
+    let files =
+        |prefix: &str| BTreeSet::from([format!("{prefix}__0_0.distcp"), format!("{prefix}x/__1_0.distcp")]);
+    let foreign = IndexFacts {
+        relative_paths: files(""),
+        save_id: Some("save-1".into()),
+        item_count: 3,
+        ..IndexFacts::default()
+    };
+    for name in ["torch", "torch_protocol_2", "torch_protocol_5", "s3torchconnector"] {
+        assert_eq!(read_facts(&golden(name)).unwrap(), foreign, "{name}");
+    }
+    let ours = IndexFacts { ranks: Some(2), has_checksums: true, ..foreign };
+    assert_eq!(read_facts(&seal_index(golden("s3dcp_plain"))).unwrap(), ours);
+    let epoch = IndexFacts { epoch: Some(5), relative_paths: files("../"), ..ours };
+    assert_eq!(read_facts(&seal_index(golden("s3dcp_epoch"))).unwrap(), epoch);
+}
+
+#[test]
+fn a_sealed_index_cut_or_changed_anywhere_is_corrupt() {
+    let sealed = seal_index(golden("s3dcp_plain"));
+    for length in 0..sealed.len() {
+        let error = read_facts(&sealed[..length]).expect_err(&format!("cut at {length}"));
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+    }
+    for place in 0..sealed.len() {
+        let mut damaged = sealed.clone();
+        damaged[place] ^= 0x10;
+        let error = read_facts(&damaged).expect_err(&format!("changed at {place}"));
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+    }
+}
+
+#[test]
+fn bytes_after_a_foreign_pickle_are_no_trailer() {
+    let pickle = golden("torch");
+    let mut longer = pickle.clone();
+    longer.extend_from_slice(b"something else, more than twenty bytes");
+    let opened = open_index(&longer).unwrap();
+    assert_eq!(opened.pickle, 0..pickle.len());
+    assert!(!opened.sealed);
+    assert!(open_index(&seal_index(pickle.clone())).unwrap().sealed);
+    assert!(open_index(&pickle[..pickle.len() - 1]).is_err());
+}
+
+#[test]
+fn other_pickles_have_no_facts() {
+    for pickle in [&b"\x80\x04N."[..], b"\x80\x04}.", b"\x80\x04ctorch\nSize\n)R."] {
+        assert_eq!(read_facts(pickle).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn mutated_indexes_never_panic_and_name_only_allowed_globals(
+        name in prop::sample::select(NAMES.to_vec()),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+        copied in prop::option::of((any::<prop::sample::Index>(), any::<prop::sample::Index>())),
+    ) {
+        let mut pickle = golden(name);
+        for (place, value) in changes {
+            let place = place.index(pickle.len());
+            pickle[place] = value;
+        }
+        if let Some((from, to)) = copied {
+            let (from, to) = (from.index(pickle.len()), to.index(pickle.len()));
+            let piece = pickle[from.min(to)..].to_vec();
+            pickle.splice(from.max(to).., piece);
+        }
+        if let Some(cut) = cut {
+            pickle.truncate(cut.index(pickle.len()));
+        }
+        let _ = scan_index(&pickle, &AllowList::default_globals());
+        let _ = read_facts(&pickle);
+    }
+}
+
+/// A torch-like index of this many items over ten files, without memo sharing of the attribute names.
+fn large_index(items: u32) -> Vec<u8> {
+    let text = |out: &mut Vec<u8>, value: &str| {
+        out.extend([0x8c, value.len() as u8]);
+        out.extend(value.as_bytes());
+    };
+    let mut out = b"\x80\x04".to_vec();
+    out.extend(b"ctorch.distributed.checkpoint.metadata\nMetadata\n)\x81}");
+    text(&mut out, "storage_data");
+    out.extend(b"}(");
+    for item in 0..items {
+        out.extend(b"ctorch.distributed.checkpoint.metadata\nMetadataIndex\n)\x81}(");
+        text(&mut out, "fqn");
+        text(&mut out, &format!("layers.{item}.weight"));
+        text(&mut out, "offset");
+        out.extend(b"ctorch\nSize\nK\x00K\x00\x86\x85Rub");
+        out.extend(b"ctorch.distributed.checkpoint.filesystem\n_StorageInfo\n)\x81}(");
+        text(&mut out, "relative_path");
+        text(&mut out, &format!("__{}_0.distcp", item % 10));
+        text(&mut out, "offset");
+        out.extend(b"J");
+        out.extend((item * 2000).to_le_bytes());
+        text(&mut out, "length");
+        out.extend(b"M\xd0\x07ub");
+    }
+    out.extend(b"usb.");
+    out
+}
+
+#[test]
+fn a_large_index_is_read_whole() {
+    let index = large_index(200_000);
+    assert_eq!(scan_index(&index, &AllowList::default_globals()).unwrap(), index.len());
+    let facts = read_facts(&index).unwrap();
+    assert_eq!(facts.item_count, 200_000);
+    assert_eq!(facts.relative_paths.len(), 10);
+}
