@@ -1,8 +1,8 @@
-"""The main job, end to end: training dies in the middle of a save and goes on from the last complete checkpoint.
+"""The main job: training dies in the middle of a save and goes on from the last complete checkpoint.
 
 Starts the embedded S3 server on loopback, trains with 4 ranks until one is killed halfway through a save,
-starts again with 2 ranks, and checks what must hold. Exits with 0 if all of it does, else with 1. `train.py` is
-the training job itself.
+starts again with 2 ranks, and checks what must hold. Exits with 0 if all of it does, else with 1. `train.py`
+is the training job itself.
 """
 
 from __future__ import annotations
@@ -173,6 +173,8 @@ def _epoch(shard_file: str) -> int:
 
 # -- the training job
 
+Process = subprocess.Popen[bytes]
+
 
 @dataclass
 class Run:
@@ -222,9 +224,7 @@ class Trainer:
 
 
 @contextmanager
-def _job(
-    command: list[str], environment: dict[str, str], log: IO[bytes]
-) -> Iterator[subprocess.Popen[bytes]]:
+def _job(command: list[str], environment: dict[str, str], log: IO[bytes]) -> Iterator[Process]:
     """A process that is gone on leaving; torchrun ends its workers when it is told to end."""
     process = subprocess.Popen(command, env=environment, stderr=log)
     try:

@@ -1,9 +1,9 @@
 """Trains a small GPT under FSDP2 and checkpoints it to S3; `run.py` starts this with torchrun.
 
 Every rank draws the same global batch from one seeded sampler and takes its share, so the loss of a step does
-not depend on the number of ranks. The sampler's state is part of the checkpoint: a resumed job goes on with the
-data that comes next. Standard output is for people, `--events` for `run.py`; warnings and tracebacks go to
-standard error.
+not depend on the number of ranks. The sampler's state is part of the checkpoint: a resumed job goes on with
+the data that comes next. Standard output is for people, `--events` for `run.py`; warnings and tracebacks go
+to standard error.
 """
 
 from __future__ import annotations
