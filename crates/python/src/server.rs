@@ -1,7 +1,254 @@
-//! Python face of `s3dcp-server`.
+//! Python face of `s3dcp-server` and of the command.
+//!
+//! A [`Server`] runs on threads of its own, which never touch Python.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use s3dcp_server::{ServerConfig, Storage};
+use tokio::runtime::Runtime;
 
-pub(crate) fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Server>()?;
+    module.add_class::<ServerStats>()?;
+    module.add_function(wrap_pyfunction!(main, module)?)?;
     Ok(())
+}
+
+/// What a server has done since it started.
+#[pyclass(module = "s3dcp._native", frozen, get_all)]
+#[derive(Debug, Clone)]
+struct ServerStats {
+    /// Requests with a valid signature, by operation.
+    requests: BTreeMap<String, u64>,
+    /// Responses by HTTP status.
+    responses: BTreeMap<u16, u64>,
+    /// Bytes of object data received.
+    bytes_received: u64,
+    /// Bytes of object data handed out.
+    bytes_sent: u64,
+}
+
+#[pymethods]
+impl ServerStats {
+    fn __repr__(&self) -> String {
+        let Self { requests, responses, bytes_received, bytes_sent } = self;
+        format!(
+            "ServerStats(requests={requests:?}, responses={responses:?}, bytes_received={bytes_received}, bytes_sent={bytes_sent})"
+        )
+    }
+}
+
+/// An S3 endpoint for development and tests, serving from the moment it is made.
+#[pyclass(module = "s3dcp._native", frozen)]
+struct Server {
+    endpoint_url: String,
+    access_key: String,
+    secret_key: String,
+    region: String,
+    /// None once it has been stopped.
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    /// Its threads live in the process that started it alone.
+    process: u32,
+    server: s3dcp_server::Server,
+    runtime: Runtime,
+}
+
+impl Running {
+    fn start(config: ServerConfig) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("s3dcp-server")
+            .enable_all()
+            .build()?;
+        let server = runtime.block_on(s3dcp_server::Server::start(config))?;
+        Ok(Self { process: std::process::id(), server, runtime })
+    }
+
+    fn is_here(&self) -> bool {
+        self.process == std::process::id()
+    }
+
+    fn stop(self) {
+        if self.is_here() {
+            self.runtime.block_on(self.server.stop());
+        } else {
+            // A forked child has none of the threads: ending the runtime would wait for them for ever.
+            std::mem::forget(self);
+        }
+    }
+}
+
+impl Server {
+    fn with_server<T>(&self, use_it: impl FnOnce(&s3dcp_server::Server) -> T) -> PyResult<T> {
+        match &*self.running.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => Err(PyRuntimeError::new_err("the server has been stopped")),
+            Some(running) if !running.is_here() => Err(forked()),
+            Some(running) => Ok(use_it(&running.server)),
+        }
+    }
+}
+
+#[pymethods]
+impl Server {
+    #[new]
+    #[pyo3(signature = (data=None, buckets=Vec::new(), *, access_key=None, secret_key=None, address=None, region=None, domain=None, md5_etags=false))]
+    #[expect(clippy::too_many_arguments, reason = "they are keyword arguments in Python")]
+    fn new(
+        py: Python<'_>,
+        data: Option<PathBuf>,
+        buckets: Vec<String>,
+        access_key: Option<String>,
+        secret_key: Option<String>,
+        address: Option<&str>,
+        region: Option<String>,
+        domain: Option<String>,
+        md5_etags: bool,
+    ) -> PyResult<Self> {
+        let default = ServerConfig::default();
+        let config = ServerConfig {
+            address: address.map_or(Ok(default.address), parse_address)?,
+            access_key: access_key.unwrap_or(default.access_key),
+            secret_key: secret_key.unwrap_or(default.secret_key),
+            region,
+            storage: data.map_or(Storage::Memory, Storage::Disk),
+            buckets,
+            domain,
+            md5_etags,
+        };
+        let running = py.detach(|| Running::start(config)).map_err(python_error)?;
+        Ok(Self {
+            endpoint_url: running.server.endpoint_url(),
+            access_key: running.server.access_key().to_owned(),
+            secret_key: running.server.secret_key().to_owned(),
+            region: running.server.region().to_owned(),
+            running: Mutex::new(Some(running)),
+        })
+    }
+
+    #[getter]
+    fn endpoint_url(&self) -> &str {
+        &self.endpoint_url
+    }
+
+    #[getter]
+    fn access_key(&self) -> &str {
+        &self.access_key
+    }
+
+    #[getter]
+    fn secret_key(&self) -> &str {
+        &self.secret_key
+    }
+
+    #[getter]
+    fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// What the server has done so far.
+    ///
+    /// RuntimeError when it has been stopped, or in a forked child.
+    fn stats(&self) -> PyResult<ServerStats> {
+        self.with_server(|server| {
+            let s3dcp_server::ServerStats { requests, responses, bytes_received, bytes_sent } =
+                server.stats();
+            ServerStats { requests, responses, bytes_received, bytes_sent }
+        })
+    }
+
+    /// Makes a bucket; one that exists is left as it is.
+    ///
+    /// ValueError when the name is not valid; RuntimeError when the server has been stopped, or in a forked child.
+    fn create_bucket(&self, name: &str) -> PyResult<()> {
+        self.with_server(|server| server.create_bucket(name))?.map_err(python_error)
+    }
+
+    /// Deletes a bucket with everything in it.
+    ///
+    /// FileNotFoundError when there is none; RuntimeError when the server has been stopped, or in a forked child.
+    fn delete_bucket(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        py.detach(|| self.with_server(|server| server.delete_bucket(name)))?.map_err(python_error)
+    }
+
+    /// Stops it; requests under way have two seconds to finish. A second call does nothing.
+    ///
+    /// RuntimeError in a forked child.
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.as_ref().is_some_and(|running| !running.is_here()) {
+            return Err(forked());
+        }
+        let stopped = running.take();
+        drop(running);
+        py.detach(|| stopped.map(Running::stop));
+        Ok(())
+    }
+
+    fn __enter__(this: Py<Self>) -> Py<Self> {
+        this
+    }
+
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _kind: &Bound<'_, PyAny>,
+        _error: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        self.stop(py)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<s3dcp server at {}>", self.endpoint_url)
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(pyo3::exceptions::PyTypeError::new_err(
+            "a running server cannot be pickled: pass its endpoint_url",
+        ))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(running) = running {
+            Python::attach(|py| py.detach(|| running.stop()));
+        }
+    }
+}
+
+fn python_error(error: io::Error) -> PyErr {
+    match error.kind() {
+        io::ErrorKind::InvalidInput => PyValueError::new_err(error.to_string()),
+        _ => PyErr::from(error),
+    }
+}
+
+fn forked() -> PyErr {
+    PyRuntimeError::new_err("the server runs in the process that started it, not in this forked child")
+}
+
+fn parse_address(address: &str) -> PyResult<SocketAddr> {
+    address.parse().map_err(|_| {
+        PyValueError::new_err(format!(
+            "address must be an IP address and a port such as 127.0.0.1:0, not {address:?}"
+        ))
+    })
+}
+
+/// Runs the command `s3dcp` with `argv`, whose first item is the program's name, and gives its exit code.
+#[pyfunction]
+fn main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
+    py.detach(|| s3dcp_cli::run(argv.into_iter()))
 }

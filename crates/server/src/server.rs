@@ -1,5 +1,6 @@
 //! Starting, serving and stopping.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -10,6 +11,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use s3s::service::S3ServiceBuilder;
+use s3s::{S3Error, S3ErrorCode};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -32,12 +34,12 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 const DEFAULT_REGION: &str = "us-east-1";
 
 /// A running S3 endpoint. Dropping it stops it at once; [`stop`](Self::stop) lets requests under way finish first.
-#[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
     access_key: String,
     secret_key: String,
     region: String,
+    store: Arc<Store>,
     counters: Arc<Counters>,
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
@@ -63,11 +65,15 @@ impl Server {
         };
         let store =
             tokio::task::spawn_blocking(move || Store::open(backend)).await.map_err(io::Error::other)??;
-        make_buckets(&store, &config.buckets)?;
+        let store = Arc::new(store);
+        for name in &config.buckets {
+            make_bucket(&store, name)?;
+        }
 
         let region = config.region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
         let counters = Arc::new(Counters::default());
-        let service = Service::new(Arc::new(store), Arc::clone(&counters), region.clone(), config.md5_etags);
+        let service =
+            Service::new(Arc::clone(&store), Arc::clone(&counters), region.clone(), config.md5_etags);
         let mut builder = S3ServiceBuilder::new(service);
         builder
             .set_auth(Keys { access_key: config.access_key.clone(), secret_key: config.secret_key.clone() });
@@ -82,7 +88,7 @@ impl Server {
         let (stop, stopping) = watch::channel(false);
         let accepting = tokio::spawn(accept(listener, service, stopping));
         let ServerConfig { access_key, secret_key, .. } = config;
-        Ok(Self { address, access_key, secret_key, region, counters, stop, accepting })
+        Ok(Self { address, access_key, secret_key, region, store, counters, stop, accepting })
     }
 
     /// The address that is listened on, with the port that was found.
@@ -115,11 +121,33 @@ impl Server {
         self.counters.snapshot()
     }
 
+    /// Makes a bucket; one that exists is left as it is.
+    ///
+    /// # Errors
+    /// The name is not valid (`InvalidInput`), or the directory cannot be written.
+    pub fn create_bucket(&self, name: &str) -> io::Result<()> {
+        make_bucket(&self.store, name)
+    }
+
+    /// Deletes a bucket with all objects and uploads in it.
+    ///
+    /// # Errors
+    /// There is no such bucket (`NotFound`), or the directory cannot be written.
+    pub fn delete_bucket(&self, name: &str) -> io::Result<()> {
+        self.store.empty_and_delete_bucket(name).map_err(|error| bucket_error(name, &error))
+    }
+
     /// Takes no more connections, lets requests under way finish for up to two seconds, then ends them.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
         // An error here is a panic of the accept loop, which has ended then as well.
         let _ended = (&mut self.accepting).await;
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("endpoint_url", &self.endpoint_url()).finish_non_exhaustive()
     }
 }
 
@@ -129,23 +157,28 @@ impl Drop for Server {
     }
 }
 
-fn make_buckets(store: &Store, names: &[String]) -> io::Result<()> {
-    for name in names {
-        if !s3s::path::check_bucket_name(name) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!(
-                    "bucket name {name:?} is not valid: 3 to 63 lower-case letters, digits, dots and hyphens"
-                ),
-            ));
-        }
-        if store.check_bucket(name).is_err() {
-            store
-                .create_bucket(name)
-                .map_err(|error| io::Error::other(format!("cannot make bucket {name:?}: {error}")))?;
-        }
+fn make_bucket(store: &Store, name: &str) -> io::Result<()> {
+    if !s3s::path::check_bucket_name(name) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!(
+                "bucket name {name:?} is not valid: 3 to 63 lower-case letters, digits, dots and hyphens"
+            ),
+        ));
     }
-    Ok(())
+    if store.check_bucket(name).is_ok() {
+        return Ok(());
+    }
+    store.create_bucket(name).map_err(|error| bucket_error(name, &error))
+}
+
+fn bucket_error(name: &str, error: &S3Error) -> io::Error {
+    let kind = match error.code() {
+        S3ErrorCode::NoSuchBucket => io::ErrorKind::NotFound,
+        _ => io::ErrorKind::Other,
+    };
+    let what = error.message().map_or_else(|| error.to_string(), str::to_owned);
+    io::Error::new(kind, format!("bucket {name:?}: {what}"))
 }
 
 async fn accept(listener: TcpListener, service: HttpService, stopping: watch::Receiver<bool>) {

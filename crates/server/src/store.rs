@@ -101,6 +101,22 @@ impl Store {
         Ok(())
     }
 
+    /// Deletes a bucket with everything in it.
+    pub(crate) fn empty_and_delete_bucket(&self, name: &str) -> S3Result<()> {
+        let mut index = self.lock();
+        let bucket = index.bucket(name)?;
+        let mut removed = Vec::with_capacity(bucket.objects.len());
+        while let Some((key, object)) = bucket.objects.pop_first() {
+            self.backend.remove(name, &key, &object).map_err(S3Error::internal_error)?;
+            removed.push(object);
+        }
+        self.backend.delete_bucket(name).map_err(S3Error::internal_error)?;
+        let bucket = index.buckets.remove(name);
+        drop(index);
+        drop((bucket, removed));
+        Ok(())
+    }
+
     pub(crate) fn check_bucket(&self, name: &str) -> S3Result<()> {
         self.lock().bucket(name).map(|_| ())
     }

@@ -18,12 +18,15 @@ use crate::object::Segment;
 
 const BUFFER_BYTES: usize = 1 << 20;
 
+/// A buffer on its way to the file; both come back.
+type Writing = JoinHandle<io::Result<(File, Vec<u8>)>>;
+
 pub(super) struct DiskWriter {
     path: PathBuf,
     /// None until there is something to write: an empty body has no file.
     file: Option<Arc<DataFile>>,
     filling: Vec<u8>,
-    writing: Option<JoinHandle<io::Result<(File, Vec<u8>)>>>,
+    writing: Option<Writing>,
     size: u64,
 }
 

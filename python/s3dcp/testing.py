@@ -1,0 +1,91 @@
+"""An S3 endpoint for tests and experiments, in this process.
+
+    from s3dcp import testing
+
+    with testing.server(buckets=["checkpoints"]):
+        ...  # any S3 client that reads the environment now talks to it
+
+With pytest, ask for the fixtures ``s3dcp_server`` or ``s3dcp_bucket`` instead (see `s3dcp.pytest_plugin`).
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from ._native import Server, ServerStats
+
+__all__ = ["Server", "ServerStats", "environment", "server"]
+
+# What would send a client elsewhere, or sign with other keys, while the server's environment is set.
+_OVERRIDES = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+)
+
+
+@contextmanager
+def server(
+    buckets: Iterable[str] = ("checkpoints",),
+    data: str | os.PathLike[str] | None = None,
+    environment: bool = True,
+    *,
+    address: str | None = None,
+    region: str | None = None,
+) -> Iterator[Server]:
+    """Serve S3 on a free loopback port while the context lasts.
+
+    Args:
+        buckets: Buckets that exist from the start.
+        data: Directory to keep objects in; in memory when None.
+        environment: Also set the AWS environment variables to this server, and restore them afterwards. Child
+            processes started meanwhile inherit them.
+        address: ``"<ip>:<port>"`` to listen on instead; port 0 takes a free one.
+        region: Refuse requests signed for any other region, as AWS does; every region is accepted when None.
+
+    Raises:
+        ValueError: A bucket's name or the address is not valid.
+        OSError: The address cannot be bound or the directory cannot be used.
+    """
+    with Server(data, list(buckets), address=address, region=region) as running:
+        if environment:
+            with _environment_of(running):
+                yield running
+        else:
+            yield running
+
+
+@contextmanager
+def environment(server: Server) -> Iterator[None]:
+    """Set the AWS environment variables to `server` while the context lasts, and restore them afterwards."""
+    changes: dict[str, str | None] = {
+        "AWS_ENDPOINT_URL": server.endpoint_url,
+        "AWS_ACCESS_KEY_ID": server.access_key,
+        "AWS_SECRET_ACCESS_KEY": server.secret_key,
+        "AWS_REGION": server.region,
+        "AWS_DEFAULT_REGION": server.region,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        **dict.fromkeys(_OVERRIDES),
+    }
+    before = {name: os.environ.get(name) for name in changes}
+    _set_environment(changes)
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+_environment_of = environment  # `server` has an argument of this name
+
+
+def _set_environment(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
