@@ -11,10 +11,14 @@
 
 mod archive;
 mod checksums;
+mod clean_up;
+mod commit;
+mod conditions;
 mod dtype;
 mod error;
 mod index;
 mod keys;
+mod observe;
 mod pickle;
 mod read_plan;
 mod read_sink;
@@ -24,9 +28,12 @@ pub use archive::parse::{ArchiveHead, HeadState, MAX_HEAD, parse_archive_head};
 pub use archive::spec::TensorSpec;
 pub use archive::write::archive_size;
 pub use checksums::{ItemChecksums, SLICE_SIZE};
+pub use commit::{Committed, commit};
+pub use conditions::ConditionalCommit;
 pub use dtype::DType;
 pub use index::{IndexFacts, OpenedIndex, open_index, read_facts, seal_index};
 pub use keys::{Target, resolve_key};
+pub use observe::{Observed, SeenIndex, observe};
 pub use pickle::scan::{AllowList, scan_index};
 pub use read_plan::{Destination, ItemRead, Piece, ReadOptions, plan_reads};
 pub use shard_writer::{ItemRecord, ShardWriter};

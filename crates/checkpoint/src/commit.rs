@@ -1,0 +1,239 @@
+//! Makes a save visible: one conditional PUT of its index.
+//!
+//! No temporary name and no rename, hence no instant without a checkpoint and none with half of one. Where the reply
+//! is lost or the condition failed, the index that is there now tells how it went. Where that stays unknown, nothing
+//! is deleted. Shard files are written before, and belong to the save that wrote them; cleaning up after a replaced
+//! index comes last and never fails a save.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use s3dcp_s3::{Client, Condition, Error, ErrorKind, Payload, PutOptions};
+
+use crate::clean_up::clean_up;
+use crate::conditions::{ConditionalCommit, Support, support};
+use crate::index::{IndexFacts, read_facts};
+use crate::keys::Target;
+use crate::observe::{Observed, get};
+
+/// How often a 409 (another write of the same key under way) is tried again, with doubling pauses from the first.
+const CONFLICT_RETRIES: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// A save that has been committed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// For the user: what went less well than it should.
+    pub warnings: Vec<String>,
+    /// Keys of shard files that nothing names any more, and that are gone.
+    pub deleted: Vec<String>,
+    /// Keys of such files that could not be deleted.
+    pub left: Vec<String>,
+}
+
+/// Commits a save whose shard files are complete.
+///
+/// `index` is this save's index, sealed; with an epoch and collectives `root_index` is the same index as seen from
+/// the path itself, written to `<path>/.metadata` afterwards without a condition.
+///
+/// # Errors
+/// Before anything is committed: `Config` when the server ignores conditions and `mode` is `Require`, `Corrupt` when
+/// `index` cannot be read. `AlreadyExists` when another save's index is there by now, naming both save ids;
+/// `Conflict` when the one that planning saw has gone. An error whose [`Error::maybe_applied`] is set leaves the
+/// outcome open. An error that names `<path>/.metadata` of an epoch came after the epoch's own index was committed.
+/// Whenever there is an error nothing has been deleted.
+pub async fn commit(
+    client: &Client,
+    target: &Target,
+    observed: &Observed,
+    index: Bytes,
+    root_index: Option<Bytes>,
+    mode: ConditionalCommit,
+) -> Result<Committed, Error> {
+    target.check()?;
+    let facts = read_facts(&index)?;
+    let mut committed = Committed::default();
+    let conditional = conditional(client, target, mode, &mut committed.warnings).await?;
+    let commit =
+        IndexCommit { client, target, key: target.index_key(), observed, index: &index, facts: &facts };
+    commit.write(conditional).await?;
+    if let Some(root_index) = root_index {
+        let key = target.root_key();
+        let put = client.put_object(&target.bucket, &key, Payload::from(root_index), &PutOptions::default());
+        put.await.map_err(|error| {
+            let index_key = target.index_key();
+            let message = format!(
+                "{index_key} is committed, but .metadata of the path could not follow: {}",
+                error.message()
+            );
+            error.with_message(message)
+        })?;
+    }
+    clean_up(client, target, observed, &mut committed).await;
+    Ok(committed)
+}
+
+/// Whether to send conditions, by what the server does with them and what the caller wants.
+async fn conditional(
+    client: &Client,
+    target: &Target,
+    mode: ConditionalCommit,
+    warnings: &mut Vec<String>,
+) -> Result<bool, Error> {
+    if mode == ConditionalCommit::Off {
+        return Ok(false);
+    }
+    let (problem, send) = match support(client, target, warnings).await {
+        Support::Honoured => return Ok(true),
+        Support::Ignored => ("the server ignores conditional writes".to_owned(), false),
+        Support::Refused(answer) => (format!("the server refuses conditional writes ({answer})"), false),
+        Support::Unknown(why) => {
+            (format!("it is not known whether the server honours conditional writes ({why})"), true)
+        }
+    };
+    if mode == ConditionalCommit::Require {
+        let message = format!("conditional_commit=\"require\": {problem}; nothing was committed");
+        return Err(Error::new(ErrorKind::Config, message).with_bucket(&target.bucket));
+    }
+    warnings
+        .push(format!("{problem}: two saves to one path at the same time could replace each other's index"));
+    Ok(send)
+}
+
+/// The write of one index.
+struct IndexCommit<'a> {
+    client: &'a Client,
+    target: &'a Target,
+    key: String,
+    observed: &'a Observed,
+    index: &'a Bytes,
+    facts: &'a IndexFacts,
+}
+
+/// How a write that was not plainly acknowledged turned out.
+enum Outcome {
+    Ours,
+    /// The index that planning saw is still there.
+    Unchanged,
+    Gone,
+    Another(String),
+    Unknown(Error),
+}
+
+impl IndexCommit<'_> {
+    fn seen_etag(&self) -> Option<&str> {
+        self.observed.index.as_ref()?.etag.as_deref()
+    }
+
+    async fn put(&self, condition: Condition) -> Result<(), Error> {
+        let options = PutOptions { condition, ..PutOptions::default() };
+        let body = || Payload::from(self.index.clone());
+        let mut pause = FIRST_PAUSE;
+        for _ in 0..CONFLICT_RETRIES {
+            match self.client.put_object(&self.target.bucket, &self.key, body(), &options).await {
+                Err(error) if error.kind() == ErrorKind::Conflict => tokio::time::sleep(pause).await,
+                result => return result.map(drop),
+            }
+            pause *= 2;
+        }
+        self.client.put_object(&self.target.bucket, &self.key, body(), &options).await.map(drop)
+    }
+
+    async fn write(&self, conditional: bool) -> Result<(), Error> {
+        let condition = match &self.observed.index {
+            _ if !conditional => Condition::None,
+            None => Condition::IfNoneMatch,
+            Some(seen) => seen.etag.clone().map_or(Condition::None, Condition::IfMatch),
+        };
+        if condition == Condition::None {
+            self.refuse_newcomer().await?;
+        }
+        let Err(error) = self.put(condition.clone()).await else { return Ok(()) };
+        let refused = matches!(error.kind(), ErrorKind::PreconditionFailed | ErrorKind::Conflict)
+            || error.kind() == ErrorKind::NotFound && error.code() != Some("NoSuchBucket");
+        if !refused && !error.maybe_applied() {
+            return Err(error);
+        }
+        let mut outcome = self.outcome().await;
+        if let (Outcome::Unchanged, Condition::IfMatch(etag), true) = (&outcome, &condition, refused)
+            && let Some(bare) = etag.strip_prefix('"').and_then(|etag| etag.strip_suffix('"'))
+        {
+            // some servers compare ETags only without their quotes
+            if self.put(Condition::IfMatch(bare.to_owned())).await.is_ok() {
+                return Ok(());
+            }
+            outcome = self.outcome().await;
+        }
+        self.settle(error, refused, outcome)
+    }
+
+    /// Without a condition the best there is: look right before writing.
+    async fn refuse_newcomer(&self) -> Result<(), Error> {
+        match self.client.head_object(&self.target.bucket, &self.key).await {
+            Ok(info) if self.observed.index.is_none() || info.etag.as_deref() != self.seen_etag() => {
+                let outcome = self.outcome().await;
+                let error = Error::new(ErrorKind::AlreadyExists, "an index appeared during the save");
+                self.settle(error, true, outcome)
+            }
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads what is there now.
+    async fn outcome(&self) -> Outcome {
+        match get(self.client, &self.target.bucket, &self.key).await {
+            Err(error) => Outcome::Unknown(error),
+            Ok(None) => Outcome::Gone,
+            Ok(Some((body, _))) if body == *self.index => Outcome::Ours,
+            Ok(Some((body, etag))) => {
+                let save_id = read_facts(&body).ok().and_then(|facts| facts.save_id);
+                if save_id.is_some() && save_id == self.facts.save_id {
+                    Outcome::Ours
+                } else if etag.is_some() && etag.as_deref() == self.seen_etag() {
+                    Outcome::Unchanged
+                } else {
+                    Outcome::Another(save_id.unwrap_or_else(|| "unknown".to_owned()))
+                }
+            }
+        }
+    }
+
+    /// Turns an outcome into the commit's result. `refused`: the server answered that it did not write.
+    fn settle(&self, cause: Error, refused: bool, outcome: Outcome) -> Result<(), Error> {
+        let ours = self.facts.save_id.as_deref().unwrap_or("unknown");
+        let locate = |error: Error| error.with_bucket(&self.target.bucket).with_key(&self.key);
+        let unknown = |cause: Error, why: String| {
+            let message = format!(
+                "the index may or may not have been written ({}; {why}); nothing was deleted",
+                cause.message()
+            );
+            Err(locate(cause.with_message(message).with_maybe_applied(true)))
+        };
+        match outcome {
+            Outcome::Ours => Ok(()),
+            Outcome::Another(theirs) => Err(locate(Error::new(
+                ErrorKind::AlreadyExists,
+                format!(
+                    "another save was committed during this one: its save id is {theirs}, this one's is {ours}"
+                ),
+            ))),
+            Outcome::Gone if refused => Err(locate(Error::new(
+                ErrorKind::Conflict,
+                format!("the index that planning saw has gone; save {ours} was not committed"),
+            ))),
+            Outcome::Unchanged if refused => Err(locate(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "the server refuses to replace the index that planning saw; save {ours} was not committed"
+                ),
+            ))),
+            Outcome::Gone => unknown(cause, "there is no index now".to_owned()),
+            Outcome::Unchanged => unknown(cause, "the index is still the old one".to_owned()),
+            Outcome::Unknown(error) => {
+                let why = format!("reading it back failed: {error}");
+                unknown(cause, why)
+            }
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Whether a server honours conditional writes; some answer 200 and overwrite.
+//!
+//! Asked once per server and bucket in a process, by writing a small probe object twice: a server that honours
+//! conditions refuses the second write.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use s3dcp_s3::{Client, Condition, Error, ErrorKind, Payload, PutOptions};
+
+use crate::keys::{Target, join};
+
+/// What to do about servers that ignore conditional writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConditionalCommit {
+    /// Say so, and commit without the protection.
+    #[default]
+    Warn,
+    /// Refuse to commit.
+    Require,
+    /// Send no conditions.
+    Off,
+}
+
+/// What is known of a server's conditions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Support {
+    Honoured,
+    /// Accepted without effect.
+    Ignored,
+    /// Requests with a condition are refused, with this answer.
+    Refused(String),
+    /// The probe could not be written.
+    Unknown(String),
+}
+
+static KNOWN: Mutex<BTreeMap<String, Support>> = Mutex::new(BTreeMap::new());
+
+/// What this server does, asking it when it is not known yet. A note is added where the probe object stays.
+pub(crate) async fn support(client: &Client, target: &Target, notes: &mut Vec<String>) -> Support {
+    let config = client.config();
+    let server = format!("{:?} {:?} {}", config.endpoint_url, config.region, target.bucket);
+    let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).get(&server).cloned();
+    if let Some(known) = known {
+        return known;
+    }
+    let found = probe(client, target, notes).await;
+    if !matches!(found, Support::Unknown(_)) {
+        KNOWN.lock().unwrap_or_else(PoisonError::into_inner).insert(server, found.clone());
+    }
+    found
+}
+
+async fn probe(client: &Client, target: &Target, notes: &mut Vec<String>) -> Support {
+    let bucket = &target.bucket;
+    let key = join(&target.path_key, &format!(".s3dcp-probe-{:016x}", fastrand::u64(..)));
+    let options = PutOptions { condition: Condition::IfNoneMatch, ..PutOptions::default() };
+    let body = || Payload::from(Bytes::from_static(b"s3dcp asks whether conditional writes are honoured\n"));
+    match client.put_object(bucket, &key, body(), &options).await {
+        Ok(_) => {}
+        // an earlier attempt of this very request was carried out, and the condition held this one off
+        Err(error) if error.kind() == ErrorKind::PreconditionFailed => {}
+        Err(error) if not_understood(&error) => return Support::Refused(error.to_string()),
+        Err(error) => return Support::Unknown(error.to_string()),
+    }
+    let found = match client.put_object(bucket, &key, body(), &options).await {
+        Ok(_) => Support::Ignored,
+        Err(error) if matches!(error.kind(), ErrorKind::PreconditionFailed | ErrorKind::Conflict) => {
+            Support::Honoured
+        }
+        Err(error) => Support::Unknown(error.to_string()),
+    };
+    if let Err(error) = client.delete_object(bucket, &key).await {
+        notes.push(format!("the probe object s3://{bucket}/{key} could not be deleted: {error}"));
+    }
+    found
+}
+
+/// The server does not know the header.
+fn not_understood(error: &Error) -> bool {
+    error.status() == Some(501) || error.code() == Some("NotImplemented")
+}

@@ -1,0 +1,176 @@
+//! What a save finds at its path before it writes anything: may it go on, and what will its index replace?
+//!
+//! A checkpoint exists exactly when its index does, so everything here is about indexes. The answer is kept until
+//! the commit, which makes its write conditional on it.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use s3dcp_s3::{Client, Error, ErrorKind};
+use tokio::task::JoinSet;
+
+use crate::error::corrupt;
+use crate::index::{IndexFacts, read_facts};
+use crate::keys::{Target, join, resolve_key};
+
+/// HEAD requests under way at once.
+const CONCURRENT_HEADS: usize = 32;
+
+/// An index that lies where a save will put its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SeenIndex {
+    /// Its ETag, where the service gives one.
+    pub etag: Option<String>,
+    /// The id of the save that wrote it.
+    pub save_id: Option<String>,
+    /// The epoch it says it is of.
+    pub epoch: Option<i64>,
+    /// The keys of the shard files it names; `None` when it cannot be read, and then nothing is ever cleaned up.
+    pub keys: Option<BTreeSet<String>>,
+}
+
+/// What planning saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The index that the commit will replace.
+    pub index: Option<SeenIndex>,
+    /// With an epoch: `<path>/.metadata`, which names the epoch committed last.
+    pub root: Option<SeenIndex>,
+}
+
+/// Looks at the path of a save.
+///
+/// # Errors
+/// `AlreadyExists` when `overwrite` is false and there is an index where this save's will be, or, with an epoch, a
+/// `<path>/.metadata` that is no epoch's; and, whatever `overwrite` says, when the path holds the other kind of
+/// checkpoint (with one index per rank, or with one for all). `Config` for a path or epoch that cannot be part of a
+/// key. Else those of the requests; nothing has been written then.
+pub async fn observe(client: &Client, target: &Target, overwrite: bool) -> Result<Observed, Error> {
+    target.check()?;
+    let bucket = &target.bucket;
+    refuse_other_kind(client, target).await?;
+    let key = target.index_key();
+    let index = see(client, bucket, &key, &target.folder()).await?;
+    if let Some(seen) = &index
+        && !overwrite
+    {
+        let by = seen.save_id.as_ref().map_or_else(String::new, |id| format!(" (save id {id})"));
+        return Err(exists(target, &key, format!("there is a checkpoint already{by}, and overwrite=False")));
+    }
+    let mut root = None;
+    if target.epoch.is_some() && target.rank.is_none() {
+        let key = target.root_key();
+        root = see(client, bucket, &key, &target.path_key).await?;
+        if root.as_ref().is_some_and(|seen| seen.epoch.is_none()) && !overwrite {
+            let message = "there is a checkpoint without an epoch, and overwrite=False";
+            return Err(exists(target, &key, message.to_owned()));
+        }
+    }
+    Ok(Observed { index, root })
+}
+
+fn exists(target: &Target, key: &str, message: String) -> Error {
+    Error::new(ErrorKind::AlreadyExists, message).with_bucket(&target.bucket).with_key(key)
+}
+
+/// A path holds one kind of checkpoint.
+async fn refuse_other_kind(client: &Client, target: &Target) -> Result<(), Error> {
+    let (name, kind) = match target.rank {
+        None => ("__0.metadata", "saved by each rank for itself (use_collectives=False)"),
+        Some(_) => (".metadata", "saved by all ranks together"),
+    };
+    let mut keys = vec![join(&target.path_key, name), join(&target.folder(), name)];
+    if target.rank.is_none() {
+        let folders = epoch_folders(client, target).await?;
+        keys.extend(folders.iter().map(|folder| join(folder, name)));
+    }
+    keys.sort_unstable();
+    keys.dedup();
+    if let Some(key) = first_existing(client, &target.bucket, keys).await? {
+        let message = format!("the path holds a checkpoint {kind}, and one path holds one kind");
+        return Err(exists(target, &key, message));
+    }
+    Ok(())
+}
+
+/// The `epoch_*` folders of a path, without a trailing slash.
+pub(crate) async fn epoch_folders(client: &Client, target: &Target) -> Result<Vec<String>, Error> {
+    let prefix = format!("{}epoch_", target.prefix());
+    let listing = client.list_objects(&target.bucket, &prefix, Some("/")).await?;
+    Ok(listing.common_prefixes.iter().map(|prefix| prefix.trim_end_matches('/').to_owned()).collect())
+}
+
+async fn first_existing(client: &Client, bucket: &str, keys: Vec<String>) -> Result<Option<String>, Error> {
+    let mut waiting = keys.into_iter();
+    let mut heads = JoinSet::new();
+    loop {
+        while heads.len() < CONCURRENT_HEADS
+            && let Some(key) = waiting.next()
+        {
+            let (client, bucket) = (client.clone(), bucket.to_owned());
+            heads.spawn(async move {
+                match client.head_object(&bucket, &key).await {
+                    Ok(_) => Ok(Some(key)),
+                    Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(error),
+                }
+            });
+        }
+        match heads.join_next().await {
+            None => return Ok(None),
+            Some(Ok(Ok(None))) => {}
+            Some(Ok(found)) => return found,
+            Some(Err(failure)) => {
+                return Err(Error::new(
+                    ErrorKind::Interrupted,
+                    format!("a HEAD request ended early: {failure}"),
+                ));
+            }
+        }
+    }
+}
+
+/// Reads an object; `None` when there is none (a bucket that does not exist is an error).
+pub(crate) async fn get(
+    client: &Client,
+    bucket: &str,
+    key: &str,
+) -> Result<Option<(Bytes, Option<String>)>, Error> {
+    match client.get_object(bucket, key).await {
+        Ok(object) => Ok(Some((object.body, object.info.etag))),
+        Err(error) if error.kind() == ErrorKind::NotFound && error.code() != Some("NoSuchBucket") => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The keys of the shard files that an index in `folder` names.
+pub(crate) fn named_keys(facts: &IndexFacts, folder: &str) -> Result<BTreeSet<String>, Error> {
+    facts.relative_paths.iter().map(|path| resolve_key(folder, path)).collect()
+}
+
+async fn see(client: &Client, bucket: &str, key: &str, folder: &str) -> Result<Option<SeenIndex>, Error> {
+    let Some((body, etag)) = get(client, bucket, key).await? else { return Ok(None) };
+    let seen = match read_facts(&body) {
+        Ok(facts) => SeenIndex {
+            etag,
+            keys: named_keys(&facts, folder).ok(),
+            save_id: facts.save_id,
+            epoch: facts.epoch,
+        },
+        // damaged: it can be replaced, and says nothing about what to clean up
+        Err(_) => SeenIndex { etag, ..SeenIndex::default() },
+    };
+    Ok(Some(seen))
+}
+
+/// Reads the keys that the index at `key` names; `None` when there is no index.
+pub(crate) async fn read_named(
+    client: &Client,
+    bucket: &str,
+    key: &str,
+) -> Result<Option<BTreeSet<String>>, Error> {
+    let Some((body, _)) = get(client, bucket, key).await? else { return Ok(None) };
+    let folder = key.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let named = read_facts(&body).and_then(|facts| named_keys(&facts, folder));
+    named.map(Some).map_err(|error| corrupt(error.message().to_owned()).with_bucket(bucket).with_key(key))
+}
