@@ -77,10 +77,10 @@ def tree(notes: dict[str, str]) -> None:
     root: dict[str, Any] = {}
     for path in sorted(notes):
         folder = root
-        *folders, name = path.rstrip("/").split("/")
+        *folders, name = path.split("/")
         for part in folders:
             folder = folder.setdefault(f"{part}/", {})
-        folder[name + "/" * path.endswith("/")] = notes[path]
+        folder[name] = notes[path]
     lines: list[tuple[str, str]] = []
 
     def walk(folder: dict[str, Any], indent: str) -> None:
@@ -111,9 +111,7 @@ class Bucket:
 
     def __init__(self) -> None:
         client = S3FileSystem(None).client
-        self.sizes = {
-            info.key.removeprefix(f"{PATH}/"): info.size for info in client.list_objects(BUCKET, f"{PATH}/")
-        }
+        self.sizes = {info.key.removeprefix(f"{PATH}/"): info.size for info in client.list_objects(BUCKET, f"{PATH}/")}
 
     def newest_step(self) -> int | None:
         """The step of the newest complete checkpoint, by its index."""
@@ -127,8 +125,7 @@ class Bucket:
         folder = posixpath.dirname(index)
         metadata = S3StorageReader(None, posixpath.join(URI, folder)).read_metadata()
         return {
-            posixpath.normpath(posixpath.join(folder, info.relative_path))
-            for info in metadata.storage_data.values()
+            posixpath.normpath(posixpath.join(folder, info.relative_path)) for info in metadata.storage_data.values()
         }
 
     def has_index(self, step: int) -> bool:
@@ -152,12 +149,11 @@ class Bucket:
         folders: dict[str, list[str]] = defaultdict(list)
         for name in self.sizes:
             if name not in notes:
-                folders[posixpath.dirname(name) + "/"].append(name)
+                folders[posixpath.dirname(name)].append(name)
         for folder, names in folders.items():
             size = sum(self.sizes[name] for name in names) / MIB
-            orphans = sum(name not in named for name in names)
-            whose = "" if not orphans else f"   {orphans} that no index names"
-            notes[folder] = f"{len(names)} shard files {size:6.1f} MiB{whose}"
+            whose = "" if named.issuperset(names) else "   no index names them"
+            notes[f"{folder}/*.distcp"] = f"{len(names)} shard files {size:6.1f} MiB{whose}"
         return notes
 
     def checkpoint(self, step: int) -> dict[str, str]:
