@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, EXPECT, HeaderValue, SERVER};
+use http::header::{AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, EXPECT, HeaderValue, SERVER};
 use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
@@ -20,6 +20,9 @@ use s3s::service::S3Service;
 
 use crate::ids::Ids;
 use crate::stats::Counters;
+
+/// Carries an object's size from an operation to [`invalid_range`]; never sent.
+pub(crate) const OBJECT_SIZE_HEADER: &str = "x-s3dcp-object-size";
 
 /// How much of an unwanted body is read, so that its sender sees the answer.
 const COURTESY_BYTES: u64 = 64 << 20;
@@ -46,7 +49,10 @@ impl HttpService {
         let mut response = match self.wrong_region(&request) {
             Some((given, expected)) => refuse_region(&given, expected, &request_id),
             None => match self.inner.s3.call(courteous(request)).await {
-                Ok(response) => response,
+                Ok(mut response) => match response.headers_mut().remove(OBJECT_SIZE_HEADER) {
+                    Some(size) => invalid_range(&size, &request_id),
+                    None => response,
+                },
                 Err(error) => internal_error(&format!("{error:?}"), &request_id),
             },
         };
@@ -88,6 +94,18 @@ fn refuse_region(given: &str, expected: &str, request_id: &str) -> Response<Body
         error(StatusCode::BAD_REQUEST, "AuthorizationHeaderMalformed", &message, &region, request_id);
     if let Ok(value) = HeaderValue::try_from(expected) {
         response.headers_mut().insert("x-amz-bucket-region", value);
+    }
+    response
+}
+
+/// The protocol crate has no field for the size, which S3 puts into this one error.
+fn invalid_range(size: &HeaderValue, request_id: &str) -> Response<Body> {
+    let size = size.to_str().unwrap_or_default();
+    let message = "The requested range is not satisfiable";
+    let more = format!("<ActualObjectSize>{size}</ActualObjectSize>");
+    let mut response = error(StatusCode::RANGE_NOT_SATISFIABLE, "InvalidRange", message, &more, request_id);
+    if let Ok(value) = HeaderValue::try_from(format!("bytes */{size}")) {
+        response.headers_mut().insert(CONTENT_RANGE, value);
     }
     response
 }

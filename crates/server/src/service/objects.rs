@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
+use http::{HeaderMap, HeaderValue};
 use s3s::dto::{self, *};
 use s3s::{S3Error, S3Request, S3Result, TrailingHeaders, s3_error};
 
 use super::Service;
 use crate::checksum::{Algorithm, Digest, Hasher, ObjectChecksum, checksums_of, set_checksum};
 use crate::conditions::{ReadCondition, WriteCondition};
+use crate::http_service::OBJECT_SIZE_HEADER;
 use crate::object::{self, Metadata, Object, Segment};
 use crate::receive::{self, Announced, Received};
 use crate::send::Sender;
@@ -30,9 +32,7 @@ impl Selection {
             )),
             (None, None) => Ok(Self { start: 0, size: object.size, partial: false }),
             (Some(range), None) => {
-                let found = range
-                    .check(object.size)
-                    .map_err(|_| s3_error!(InvalidRange, "The requested range is not satisfiable"))?;
+                let found = range.check(object.size).map_err(|_| invalid_range(object.size))?;
                 Ok(Self { start: found.start, size: found.end - found.start, partial: true })
             }
             (None, Some(number)) => Self::part(object, number),
@@ -85,15 +85,24 @@ macro_rules! describe {
         output.server_side_encryption =
             object.metadata.server_side_encryption.clone().map(ServerSideEncryption::from);
         output.storage_class = object.metadata.storage_class.clone().map(StorageClass::from);
-        // The checksum is that of the whole object, so a range comes without it.
+        // The checksum is that of the whole object, so a part of it comes without.
         if $checksum_mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED)
-            && selection.size == object.size
+            && !selection.partial
             && let Some(checksum) = &object.checksum
         {
             set_checksum!(output, checksum.algorithm(), checksum);
             output.checksum_type = Some(ChecksumType::from_static(checksum.kind()));
         }
     }};
+}
+
+/// Says how large the object is, which clients read to tell an empty object from a wrong range.
+fn invalid_range(size: u64) -> S3Error {
+    let mut error = s3_error!(InvalidRange, "The requested range is not satisfiable");
+    let mut headers = HeaderMap::new();
+    headers.insert(OBJECT_SIZE_HEADER, HeaderValue::from(size));
+    error.set_headers(headers);
+    error
 }
 
 /// The headers of a new object; PutObject, CopyObject and CreateMultipartUpload have these fields alike.
