@@ -59,7 +59,8 @@ pub async fn commit(
     commit.write(conditional).await?;
     if let Some(root_index) = root_index {
         let key = target.root_key();
-        let put = client.put_object(&target.bucket, &key, Payload::from(root_index), &PutOptions::default());
+        let options = PutOptions::default();
+        let put = client.put_object(&target.bucket, &key, Payload::from(root_index), &options);
         put.await.map_err(|error| {
             let index_key = target.index_key();
             let message = format!(
