@@ -45,11 +45,8 @@ def demo() -> Any:
 class Seen:
     """What `check` asks of a bucket."""
 
-    newest: int
+    newest_step: int
     indexes: tuple[int, ...]
-
-    def newest_step(self) -> int:
-        return self.newest
 
     def has_index(self, step: int) -> bool:
         return step in self.indexes
@@ -87,14 +84,14 @@ def test_everything_holds_in_a_good_run(demo: Any) -> None:
     [
         pytest.param({"first": {"exit_status": 0}}, id="the first job did not die"),
         pytest.param({"first": {"killed": {"bytes_sent": 9, "bytes_total": 9}}}, id="the save was over"),
-        pytest.param({"after_crash": {"newest": 9}}, id="the broken save is the newest"),
+        pytest.param({"after_crash": {"newest_step": 9}}, id="the broken save is the newest"),
         pytest.param({"after_crash": {"indexes": (3, 6, 9)}}, id="the broken save has an index"),
         pytest.param({"second": {"resumed": {"step": 3, "ranks": 2, "sha256": "bb"}}}, id="an older step"),
         pytest.param({"second": {"resumed": {"step": 6, "ranks": 2, "sha256": "bc"}}}, id="one bit differs"),
         pytest.param({"second": {"losses": {7: 4.301, 8: 4.2, 9: 4.1}}}, id="another loss"),
         pytest.param({"second": {"losses": {7: 4.3, 8: 4.2}}}, id="a step is missing"),
         pytest.param({"second": {"exit_status": 1}}, id="the second job failed"),
-        pytest.param({"at_end": {"newest": 9}}, id="the last save is missing"),
+        pytest.param({"at_end": {"newest_step": 9}}, id="the last save is missing"),
     ],
 )
 def test_what_does_not_hold_is_counted(demo: Any, broken: dict[str, dict[str, Any]]) -> None:

@@ -198,7 +198,9 @@ class Job:
             writer.progress = planner.on_progress
         state = self.state()
         sha256, nbytes = fingerprint(state)
-        self.say(f"saving step {self.step}: {nbytes / 2**20:.1f} MiB of state from {self.ranks} ranks")
+        self.say(
+            f"saving step {self.step}: {nbytes / 2**20:.1f} MiB of state from {self.ranks} ranks, of which rank 0 sends"
+        )
         dist.barrier()
         began = time.perf_counter()
         with bars_on_stdout():
