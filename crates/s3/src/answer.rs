@@ -66,7 +66,7 @@ fn server_time(headers: &HeaderMap) -> Option<SystemTime> {
 
 fn classify(status: StatusCode, code: Option<&str>) -> (ErrorKind, Class) {
     use ErrorKind::*;
-    let known = match code.unwrap_or_default() {
+    match code.unwrap_or_default() {
         "NoSuchKey" | "NoSuchBucket" | "NoSuchUpload" | "NoSuchVersion" | "NotFound" => {
             (NotFound, Class::Final)
         }
@@ -112,8 +112,7 @@ fn classify(status: StatusCode, code: Option<&str>) -> (ErrorKind, Class) {
             500 | 502 | 504 => (Service, Class::Transient),
             _ => (Service, Class::Final),
         },
-    };
-    known
+    }
 }
 
 fn describe(asked: &Asked<'_>, status: StatusCode, code: Option<&str>, message: Option<&str>) -> String {

@@ -96,7 +96,6 @@ mod tests {
              SignedHeaders=host;range;x-amz-content-sha256;x-amz-date, \
              Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
         );
-        assert!(!format!("{headers:?}").contains("f0e8bdb8") || !headers["authorization"].is_sensitive());
     }
 
     #[test]
