@@ -179,7 +179,16 @@ def main() -> None:
             for operation in ("save", "load"):
                 for candidate in CANDIDATES:
                     uri = f"s3://{BUCKET}/{candidate}"
-                    command = [sys.executable, __file__, "--gib", str(options.gib), "--one", candidate, operation, uri]
+                    command = [
+                        sys.executable,
+                        __file__,
+                        "--gib",
+                        str(options.gib),
+                        "--one",
+                        candidate,
+                        operation,
+                        uri,
+                    ]
                     line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                     runs.setdefault(f"{operation} {candidate}", []).append(json.loads(line))
             print(f"run {number + 1} of {options.runs} done", file=sys.stderr)

@@ -8,7 +8,7 @@ import threading
 from . import _native
 from .client_config import S3ClientConfig
 
-_clients: dict[tuple[int, str | None, str | None, S3ClientConfig], _native.Client] = {}
+_clients: dict[tuple[int, int, str | None, str | None, S3ClientConfig], _native.Client] = {}
 _lock = threading.Lock()
 
 
@@ -16,6 +16,9 @@ def client_for(
     region: str | None, endpoint_url: str | None = None, config: S3ClientConfig | None = None
 ) -> _native.Client:
     """The process's client for `region` and `endpoint_url`; no request is sent yet.
+
+    A client takes what it is not given from the environment when it is made, so a changed ``AWS_*`` variable
+    means another client.
 
     Raises:
         ConfigError: a setting cannot work; the message names it.
@@ -26,7 +29,7 @@ def client_for(
         config = _from_peer(config)
     config = config or S3ClientConfig()
     endpoint_url = endpoint_url or config.endpoint_url
-    key = (os.getpid(), region, endpoint_url, config)
+    key = (os.getpid(), _environment(), region, endpoint_url, config)
     with _lock:
         client = _clients.get(key)
         if client is None:
@@ -50,6 +53,11 @@ def client_for(
                 part_size=config.part_size,
             )
     return client
+
+
+def _environment() -> int:
+    """A digest of the ``AWS_*`` variables, which hold secrets."""
+    return hash(frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
 
 
 def _after_fork_in_child() -> None:

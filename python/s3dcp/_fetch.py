@@ -163,7 +163,7 @@ class Fetch:
                 continue
             dtype, shape = self._declared(item.storage_index)
             nbytes = math.prod(shape) * dtype.itemsize
-            if not (type(data_offset) is int and 0 <= data_offset and data_offset + nbytes <= info.length):
+            if not (type(data_offset) is int and data_offset >= 0 and data_offset + nbytes <= info.length):
                 raise Corrupt(f"{item.storage_index.fqn}: the index gives this item too few bytes for its shape")
             sources[id(item)] = Source(
                 key=self._key(info.relative_path),
@@ -345,16 +345,21 @@ class Fetch:
         self._steps.append(lambda: _copy(block, narrow_tensor_by_index(stored, rows.offsets, block.size())))
 
     def _buffered_strided(
-        self, name: str, source: Source, offsets: tuple[int, ...], lengths: tuple[int, ...], target: torch.Tensor
+        self,
+        name: str,
+        source: Source,
+        offsets: tuple[int, ...],
+        lengths: tuple[int, ...],
+        target: torch.Tensor,
     ) -> None:
         """A foreign tensor in another layout: fetch its whole storage."""
         last = sum((size - 1) * stride for size, stride in zip(source.shape, source.strides, strict=True))
         nbytes = (source.storage_offset + last + 1) * source.dtype.itemsize
         memory = self._allocate(nbytes)
-        self._read(
-            name, source, [(source.data_offset, source.data_offset + nbytes, memory.data_ptr())]
-        )
-        stored = memory.view(source.dtype).as_strided(source.shape, source.strides, source.storage_offset)
+        self._read(name, source, [(source.data_offset, source.data_offset + nbytes, memory.data_ptr())])
+        elements = memory.view(source.dtype)
+        first = elements.storage_offset() + source.storage_offset  # as_strided counts from the arena's start
+        stored = elements.as_strided(source.shape, source.strides, first)
         self._steps.append(lambda: _copy(target, narrow_tensor_by_index(stored, offsets, lengths)))
 
     def _whole_item(self, item: ReadItem, info: Any, planner: LoadPlanner) -> None:
@@ -388,7 +393,9 @@ class Fetch:
             target = planner.resolve_tensor(item).detach()
             block = narrow_tensor_by_index(stored, item.storage_offsets, item.lengths)
             if target.size() != block.size():
-                raise ValueError(f"{name}: the tensor to load into is {tuple(target.size())}, not {tuple(block.size())}")
+                raise ValueError(
+                    f"{name}: the tensor to load into is {tuple(target.size())}, not {tuple(block.size())}"
+                )
             _copy(target, block)
             planner.commit_tensor(item, target)
 
@@ -398,7 +405,11 @@ class Fetch:
 
     def _read(self, name: str, source: Source, pieces: list[tuple[int, int, int]]) -> None:
         last = self._reads[-1] if self._reads else None
-        if last is not None and (last.key, last.offset, last.length) == (source.key, source.offset, source.length):
+        if last is not None and (last.key, last.offset, last.length) == (
+            source.key,
+            source.offset,
+            source.length,
+        ):
             last.pieces += pieces
         else:
             self._reads.append(_Read(name, source.key, source.offset, source.length, source.checksums, pieces))
@@ -440,9 +451,7 @@ class _Rows:
     offsets: tuple[int, ...]
 
 
-def _row_blocks(
-    target: torch.Tensor, offsets: tuple[int, ...], source: Source
-) -> Iterator[tuple[torch.Tensor, _Rows]]:
+def _row_blocks(target: torch.Tensor, offsets: tuple[int, ...], source: Source) -> Iterator[tuple[torch.Tensor, _Rows]]:
     """Cut the wanted block along its first dimension so that each piece's covering rows stay below `BLOCK_BYTES`.
 
     Yields each piece of `target` with the stored run that covers it. Single rows above the limit are cut along

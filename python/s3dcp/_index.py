@@ -46,14 +46,13 @@ def read_index(body: bytes, where: str, extra_globals: frozenset[tuple[str, str]
     collecting = gc.isenabled()
     gc.disable()
     try:
-        metadata = _Unpickler(io.BytesIO(memoryview(body)[:end]), extra_globals).load()
+        metadata: Any = _Unpickler(io.BytesIO(memoryview(body)[:end]), extra_globals).load()
     except Exception as error:
         raise Corrupt(f"{where}: the index cannot be read: {type(error).__name__}: {error}") from error
     finally:
         if collecting:
             gc.enable()
-    _check(metadata, where, sealed)
-    return metadata
+    return _checked(metadata, where, sealed)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -67,7 +66,9 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _check(metadata: Any, where: str, sealed: bool) -> None:
+def _checked(metadata: Any, where: str, sealed: bool) -> Metadata:
+    """`metadata` itself, seen to be an index."""
+
     def require(ok: bool, what: str) -> None:
         if not ok:
             raise Corrupt(f"{where}: the index is malformed: {what}")
@@ -89,6 +90,8 @@ def _check(metadata: Any, where: str, sealed: bool) -> None:
     require(sealed or not has_checksums, "its trailer is missing, so it was cut short or changed")
     meta = getattr(metadata, "storage_meta", None)
     require(meta is None or isinstance(meta, StorageMeta), "storage_meta")
+    assert isinstance(metadata, Metadata)
+    return metadata
 
 
 def _is_size(value: object) -> bool:

@@ -2,6 +2,37 @@
 
 from collections.abc import Sequence
 from os import PathLike
+from typing import final
+
+__all__ = [
+    "MAX_BASE",
+    "MAX_KEY_BYTES",
+    "ArchiveHead",
+    "Client",
+    "Committed",
+    "ObjectInfo",
+    "Observed",
+    "Server",
+    "ServerStats",
+    "ShardWriter",
+    "StagingPool",
+    "Stats",
+    "__version__",
+    "check_user_prefix",
+    "default_globals",
+    "default_prefixes",
+    "digits_needed",
+    "main",
+    "numeric_pattern",
+    "numeric_patterns",
+    "numeric_prefixes",
+    "open_index",
+    "parse_archive_head",
+    "parse_s3_uri",
+    "resolve_key",
+    "round_robin_prefixes",
+    "seal_index",
+]
 
 __version__: str
 
@@ -20,12 +51,11 @@ def numeric_prefixes(
     epoch_num: int | None,
     ranks: tuple[int, int, int],
 ) -> list[str]: ...
-def round_robin_prefixes(
-    user_prefixes: list[str], epoch_num: int | None, ranks: tuple[int, int, int]
-) -> list[str]: ...
+def round_robin_prefixes(user_prefixes: list[str], epoch_num: int | None, ranks: tuple[int, int, int]) -> list[str]: ...
 def default_prefixes(ranks: tuple[int, int, int]) -> list[str]: ...
 
 # The engine and the commit
+@final
 class ObjectInfo:
     @property
     def key(self) -> str: ...
@@ -36,6 +66,7 @@ class ObjectInfo:
     @property
     def last_modified(self) -> float | None: ...
 
+@final
 class Stats:
     @property
     def requests(self) -> int: ...
@@ -48,10 +79,12 @@ class Stats:
     @property
     def bytes_received(self) -> int: ...
 
+@final
 class Observed:
     @property
     def exists(self) -> bool: ...
 
+@final
 class Committed:
     @property
     def warnings(self) -> list[str]: ...
@@ -60,6 +93,7 @@ class Committed:
     @property
     def left(self) -> list[str]: ...
 
+@final
 class Client:
     def __new__(
         cls,
@@ -95,9 +129,7 @@ class Client:
         verify: bool,
     ) -> None: ...
     def shard_writer(self, bucket: str, key: str, size_hint: int) -> ShardWriter: ...
-    def observe(
-        self, bucket: str, path_key: str, epoch: str | None, rank: int | None, overwrite: bool
-    ) -> Observed: ...
+    def observe(self, bucket: str, path_key: str, epoch: str | None, rank: int | None, overwrite: bool) -> Observed: ...
     def commit(
         self,
         bucket: str,
@@ -111,6 +143,7 @@ class Client:
     ) -> Committed: ...
     def stats(self) -> Stats: ...
 
+@final
 class StagingPool:
     def __new__(cls, buffers: Sequence[tuple[int, int]], owner: object) -> StagingPool: ...
     def acquire(self) -> int: ...
@@ -118,12 +151,11 @@ class StagingPool:
 
 _Record = tuple[int, int, int | None, bytes]
 
+@final
 class ShardWriter:
     @property
     def part_size(self) -> int: ...
-    def tensor(
-        self, dtype: str, shape: Sequence[int], address: int, nbytes: int, owner: object
-    ) -> _Record: ...
+    def tensor(self, dtype: str, shape: Sequence[int], address: int, nbytes: int, owner: object) -> _Record: ...
     def begin_tensor(self, dtype: str, shape: Sequence[int]) -> None: ...
     def begin_raw(self) -> None: ...
     def write(self, data: bytes) -> None: ...
@@ -138,6 +170,7 @@ class ShardWriter:
 def parse_s3_uri(uri: str, argument: str) -> tuple[str, str]: ...
 
 # The index and the archives
+@final
 class ArchiveHead:
     @property
     def dtype(self) -> str: ...
@@ -155,14 +188,13 @@ class ArchiveHead:
     def big_endian(self) -> bool: ...
 
 def parse_archive_head(head: bytes | bytearray, name: str) -> ArchiveHead | int | None: ...
-def open_index(
-    body: bytes, location: str, extra_globals: Sequence[tuple[str, str]]
-) -> tuple[int, bool]: ...
+def open_index(body: bytes, location: str, extra_globals: Sequence[tuple[str, str]]) -> tuple[int, bool]: ...
 def seal_index(pickle: bytes) -> bytes: ...
 def default_globals() -> frozenset[tuple[str, str]]: ...
 def resolve_key(base_key: str, relative_path: str) -> str: ...
 
 # The embedded server and the command
+@final
 class ServerStats:
     @property
     def requests(self) -> dict[str, int]: ...
@@ -173,6 +205,7 @@ class ServerStats:
     @property
     def bytes_sent(self) -> int: ...
 
+@final
 class Server:
     def __new__(
         cls,

@@ -84,9 +84,7 @@ def split_into_files(
             parts = [(objects, False), *((names, True) for names in _unique_names(tensors))]
         else:
             parts = [(objects + tensors, False)]
-        files += [
-            FilePlan(part, safetensors, sum(map(item_nbytes, part))) for part, safetensors in parts if part
-        ]
+        files += [FilePlan(part, safetensors, sum(map(item_nbytes, part))) for part, safetensors in parts if part]
     return files
 
 
@@ -159,11 +157,7 @@ class ShardFile:
         return WriteResult(index=item.index, size_in_bytes=length, storage_data=info)
 
     def _write_object(self, item: WriteItem, planner: SavePlanner) -> WriteResult:
-        data = planner.resolve_data(item)
-        if not isinstance(data, io.BytesIO):
-            raise ValueError(f"{item.index.fqn}: the planner gave {type(data).__name__} for an object, not BytesIO")
-        _warn_if_unsafe(item.index.fqn, data)
-        return self._result(item, self._native.raw(data.getvalue()))
+        return self._result(item, self._native.raw(_resolve_object(item, planner).getvalue()))
 
     def _write_tensor(self, item: WriteItem, planner: SavePlanner) -> WriteResult:
         tensor = _resolve_tensor(item, planner)
@@ -206,8 +200,7 @@ class ShardFile:
         stream = io.BytesIO()
         transformed, descriptors = self._transforms.transform_save_stream(item, stream)
         if item.type == _OBJECT:
-            data = planner.resolve_data(item)
-            _warn_if_unsafe(item.index.fqn, data)
+            data = _resolve_object(item, planner)
             transformed.write(data.getbuffer())
         else:
             tensor = _resolve_tensor(item, planner).cpu()
@@ -216,8 +209,26 @@ class ShardFile:
             torch.save(tensor, transformed)
         transformed.close()
         result = self._result(item, self._native.raw(stream.getvalue()))
-        result.storage_data.transform_descriptors = descriptors
+        # In the order in which readers undo them; torch's own order loses all but single extensions.
+        result.storage_data.transform_descriptors = descriptors[::-1]
         return result
+
+
+def _resolve_object(item: WriteItem, planner: SavePlanner) -> io.BytesIO:
+    """The pickled object of `item`; warns of one that readers refuse unless made with ``weights_only=False``."""
+    data = planner.resolve_data(item)
+    if not isinstance(data, io.BytesIO):
+        raise ValueError(f"{item.index.fqn}: the planner gave {type(data).__name__} for an object, not BytesIO")
+    data.seek(0)
+    try:
+        torch.load(data, weights_only=True)
+    except Exception:
+        warnings.warn(
+            f"{item.index.fqn}: loading this object runs code from the checkpoint; it will need "
+            "S3StorageReader(..., weights_only=False)",
+            stacklevel=2,
+        )
+    return data
 
 
 def _resolve_tensor(item: WriteItem, planner: SavePlanner) -> torch.Tensor:
@@ -252,21 +263,6 @@ def _is_direct(tensor: torch.Tensor) -> bool:
     return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
-def _warn_if_unsafe(fqn: str, data: Any) -> None:
-    """Warn of an object that readers refuse unless made with ``weights_only=False``."""
-    try:
-        data.seek(0)
-        torch.load(data, weights_only=True)
-    except Exception:
-        warnings.warn(
-            f"{fqn}: loading this object runs code from the checkpoint; it will need "
-            "S3StorageReader(..., weights_only=False)",
-            stacklevel=2,
-        )
-    finally:
-        data.seek(0)
-
-
 def _safetensors_header(items: list[WriteItem]) -> bytes:
     """The length-prefixed JSON header of a safetensors file holding `items` in this order."""
     sharding: dict[str, Any] = {}
@@ -294,5 +290,3 @@ def _safetensors_header(items: list[WriteItem]) -> bytes:
     header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header
-
-

@@ -82,4 +82,6 @@ def _row_blocks(tensor: torch.Tensor, max_bytes: int) -> Iterator[torch.Tensor]:
         for row in tensor:
             yield from _row_blocks(row, max_bytes)
         return
-    yield from tensor.split(max_bytes // row_bytes)
+    rows = max_bytes // row_bytes
+    for first in range(0, tensor.shape[0], rows):
+        yield tensor.narrow(0, first, min(rows, tensor.shape[0] - first))

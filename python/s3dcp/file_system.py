@@ -176,9 +176,7 @@ class _ObjectReader(io.RawIOBase):
         count = min(len(view), self._size - self._position)
         if count <= 0:
             return 0
-        view[:count] = self._client.read_ranges(
-            self._bucket, [(self._key, self._position, self._position + count)]
-        )[0]
+        view[:count] = self._client.read_ranges(self._bucket, [(self._key, self._position, self._position + count)])[0]
         self._position += count
         return count
 

@@ -167,9 +167,7 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
     ) -> None:
         self.base = base
         self.epoch_num = epoch_num
-        self._min_prefix_len = checks.integer(
-            "min_prefix_length", min_prefix_length, 1, _native.MAX_KEY_BYTES
-        )
+        self._min_prefix_len = checks.integer("min_prefix_length", min_prefix_length, 1, _native.MAX_KEY_BYTES)
         self.prefix_count = prefix_count
         if not self._has_own_patterns():
             # For the shortest rank. A longer one is checked when its prefix is made.
@@ -341,9 +339,7 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
 
     def _has_own_map(self) -> bool:
         """Whether patterns come from a list: one that somebody may have changed, or that a subclass makes."""
-        return self._prefix_map is not None or _overridden(
-            self, NumericPrefixStrategy, "_generate_prefix_map"
-        )
+        return self._prefix_map is not None or _overridden(self, NumericPrefixStrategy, "_generate_prefix_map")
 
     def _has_own_patterns(self) -> bool:
         own_digits = _overridden(self, NumericPrefixStrategy, "_format_number")

@@ -55,11 +55,11 @@ class _UnreadableIndex(Metadata):
         raise self._error
 
     @property
-    def planner_data(self) -> Any:  # type: ignore[override]
+    def planner_data(self) -> Any:
         raise self._error
 
     @property
-    def storage_data(self) -> Any:  # type: ignore[override]
+    def storage_data(self) -> Any:
         raise self._error
 
 
@@ -231,14 +231,10 @@ class S3StorageReader(FileSystemReader):
         """
         assert self._metadata is not None
         bucket, path_key = split_path(self.path)
-        fetch = Fetch(
-            self.fs.client, bucket, path_key, self._metadata, self.transforms, self.verify, self.weights_only
-        )
+        fetch = Fetch(self.fs.client, bucket, path_key, self._metadata, self.transforms, self.verify, self.weights_only)
         rank = self.rank if self.rank is not None else 0
         try:
-            with Progress(
-                self.progress, "load", self.fs.client, "bytes_received", fetch.expected_bytes(plan), rank
-            ):
+            with Progress(self.progress, "load", self.fs.client, "bytes_received", fetch.expected_bytes(plan), rank):
                 fetch.run(plan, planner)
         except NotFound as error:
             raise self._explain_missing(error, bucket, path_key) from error
@@ -283,5 +279,3 @@ def _index_key(path_key: str, rank: int | None) -> str:
 def _is_missing_key(error: S3DcpError) -> bool:
     """A definite answer that there is no such object, in a bucket that does exist."""
     return isinstance(error, NotFound) and error.code != "NoSuchBucket"
-
-

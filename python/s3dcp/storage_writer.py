@@ -208,9 +208,7 @@ class S3StorageWriter(FileSystemWriter):
         save = self._save
         ranks = save.ranks or getattr(plan.storage_data, "ranks", None) or self._last_ranks or _world_size()
         save.ranks = self._last_ranks = ranks
-        files = split_into_files(
-            plan.items, self.thread_count, self.single_file_per_rank, self.serialization_format
-        )
+        files = split_into_files(plan.items, self.thread_count, self.single_file_per_rank, self.serialization_format)
         results: list[WriteResult] = []
         open_files: list[ShardFile] = []
         total = sum(file.nbytes for file in files)
@@ -314,5 +312,3 @@ def _below_epoch(info: Any) -> Any:
     moved = copy.copy(info)
     moved.relative_path = f"../{info.relative_path}"
     return moved
-
-

@@ -8,11 +8,12 @@ use bytes::Bytes;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
 use s3dcp_checkpoint::{
-    ConditionalCommit, Destination, ItemChecksums, ItemRead, Piece, ReadOptions, Target, commit, observe, plan_reads,
+    ConditionalCommit, Destination, ItemChecksums, ItemRead, Piece, ReadOptions, Target, commit, observe,
+    plan_reads,
 };
 use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption, UploadOptions};
 
-use crate::errors::to_python;
+use crate::errors::{about, to_python};
 use crate::memory::TensorDestination;
 use crate::runtime::wait;
 use crate::shard_writer::ShardWriter;
@@ -64,7 +65,7 @@ impl Observed {
     /// Whether an index is there already.
     #[getter]
     fn exists(&self) -> bool {
-        self.inner.etag.is_some()
+        self.inner.index.is_some()
     }
 }
 
@@ -186,8 +187,14 @@ impl Client {
         match failures.first() {
             None => Ok(()),
             Some(failure) => {
-                let message = format!("s3://{bucket}/{} could not be deleted: {failure}", failure.key);
-                Err(to_python(py, &Error::new(ErrorKind::Service, message).with_key(bucket, &failure.key)))
+                let message = format!(
+                    "s3://{bucket}/{} could not be deleted: {} {}",
+                    failure.key, failure.code, failure.message
+                );
+                Err(to_python(
+                    py,
+                    &Error::new(ErrorKind::Service, message).with_bucket(bucket).with_key(&failure.key),
+                ))
             }
         }
     }
@@ -222,8 +229,9 @@ impl Client {
         let engine = self.engine(py)?;
         let items = items.into_iter().map(|item| item_read(py, item)).collect::<PyResult<Vec<_>>>()?;
         let options = ReadOptions { verify, ..ReadOptions::default() };
-        let reads =
-            py.detach(|| plan_reads(items, &options)).map_err(|error| to_python(py, &error.with_bucket(bucket)))?;
+        let reads = py
+            .detach(|| plan_reads(items, &options))
+            .map_err(|error| to_python(py, &error.with_bucket(bucket)))?;
         wait(py, engine.download(bucket, reads))
     }
 
@@ -273,10 +281,8 @@ impl Client {
             _ => ConditionalCommit::Warn,
         };
         let root_index = root_index.map(Bytes::from);
-        let committed = wait(
-            py,
-            commit(&engine, &target, &observed.inner, Bytes::from(index), root_index, mode),
-        )?;
+        let committed =
+            wait(py, commit(&engine, &target, &observed.inner, Bytes::from(index), root_index, mode))?;
         Ok(Committed { warnings: committed.warnings, deleted: committed.deleted, left: committed.left })
     }
 
@@ -297,7 +303,7 @@ fn item_read(py: Python<'_>, item: ReadRequest) -> PyResult<ItemRead> {
     let checksums = checksums
         .map(|packed| ItemChecksums::from_bytes(&packed))
         .transpose()
-        .map_err(|error| to_python(py, &error.with_context(&name)))?;
+        .map_err(|error| to_python(py, &about(&name, error)))?;
     let pieces = pieces
         .into_iter()
         .map(|(start, end, address)| {
@@ -315,7 +321,7 @@ fn seconds(value: f64) -> Duration {
 /// Bucket and key of an `s3://` URI; `argument` is named in the error.
 #[pyfunction]
 fn parse_s3_uri(py: Python<'_>, uri: &str, argument: &str) -> PyResult<(String, String)> {
-    s3dcp_s3::parse_s3_uri(uri).map_err(|error| to_python(py, &error.with_context(argument)))
+    s3dcp_s3::parse_s3_uri(uri).map_err(|error| to_python(py, &about(argument, error)))
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

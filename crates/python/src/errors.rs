@@ -2,24 +2,12 @@
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use s3dcp_s3::{Error, ErrorKind};
+use s3dcp_s3::Error;
 
-/// The name of a kind in Python, as `S3DcpError.kind` has it.
-fn kind_name(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::NotFound => "NotFound",
-        ErrorKind::AlreadyExists => "AlreadyExists",
-        ErrorKind::Conflict => "Conflict",
-        ErrorKind::PreconditionFailed => "PreconditionFailed",
-        ErrorKind::Throttled => "Throttled",
-        ErrorKind::Denied => "Denied",
-        ErrorKind::Corrupt => "Corrupt",
-        ErrorKind::Timeout => "Timeout",
-        ErrorKind::Config => "Config",
-        ErrorKind::Connection => "Connection",
-        ErrorKind::Interrupted => "Interrupted",
-        _ => "Service",
-    }
+/// `error` with `context` in front of its message: the argument, item or place it concerns.
+pub(crate) fn about(context: &str, error: Error) -> Error {
+    let message = format!("{context}: {}", error.message());
+    error.with_message(message)
 }
 
 /// The Python exception for `error`, with all its attributes.
@@ -40,5 +28,5 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
     attributes.set_item("status", error.status())?;
     attributes.set_item("code", error.code())?;
     let make = py.import("s3dcp.errors")?.getattr("from_kind")?;
-    Ok(PyErr::from_value(make.call1((kind_name(error.kind()), error.to_string(), attributes))?))
+    Ok(PyErr::from_value(make.call1((error.kind().name(), error.to_string(), attributes))?))
 }

@@ -5,7 +5,7 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyFrozenSet;
 use s3dcp_checkpoint::{AllowList, HeadState};
 
-use crate::errors::to_python;
+use crate::errors::{about, to_python};
 
 /// Layout of one stored tensor, from the head of its torch archive.
 #[pyclass(frozen, get_all, module = "s3dcp._native")]
@@ -31,8 +31,8 @@ pub(crate) enum Parsed {
 /// only torch can read it.
 #[pyfunction]
 fn parse_archive_head(py: Python<'_>, head: PyBackedBytes, name: &str) -> PyResult<Parsed> {
-    let state = s3dcp_checkpoint::parse_archive_head(&head)
-        .map_err(|error| to_python(py, &error.with_context(name)))?;
+    let state =
+        s3dcp_checkpoint::parse_archive_head(&head).map_err(|error| to_python(py, &about(name, error)))?;
     Ok(match state {
         HeadState::Complete(head) => Parsed::Head(ArchiveHead {
             dtype: head.spec.dtype.torch_name(),
@@ -62,7 +62,7 @@ fn open_index(
         s3dcp_checkpoint::scan_index(&body[opened.pickle.clone()], &allow)?;
         Ok((opened.pickle.end, opened.sealed))
     })
-    .map_err(|error: s3dcp_s3::Error| to_python(py, &error.with_context(location)))
+    .map_err(|error: s3dcp_s3::Error| to_python(py, &about(location, error)))
 }
 
 /// The index with its trailer: magic, length, CRC-32.
@@ -74,7 +74,7 @@ fn seal_index(pickle: Vec<u8>) -> Vec<u8> {
 /// The (module, name) pairs that an index may hold.
 #[pyfunction]
 fn default_globals(py: Python<'_>) -> PyResult<Bound<'_, PyFrozenSet>> {
-    PyFrozenSet::new(py, AllowList::default_globals().iter())
+    PyFrozenSet::new(py, AllowList::default_globals().globals())
 }
 
 /// The key of `relative_path`, seen from an index below `base_key`.

@@ -2,14 +2,23 @@
 //!
 //! Each submodule registers its own functions and classes; nothing here holds logic of its own.
 
+mod client;
+mod errors;
+mod index;
+mod memory;
 mod prefix;
+mod runtime;
 mod server;
+mod shard_writer;
+mod staging;
 
 use pyo3::prelude::*;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    client::register(module)?;
+    index::register(module)?;
     prefix::register(module)?;
     server::register(module)?;
     Ok(())

@@ -73,6 +73,12 @@ impl Destination for TensorDestination {
             );
         }
     }
+
+    fn split(&mut self, at: u64) -> Option<Box<dyn Destination>> {
+        let rest = self.length.checked_sub(at)?;
+        self.length = at;
+        Some(Box::new(Self { address: self.address + at as usize, length: rest }))
+    }
 }
 
 /// A plain view of `length` bytes at `address` for the staging pool, whose buffers outlive every view.

@@ -2,6 +2,10 @@
 //!
 //! A forked child has none of its parent's threads, so the runtime belongs to a process id: a child makes its own
 //! and leaves the parent's alone. No lock is held that a fork could leave locked.
+#![expect(
+    unsafe_code,
+    reason = "the runtime of a process is found through an atomic pointer, without a lock"
+)]
 
 use std::future::Future;
 use std::pin::pin;
@@ -56,7 +60,10 @@ pub(crate) fn handle() -> PyResult<Handle> {
 /// Runs `future` to its end with the GIL released, looking for signals in between.
 ///
 /// When a signal handler raises, the future is dropped and the exception goes on.
-pub(crate) fn wait<T: Send>(py: Python<'_>, future: impl Future<Output = Result<T, Error>> + Send) -> PyResult<T> {
+pub(crate) fn wait<T: Send>(
+    py: Python<'_>,
+    future: impl Future<Output = Result<T, Error>> + Send,
+) -> PyResult<T> {
     let handle = handle()?;
     let mut future = pin!(future);
     loop {

@@ -1,7 +1,6 @@
 //! One object on its way up, driven from Python.
 
 use bytes::Bytes;
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use s3dcp_checkpoint::{DType, ItemRecord, TensorSpec};
@@ -26,6 +25,7 @@ type Record<'py> = (u64, u64, Option<u64>, Bound<'py, PyBytes>);
 #[pyclass(module = "s3dcp._native")]
 pub(crate) struct ShardWriter {
     state: State,
+    in_tensor: bool,
     /// Bytes of a full part.
     #[pyo3(get)]
     part_size: u64,
@@ -33,13 +33,16 @@ pub(crate) struct ShardWriter {
 
 impl ShardWriter {
     pub(crate) fn new(writer: s3dcp_checkpoint::ShardWriter, part_size: u64) -> Self {
-        Self { state: State::Open(writer), part_size }
+        Self { state: State::Open(writer), in_tensor: false, part_size }
     }
 
     fn open(&mut self, py: Python<'_>) -> PyResult<&mut s3dcp_checkpoint::ShardWriter> {
         match &mut self.state {
             State::Open(writer) => Ok(writer),
-            _ => Err(to_python(py, &Error::new(ErrorKind::Interrupted, "this file was finished or aborted before"))),
+            _ => Err(to_python(
+                py,
+                &Error::new(ErrorKind::Interrupted, "this file was finished or aborted before"),
+            )),
         }
     }
 
@@ -77,12 +80,13 @@ impl ShardWriter {
     /// Begin a tensor whose bytes follow in `write_staged` or `write`; `end` gives its record.
     fn begin_tensor(&mut self, py: Python<'_>, dtype: &str, shape: Vec<u64>) -> PyResult<()> {
         let spec = tensor_spec(py, dtype, shape)?;
-        let writer = self.open(py)?;
-        writer.begin_tensor(&spec).map_err(|error| to_python(py, &error))
+        self.in_tensor = true;
+        self.open(py)?.begin_tensor(&spec).map_err(|error| to_python(py, &error))
     }
 
     /// Begin raw bytes that follow in `write`; `end` gives their record.
     fn begin_raw(&mut self, py: Python<'_>) -> PyResult<()> {
+        self.in_tensor = false;
         self.open(py)?.begin_raw().map_err(|error| to_python(py, &error))
     }
 
@@ -94,7 +98,13 @@ impl ShardWriter {
     }
 
     /// Append the first `nbytes` of buffer `slot`, which is free again once they are up.
-    fn write_staged(&mut self, py: Python<'_>, pool: &StagingPool, slot: usize, nbytes: usize) -> PyResult<()> {
+    fn write_staged(
+        &mut self,
+        py: Python<'_>,
+        pool: &StagingPool,
+        slot: usize,
+        nbytes: usize,
+    ) -> PyResult<()> {
         let data = pool.filled(slot, nbytes)?;
         let writer = self.open(py)?;
         runtime::wait(py, writer.write(data))
@@ -103,9 +113,8 @@ impl ShardWriter {
     /// End the item begun; its record.
     fn end<'py>(&mut self, py: Python<'py>) -> PyResult<Record<'py>> {
         let writer = self.open(py)?;
-        let is_tensor = writer.in_tensor();
         let record = runtime::wait(py, writer.end())?;
-        Ok(to_record(py, &record, is_tensor))
+        Ok(to_record(py, &record, self.in_tensor))
     }
 
     /// Write one object's bytes as an item.
@@ -136,7 +145,10 @@ impl ShardWriter {
     /// Wait until the object is complete; its size in bytes.
     fn wait(&mut self, py: Python<'_>) -> PyResult<u64> {
         let State::Finishing(task) = &mut self.state else {
-            return Err(to_python(py, &Error::new(ErrorKind::Interrupted, "this file is not being finished")));
+            return Err(to_python(
+                py,
+                &Error::new(ErrorKind::Interrupted, "this file is not being finished"),
+            ));
         };
         let output = runtime::wait(py, async {
             task.await.unwrap_or_else(|failure| {
@@ -165,7 +177,10 @@ impl ShardWriter {
 
 fn tensor_spec(py: Python<'_>, dtype: &str, shape: Vec<u64>) -> PyResult<TensorSpec> {
     let dtype = DType::from_torch_name(dtype).ok_or_else(|| {
-        to_python(py, &Error::new(ErrorKind::Config, format!("dtype={dtype:?}: not a dtype that can be stored")))
+        to_python(
+            py,
+            &Error::new(ErrorKind::Config, format!("dtype={dtype:?}: not a dtype that can be stored")),
+        )
     })?;
     Ok(TensorSpec::contiguous(dtype, shape))
 }

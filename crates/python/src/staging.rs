@@ -96,12 +96,10 @@ impl StagingPool {
 impl StagingPool {
     /// The first `length` bytes of buffer `slot`; the buffer is free again when they are dropped.
     pub(crate) fn filled(&self, slot: usize, length: usize) -> PyResult<Bytes> {
-        let buffer = self
-            .shared
-            .buffers
-            .get(slot)
-            .filter(|buffer| length <= buffer.capacity)
-            .ok_or_else(|| PyValueError::new_err(format!("slot={slot}, length={length}: no such buffer")))?;
+        let buffer =
+            self.shared.buffers.get(slot).filter(|buffer| length <= buffer.capacity).ok_or_else(|| {
+                PyValueError::new_err(format!("slot={slot}, length={length}: no such buffer"))
+            })?;
         let view = BufferView::new(buffer.address, length);
         Ok(Bytes::from_owner(Filled { view, slot, shared: Arc::clone(&self.shared) }))
     }
