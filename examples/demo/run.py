@@ -153,7 +153,8 @@ class Bucket:
         for folder, names in folders.items():
             size = sum(self.sizes[name] for name in names) / MIB
             whose = "" if named.issuperset(names) else "   no index names them"
-            notes[f"{folder}/*.distcp"] = f"{len(names)} shard files {size:6.1f} MiB{whose}"
+            files = f"{len(names)} shard file{'s' * (len(names) > 1)}"
+            notes[f"{folder}/*.distcp"] = f"{files:13} {size:6.1f} MiB{whose}"
         return notes
 
     def checkpoint(self, step: int) -> dict[str, str]:
@@ -174,9 +175,9 @@ Process = subprocess.Popen[bytes]
 
 @dataclass
 class Run:
-    """What one torchrun told."""
+    """What one torchrun told; no exit status when it did not end in time."""
 
-    exit_status: int
+    exit_status: int | None
     losses: dict[int, float]
     saves: list[dict[str, Any]]
     killed: dict[str, Any] | None
@@ -204,7 +205,10 @@ class Trainer:
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         with self.log.open("ab") as log, _job(command, environment, log) as job:
-            exit_status = job.wait(JOB_SECONDS)
+            try:
+                exit_status = job.wait(JOB_SECONDS)
+            except subprocess.TimeoutExpired:
+                exit_status = None
         told = [json.loads(line) for line in events.read_text().splitlines()]
 
         def of_kind(kind: str) -> list[dict[str, Any]]:
@@ -258,7 +262,7 @@ def check(setting: Setting, first: Run, second: Run, after_crash: Bucket, at_end
     crash_step, complete_step = setting.crash_step, setting.crash_step - setting.save_every
     killed, resumed = first.killed, second.resumed
     checks.holds(
-        first.exit_status != 0 and killed is not None and 0 < killed["bytes_sent"] < killed["bytes_total"],
+        first.exit_status not in (0, None) and killed is not None and 0 < killed["bytes_sent"] < killed["bytes_total"],
         f"the first job died in the middle of the save of step {crash_step}",
     )
     checks.holds(
@@ -305,6 +309,10 @@ def show_saves(runs: Iterable[Run], bucket: Bucket) -> None:
     say("   Whole dcp.save() calls, planning and commit included; server and ranks share this machine.")
 
 
+def show_log(log: Path) -> None:
+    say(f"\nThe end of what the jobs wrote to standard error:\n{log.read_text(errors='replace')[-6000:]}")
+
+
 def demo(setting: Setting, folder: Path) -> int:
     trainer = Trainer(setting, folder)
     crash_step = setting.crash_step
@@ -312,6 +320,7 @@ def demo(setting: Setting, folder: Path) -> int:
     first = trainer.run(FIRST_RANKS, "--die-at", str(crash_step))
     if first.killed is None:
         say("   ✗ the job ended before that save", style="31")
+        show_log(trainer.log)
         return 1
     rank, sent, total = (first.killed[fact] for fact in ("rank", "bytes_sent", "bytes_total"))
     say(f"   rank {rank} was killed (SIGKILL) with {sent / MIB:.1f} of its {total / MIB:.1f} MiB sent;", "31")
@@ -333,8 +342,8 @@ def demo(setting: Setting, folder: Path) -> int:
 
     heading(5, "What must hold")
     failed = check(setting, first, second, after_crash, at_end)
-    if failed or second.exit_status:
-        say(f"\nThe end of what the jobs wrote to standard error:\n{trainer.log.read_text()[-6000:]}")
+    if failed:
+        show_log(trainer.log)
     return failed
 
 
@@ -358,4 +367,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        say("\nStopped.")
+        sys.exit(130)
