@@ -301,7 +301,8 @@ def test_of_racing_conditional_writers_exactly_one_wins(server: testing.Server, 
         try:
             attempt()
         except ClientError as error:
-            assert error.response["Error"]["Code"] == "PreconditionFailed"
+            if error.response["Error"]["Code"] != "PreconditionFailed":
+                raise
             return False
         return True
 
@@ -742,7 +743,7 @@ def test_the_environment_is_set_and_restored(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="bucket name 'No'|bucket name \"No\""):
+    with pytest.raises(ValueError, match='bucket name "No" is not valid'):
         testing.Server(buckets=["No"])
     with pytest.raises(ValueError, match="address must be"):
         testing.Server(address="localhost")

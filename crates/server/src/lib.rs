@@ -27,6 +27,8 @@ mod backend;
 mod checksum;
 mod conditions;
 mod config;
+#[cfg(test)]
+mod conformance;
 mod disk;
 
 mod host;
