@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import posixpath
+import signal
 import subprocess
 import sys
 import tempfile
@@ -367,6 +368,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # So that the training job is ended then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         sys.exit(main())
     except KeyboardInterrupt:
