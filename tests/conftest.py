@@ -1,0 +1,82 @@
+"""Fixtures: a bucket for every test on the embedded server, and groups of ranks that tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from workers.ranks import Alone, Ranks
+from workers.store import Store, boto_client
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def store(s3dcp_bucket: str) -> Store:
+    """An empty bucket, seen by an independent client."""
+    return Store(s3dcp_bucket, boto_client())
+
+
+@pytest.fixture(scope="session")
+def groups() -> Iterator[Callable[[int], Any]]:
+    """``groups(4)``: four ranks, started at first use and shared by all tests of this process."""
+    running: dict[int, Ranks] = {}
+
+    def group(count: int) -> Any:
+        if count not in running or not running[count].alive:
+            running[count] = Ranks(count)
+        return running[count]
+
+    yield group
+    for ranks in running.values():
+        if ranks.alive:
+            ranks.stop()
+
+
+@pytest.fixture(params=[1, pytest.param(4, marks=pytest.mark.distributed)], ids=["one-rank", "four-ranks"])
+def ranks(request: pytest.FixtureRequest, groups: Callable[[int], Any]) -> Any:
+    """One process without a group, then four ranks."""
+    return Alone() if request.param == 1 else groups(request.param)
+
+
+@pytest.fixture
+def failure() -> Callable[..., BaseException]:
+    """Runs what must fail; gives the error, out of torch's CheckpointException where it is in one."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    from workers.ranks import RankFailed
+
+    def run(function: Callable[..., Any], *args: Any, rank: int = 0, **kwargs: Any) -> BaseException:
+        try:
+            function(*args, **kwargs)
+        except RankFailed as error:
+            raised = error.error
+        except BaseException as error:
+            raised = error
+        else:
+            pytest.fail(f"{function.__name__} raised nothing")
+        if isinstance(raised, CheckpointException):
+            assert rank in raised.failures, f"failed on ranks {list(raised.failures)}, not on {rank}: {raised}"
+            return raised.failures[rank][0]
+        return raised
+
+    return run
+
+
+@pytest.fixture
+def fresh_plan_cache() -> Iterator[None]:
+    """torch keeps cached plans on the planner's class: start and leave with none."""
+    _clear_plan_cache()
+    yield
+    _clear_plan_cache()
+
+
+def _clear_plan_cache() -> None:
+    from torch.distributed.checkpoint.planner import SavePlanner
+
+    for name in vars(SavePlanner):
+        if name.startswith("_cached") and isinstance(getattr(SavePlanner, name), dict):
+            getattr(SavePlanner, name).clear()

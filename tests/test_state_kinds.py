@@ -1,0 +1,460 @@
+"""Every kind of state in one process: dtypes, layouts, sizes, objects, partial loads, extensions."""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from typing import IO, Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension, ZStandard
+from torch.distributed.checkpoint.filesystem import SerializationFormat
+
+from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter
+from workers import jobs
+from workers.states import assert_same, blank, training_state, values
+from workers.store import REGION
+
+MIB = 1024 * 1024
+
+DTYPES = [
+    getattr(torch, name)
+    for name in (
+        "bool",
+        "uint8",
+        "int8",
+        "int16",
+        "uint16",
+        "int32",
+        "uint32",
+        "int64",
+        "uint64",
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+        "complex32",
+        "complex64",
+        "complex128",
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+    )
+    if hasattr(torch, name)
+]
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_comes_back_bit_by_bit(store, dtype: torch.dtype) -> None:
+    state = {
+        "matrix": values((33, 5), 1, dtype),
+        "row": values((257,), 2, dtype),
+        "scalar": values((), 3, dtype),
+        "one": values((1, 1, 1), 4, dtype),
+        "none": values((0, 3), 5, dtype),
+    }
+    jobs.save(state, store.uri)
+    jobs.check(store.uri, state)
+
+
+SAFETENSORS_DTYPES = [
+    dtype
+    for dtype in DTYPES
+    if str(dtype).removeprefix("torch.") not in ("complex32", "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz")
+]
+
+
+@pytest.mark.parametrize("dtype", SAFETENSORS_DTYPES, ids=str)
+def test_every_dtype_that_safetensors_has_comes_back_in_that_format(store, dtype: torch.dtype) -> None:
+    state = {
+        "matrix": values((33, 5), 1, dtype),
+        "scalar": values((), 3, dtype),
+        "none": values((0, 3), 5, dtype),
+    }
+    jobs.save(state, store.uri, serialization_format=SerializationFormat.SAFETENSORS)
+    jobs.check(store.uri, state)
+
+
+def test_a_dtype_that_safetensors_lacks_is_refused_by_name(store, failure) -> None:
+    state = {"odd": values((3,), 1, torch.complex128)}
+    error = failure(jobs.save, state, store.uri, serialization_format=SerializationFormat.SAFETENSORS)
+    assert isinstance(error, ValueError)
+    assert "odd" in str(error)
+    assert "complex128" in str(error)
+    assert store.all_keys() == []
+
+
+def layouts() -> dict[str, torch.Tensor]:
+    """Views of every kind that are not plain contiguous memory of their own."""
+    base = values((12, 10), 7)
+    wide = values((4, 6), 8, torch.complex64)
+    return {
+        "transposed": base.t(),
+        "every other row": base[::2],
+        "every other column": base[:, 1::3],
+        "a column": base[:, 4],
+        "a block": base[3:9, 2:7],
+        "rows in the middle": base[5:8],
+        "expanded": values((1, 5), 9).expand(7, 5),
+        "expanded scalar": values((), 10).expand(3, 4),
+        "permuted": values((2, 3, 4), 11).permute(2, 0, 1),
+        "channels last": values((2, 3, 4, 5), 12).to(memory_format=torch.channels_last),
+        "flipped": base.flip(0),
+        "conjugate": wide.conj(),
+        "conjugate transposed": wide.mH,
+        "negative": wide.conj().imag,
+        "real part": wide.real,
+        "parameter": torch.nn.Parameter(base[2:4].clone()),
+        "strided parameter": torch.nn.Parameter(base.t()),
+        "needs grad": values((3, 3), 13).requires_grad_() * 2,
+        "empty slice": base[5:5],
+        "unfolded": base.unfold(0, 4, 2),
+    }
+
+
+def test_views_of_every_layout_are_saved_by_their_values(store) -> None:
+    state = layouts()
+    jobs.save(state, store.uri, thread_count=2)
+    jobs.check(store.uri, state)
+
+
+@pytest.mark.parametrize("format", list(SerializationFormat), ids=lambda format: format.name.lower())
+def test_tensors_that_share_memory_are_saved_apart(store, format: SerializationFormat) -> None:
+    base = values((8, 8), 3)
+    state = {"all": base, "same": base, "top": base[:4], "bottom": base[4:], "columns": base[:, 2:5]}
+    jobs.save(state, store.uri, serialization_format=format)
+    stored = sum(size for key, (size, _) in store.listing().items() if key.endswith(".distcp"))
+    assert stored < 20_000
+    jobs.check(store.uri, state)
+
+
+def test_values_go_into_targets_of_every_layout(store) -> None:
+    want = values((12, 10), 21)
+    jobs.save({"x": want}, store.uri)
+    targets = {
+        "transposed": torch.zeros(10, 12).t(),
+        "spread rows": torch.zeros(24, 10)[::2],
+        "spread columns": torch.zeros(12, 20)[:, ::2],
+        "inside another": torch.zeros(14, 14)[1:13, 2:12],
+        "parameter": torch.nn.Parameter(torch.zeros(12, 10)),
+        "strided parameter": torch.nn.Parameter(torch.zeros(10, 12).t()),
+    }
+    for name, target in targets.items():
+        loaded = jobs.load({"x": target}, store.uri)
+        assert loaded["x"] is target
+        assert_same(target.detach(), want, name)
+
+
+def test_a_load_changes_nothing_beside_its_target(store) -> None:
+    jobs.save({"x": torch.ones(4, 4), "y": torch.ones(64)}, store.uri)
+    around, line = torch.full((8, 8), 7.0), torch.full((192,), 7.0)
+    jobs.load({"x": around[2:6, 2:6], "y": line[64:128]}, store.uri)
+    assert around.sum() == 16 + 48 * 7
+    assert line.sum() == 64 + 128 * 7
+
+
+@pytest.mark.parametrize(
+    ("saved", "target"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float64),
+        (torch.float16, torch.float32),
+        (torch.int32, torch.int64),
+        (torch.float8_e4m3fn, torch.float32),
+    ],
+    ids=str,
+)
+def test_values_are_converted_to_the_dtype_of_the_target(store, saved: torch.dtype, target: torch.dtype) -> None:
+    stored = {
+        "x": values((17, 9), 5, saved),
+        "strided": values((9, 17), 6, saved).t(),
+        "s": values((), 7, saved),
+    }
+    jobs.save(stored, store.uri)
+    loaded = jobs.load({name: torch.zeros(x.shape, dtype=target) for name, x in stored.items()}, store.uri)
+    assert_same(loaded, {name: x.to(target) for name, x in stored.items()})
+
+
+def test_tensors_larger_than_a_part_go_up_in_parts(store) -> None:
+    state = {
+        "large": values((3 * MIB + 17,), 1),
+        "large strided": values((1500, 1400), 2).t(),
+        "small": values((5,), 3),
+        "large bytes": values((7 * MIB + 1,), 4, torch.uint8),
+    }
+    jobs.save(state, store.uri, s3client_config=S3ClientConfig(part_size=5 * MIB))
+    (shard,) = store.shards()
+    parts = store.client.head_object(Bucket=store.bucket, Key=f"{store.path}/{shard}", PartNumber=1)["PartsCount"]
+    assert parts >= 5
+    assert store.uploads() == []
+    jobs.check(store.uri, state)
+    jobs.check(store.uri, state, s3client_config=S3ClientConfig(part_size=5 * MIB))
+
+
+@pytest.mark.parametrize("thread_count", [1, 2, 3, 4])
+def test_each_thread_count_makes_that_many_files(store, thread_count: int) -> None:
+    state = {f"t{number}": values((40 + number,), number) for number in range(10)}
+    jobs.save(state, store.uri, thread_count=thread_count)
+    numbers = sorted(name.split("-")[0] for name in store.shards())
+    assert numbers == [f"__0_{number}" for number in range(thread_count)]
+    jobs.check(store.uri, state)
+
+
+def test_one_file_per_item_when_asked_for(store) -> None:
+    state = {f"t{number}": values((4,), number) for number in range(5)} | {"object": "text"}
+    jobs.save(state, store.uri, single_file_per_rank=False)
+    assert len(store.shards()) == 6
+    jobs.check(store.uri, state)
+
+
+def test_an_empty_state_is_a_checkpoint_too(store) -> None:
+    jobs.save({}, store.uri)
+    assert store.names() == [".metadata"]
+    assert jobs.load({}, store.uri) == {}
+
+
+def test_thousands_of_small_tensors_come_back(store) -> None:
+    state = {f"layer{number}.weight": torch.full((number % 5, 3), float(number)) for number in range(3000)}
+    jobs.save(state, store.uri, thread_count=2)
+    jobs.check(store.uri, state)
+
+
+def test_python_objects_come_back(store) -> None:
+    state = {
+        "nested": {"dict": {"deep": {"er": 1}}, "list": [1, [2, {"three": 4}]], "tuple": (1, ("two", 3.0))},
+        "tensors": [torch.ones(2), {"inner": torch.zeros(3)}],
+        "none": None,
+        "flag": True,
+        "text": "ähm \u2603",
+        "bytes": b"\x00\xff",
+        "big": 2**100,
+        "float": float("inf"),
+        "ordered": OrderedDict(b=1, a=2),
+        "set": {1, 2, 3},
+        "complex": 1 + 2j,
+        "size": torch.Size([1, 2]),
+        "dtype": torch.bfloat16,
+    }
+    jobs.save(state, store.uri)
+    jobs.check(store.uri, state)
+
+
+def test_optimizer_state_comes_back(store) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model(values((4, 7), 1)).sum().backward()
+    optimizer.step()
+    state = {"model": model.state_dict(), "optim": optimizer.state_dict()}
+    jobs.save(state, store.uri)
+    jobs.check(store.uri, state)
+
+
+def test_stateful_objects_are_saved_and_loaded_by_their_own_methods(store) -> None:
+    saved, target = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+    jobs.save({"model": saved}, store.uri)
+    jobs.load({"model": target}, store.uri)
+    assert_same(dict(target.state_dict()), dict(saved.state_dict()))
+
+
+def test_a_subset_of_the_keys_is_loaded_alone(store) -> None:
+    state = training_state()
+    jobs.save(state, store.uri)
+    some = {"model": {"rows": blank(state["model"]["rows"])}, "step": "not loaded"}
+    jobs.load(some, store.uri)
+    assert_same(some, {"model": {"rows": state["model"]["rows"]}, "step": state["step"]})
+
+
+def test_a_partial_load_leaves_unknown_keys_alone(store) -> None:
+    jobs.save({"known": torch.ones(3)}, store.uri)
+    state = {"known": torch.zeros(3), "new": torch.full((2,), 5.0)}
+    jobs.load(state, store.uri, planner=DefaultLoadPlanner(allow_partial_load=True))
+    assert_same(state, {"known": torch.ones(3), "new": torch.full((2,), 5.0)})
+
+
+def test_an_unknown_key_is_refused_by_name(store, failure) -> None:
+    jobs.save({"known": torch.ones(3)}, store.uri)
+    error = failure(jobs.load, {"known": torch.zeros(3), "new": torch.zeros(2)}, store.uri)
+    assert "new" in str(error)
+
+
+def test_a_state_of_any_shape_is_rebuilt_from_the_index_alone(store) -> None:
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    state = training_state()
+    jobs.save(state, store.uri)
+    loaded: dict[str, Any] = {}
+    reader = S3StorageReader(REGION, store.uri)
+    _load_state_dict(loaded, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    assert_same(loaded, state)
+
+
+def test_a_planner_that_does_not_flatten_works(store) -> None:
+    state = {"weights": torch.ones(3), "config": {"depth": 2}}
+    jobs.save(state, store.uri, planner=DefaultSavePlanner(flatten_state_dict=False))
+    loaded = {"weights": torch.zeros(3), "config": {}}
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    jobs.load(loaded, store.uri, planner=planner)
+    assert_same(loaded, state)
+
+
+class Mirror(StreamTransformExtension):
+    """A transform to test with: flips all bits."""
+
+    @staticmethod
+    def registry_name() -> str:
+        return "stream.mirror"
+
+    @staticmethod
+    def from_descriptor(version: str) -> Mirror:
+        return Mirror()
+
+    def get_descriptor(self) -> str:
+        return "stream.mirror/1"
+
+    def transform_to(self, output: IO[bytes]) -> IO[bytes]:
+        return _Flipped(output)  # type: ignore[return-value]
+
+    def transform_from(self, input: IO[bytes]) -> IO[bytes]:
+        return io.BytesIO(bytes(byte ^ 0xFF for byte in input.read()))
+
+
+class _Flipped(io.RawIOBase):
+    def __init__(self, output: IO[bytes]) -> None:
+        self._output = output
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._output.write(bytes(byte ^ 0xFF for byte in memoryview(data).cast("B")))
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._output.close()
+
+
+EXTENSIONS = [[Mirror()], [ZStandard()], [ZStandard(), Mirror()], [Mirror(), ZStandard()]] if ZStandard.is_available() else [[Mirror()]]
+
+
+@pytest.mark.parametrize("extensions", EXTENSIONS, ids=lambda e: "+".join(type(one).__name__ for one in e))
+def test_stream_extensions_transform_what_is_stored(store, extensions) -> None:
+    state = training_state() | {"strided": values((20, 30), 4).t(), "slice": values((1000,), 5)[10:20]}
+    jobs.save(state, store.uri, _extensions=extensions, thread_count=2)
+    assert all(not store.read(name).startswith(b"PK") for name in store.shards())
+    registry = ExtensionRegistry()
+    registry.register(Mirror)
+    jobs.check(store.uri, state, _extension_registry=registry)
+
+
+def test_a_checkpoint_of_an_unknown_extension_is_refused_by_its_name(store, failure) -> None:
+    jobs.save({"x": torch.ones(3)}, store.uri, _extensions=[Mirror()])
+    error = failure(jobs.load, {"x": torch.zeros(3)}, store.uri)
+    assert "stream.mirror" in str(error)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
+def test_quantized_tensors_are_saved_as_torch_saves_them(store) -> None:
+    quantized = torch.quantize_per_tensor(values((3, 2), 1), 0.5, 3, torch.quint8)
+    jobs.save({"x": quantized}, store.uri)
+    target = torch.quantize_per_tensor(torch.zeros(3, 2), 0.5, 3, torch.quint8)
+    jobs.load({"x": target}, store.uri)
+    assert torch.equal(target.int_repr(), quantized.int_repr())
+
+
+def test_the_checkpoint_id_given_to_a_call_overrides_the_path(store) -> None:
+    writer = S3StorageWriter(REGION, store.uri)
+    reader = S3StorageReader(REGION, store.uri)
+    for number in (1, 2):
+        dcp.save(
+            {"x": torch.full((3,), float(number))},
+            checkpoint_id=f"{store.uri}/{number}",
+            storage_writer=writer,
+        )
+    for number in (1, 2):
+        state = {"x": torch.zeros(3)}
+        dcp.load(state, checkpoint_id=f"{store.uri}/{number}", storage_reader=reader)
+        assert_same(state, {"x": torch.full((3,), float(number))})
+    assert [name for name in store.names() if name.endswith(".metadata")] == ["1/.metadata", "2/.metadata"]
+
+
+def test_one_writer_and_one_reader_serve_many_saves_and_loads(store) -> None:
+    writer, reader = S3StorageWriter(REGION, store.uri), S3StorageReader(REGION, store.uri)
+    for number in range(4):
+        state = {"x": torch.full((3,), float(number)), "step": number}
+        dcp.save(state, storage_writer=writer)
+        loaded = blank(state)
+        dcp.load(loaded, storage_reader=reader)
+        assert_same(loaded, state)
+    assert len(store.shards()) == 1
+
+
+def test_the_progress_callback_sees_all_bytes(store) -> None:
+    seen: list[tuple[int, int]] = []
+    state = {"x": values((3 * MIB,), 1)}
+    jobs.save(state, store.uri, progress=lambda done, total: seen.append((done, total)))
+    assert seen
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    done, total = seen[-1]
+    assert total == 12 * MIB
+    assert done >= total
+    seen.clear()
+    jobs.load(blank(state), store.uri, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][1] == 12 * MIB
+    assert seen[-1][0] >= 12 * MIB
+
+
+class TestCachedPlans:
+    """torch may keep the plan of one save for the next (``enable_plan_caching``)."""
+
+    pytestmark = pytest.mark.usefixtures("fresh_plan_cache")
+
+    def test_a_second_epoch_with_a_cached_plan_does_not_touch_the_first(self, store) -> None:
+        for epoch in (1, 2, 3):
+            state = training_state(epoch)
+            planner = DefaultSavePlanner(enable_plan_caching=True)
+            jobs.save(state, store.uri, ("Hex", {"epoch_num": epoch}), planner=planner)
+        for epoch in (1, 2, 3):
+            jobs.check(f"{store.uri}/epoch_{epoch}", training_state(epoch))
+        jobs.check(store.uri, training_state(3))
+
+    def test_one_writer_with_a_cached_plan_writes_new_files_each_time(self, store) -> None:
+        writer = S3StorageWriter(REGION, store.uri)
+        seen = set()
+        for number in range(3):
+            state = training_state(number)
+            dcp.save(state, storage_writer=writer, planner=DefaultSavePlanner(enable_plan_caching=True))
+            (shard,) = store.shards()
+            assert shard not in seen
+            seen.add(shard)
+            jobs.check(store.uri, state)
+
+    @pytest.mark.parametrize("change", ["shape", "dtype"])
+    def test_a_tensor_unlike_its_cached_plan_is_refused_by_name(self, store, failure, change: str) -> None:
+        """Only a planner that wrongly calls its plan unchanged can bring this about."""
+
+        class Careless(DefaultSavePlanner):
+            def create_local_plan(self) -> Any:
+                from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+
+                if self._cached_plans_key in SavePlanner._cached_save_plan:
+                    return SavePlan([], usable=False)
+                return super().create_local_plan()
+
+        jobs.save({"w": torch.ones(4, 3)}, store.uri, planner=Careless(enable_plan_caching=True))
+        before = store.listing()
+        other = torch.ones(5, 3) if change == "shape" else torch.ones(4, 3, dtype=torch.float64)
+        error = failure(jobs.save, {"w": other}, store.uri, planner=Careless(enable_plan_caching=True))
+        assert isinstance(error, ValueError)
+        assert "w:" in str(error)
+        assert store.listing() == before

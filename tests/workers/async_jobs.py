@@ -1,0 +1,44 @@
+"""Asynchronous saves in ranks, and work in forked children."""
+
+from __future__ import annotations
+
+import os
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
+from s3dcp import S3FileSystem, S3StorageWriter
+from workers.states import training_state
+from workers.store import REGION
+
+
+def save_in_thread(uri: str) -> None:
+    """``async_save`` in a thread."""
+    dcp.async_save(training_state(), storage_writer=S3StorageWriter(REGION, uri)).result()
+
+
+def save_in_process(uri: str) -> None:
+    """``async_save`` in a process of its own, twice."""
+    for seed in (1, 0):
+        dcp.async_save(
+            training_state(seed),
+            storage_writer=S3StorageWriter(REGION, uri),
+            async_checkpointer_type=AsyncCheckpointerType.PROCESS,
+        ).result()
+
+
+def load_in_forked_child(uri: str) -> None:
+    """Use the client, fork, and use it in the child and again in the parent."""
+    fs = S3FileSystem(REGION)
+    assert fs.exists(f"{uri}/.metadata")
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with fs.create_stream(f"{uri}/.metadata", "rb") as stream:
+                code = 0 if stream.read() else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert fs.exists(f"{uri}/.metadata")

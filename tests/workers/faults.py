@@ -1,0 +1,119 @@
+"""Ways to break a checkpoint, and saves that must fail.
+
+Each fault changes what is stored and gives the error's class and what its message must hold.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from typing import Any
+
+from torch.distributed.checkpoint import DefaultSavePlanner
+
+from s3dcp import S3PrefixStrategyBase
+from workers import jobs
+from workers.indexes import Calls, without_checksums
+from workers.states import training_state
+from workers.store import Store
+
+
+def missing_index(store: Store) -> tuple[str, str]:
+    """No index."""
+    store.delete(".metadata")
+    return "NotFound", "no checkpoint"
+
+
+def truncated_index(store: Store) -> tuple[str, str]:
+    """The index ends early."""
+    body = store.read(".metadata")
+    store.write(".metadata", body[: len(body) // 2])
+    return "Corrupt", ".metadata"
+
+
+def flipped_index(store: Store) -> tuple[str, str]:
+    """One bit of the index differs."""
+    body = bytearray(store.read(".metadata"))
+    body[len(body) // 3] ^= 1
+    store.write(".metadata", bytes(body))
+    return "Corrupt", ".metadata"
+
+
+def empty_index(store: Store) -> tuple[str, str]:
+    """An index without bytes."""
+    store.write(".metadata", b"")
+    return "Corrupt", ".metadata"
+
+
+def index_that_runs_code(store: Store) -> tuple[str, str]:
+    """An index that would end the process that reads it carelessly."""
+    metadata = without_checksums(store.read(".metadata"))
+    metadata.planner_data = Calls(os._exit, 3)
+    store.write(".metadata", pickle.dumps(metadata))
+    return "Corrupt", "_exit"
+
+
+def missing_shard(store: Store) -> tuple[str, str]:
+    """The last shard file is gone."""
+    name = store.shards()[-1]
+    store.delete(name)
+    return "NotFound", name
+
+
+def truncated_shard(store: Store) -> tuple[str, str]:
+    """The last shard file ends early."""
+    name = store.shards()[-1]
+    store.write(name, store.read(name)[:-200])
+    return "Corrupt", name
+
+
+def corrupted_shard(store: Store) -> tuple[str, str]:
+    """One byte in the data of every tensor in the last shard file differs."""
+    name = store.shards()[-1]
+    body = bytearray(store.read(name))
+    for info in pickle.loads(store.read(".metadata")).storage_data.values():
+        if info.relative_path == name and hasattr(info, "data_offset"):
+            body[info.offset + info.data_offset] ^= 0x10
+    store.write(name, bytes(body))
+    return "Corrupt", name
+
+
+ALL = [
+    missing_index,
+    truncated_index,
+    flipped_index,
+    empty_index,
+    index_that_runs_code,
+    missing_shard,
+    truncated_shard,
+    corrupted_shard,
+]
+
+
+class EscapesOnRank1(S3PrefixStrategyBase):
+    """Sends rank 1 out of the checkpoint's path."""
+
+    def generate_prefix(self, rank: int) -> str:
+        return "../elsewhere/__1_" if rank == 1 else f"__{rank}_"
+
+
+def save_with_escaping_prefix(uri: str) -> None:
+    """A save whose strategy is fine for rank 0 only."""
+    jobs.save(training_state(), uri, prefix_strategy=EscapesOnRank1())
+
+
+class FailsOnRank1(DefaultSavePlanner):
+    """Fails on rank 1 after some items were written."""
+
+    count = 0
+
+    def resolve_data(self, write_item: Any) -> Any:
+        self.count += 1
+        if jobs.rank() == 1 and self.count == 2:
+            raise ArithmeticError("broken on purpose")
+        return super().resolve_data(write_item)
+
+
+def save_failing_on_rank_1(uri: str) -> None:
+    """A save in which rank 1 fails midway."""
+    jobs.save(training_state(5), uri, planner=FailsOnRank1())

@@ -1,0 +1,101 @@
+"""Saves and loads that tests run in ranks, or in their own process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+
+from s3dcp import S3StorageReader, S3StorageWriter
+from workers import strategies
+from workers.states import assert_same, blank, training_state
+from workers.store import REGION
+from workers.strategies import Spec
+
+
+def save(
+    state: dict[str, Any],
+    uri: str,
+    spec: Spec | None = None,
+    *,
+    planner: Any = None,
+    use_collectives: bool = True,
+    no_dist: bool = False,
+    **arguments: Any,
+) -> Any:
+    """``dcp.save`` with our writer; `arguments` are the writer's."""
+    if spec is not None:
+        arguments["prefix_strategy"] = strategies.ours(spec)
+    writer = S3StorageWriter(REGION, uri, **arguments)
+    return dcp.save(state, storage_writer=writer, planner=planner, use_collectives=use_collectives, no_dist=no_dist)
+
+
+def load(
+    state: dict[str, Any], uri: str, *, planner: Any = None, no_dist: bool = False, **arguments: Any
+) -> dict[str, Any]:
+    """``dcp.load`` into `state` with our reader; `arguments` are the reader's."""
+    reader = S3StorageReader(REGION, uri, **arguments)
+    dcp.load(state, storage_reader=reader, planner=planner, no_dist=no_dist)
+    return state
+
+
+def check(uri: str, state: dict[str, Any], **arguments: Any) -> None:
+    """Our reader gives `state` back, bit by bit."""
+    assert_same(load(blank(state), uri, **arguments), state)
+
+
+def save_training_state(uri: str, spec: Spec | None = None, seed: int = 0, **arguments: Any) -> None:
+    """Save the training state of `seed` with our writer."""
+    objects = arguments.pop("objects", True)
+    save(training_state(seed, objects=objects), uri, spec, **arguments)
+
+
+def check_training_state(uri: str, seed: int = 0, objects: bool = True, **arguments: Any) -> None:
+    """Our reader gives the training state of `seed` back."""
+    check(uri, training_state(seed, objects=objects), **arguments)
+
+
+def peer_config() -> Any:
+    """The reference client's settings for an endpoint of our own."""
+    from s3torchconnector import S3ClientConfig
+
+    return S3ClientConfig(force_path_style=True)
+
+
+def save_with_reference(uri: str, spec: Spec, seed: int = 0) -> None:
+    """Save the training state with the reference's writer."""
+    from s3torchconnector.dcp import S3StorageWriter as Reference
+
+    writer = Reference(REGION, uri, s3client_config=peer_config(), prefix_strategy=strategies.reference(spec))
+    dcp.save(training_state(seed), storage_writer=writer)
+
+
+def check_with_reference(uri: str, seed: int = 0) -> None:
+    """The reference's reader gives the training state back."""
+    from s3torchconnector.dcp import S3StorageReader as Reference
+
+    state = training_state(seed)
+    loaded = blank(state)
+    dcp.load(loaded, storage_reader=Reference(REGION, uri, s3client_config=peer_config()))
+    assert_same(loaded, state)
+
+
+def save_with_torch(folder: Path, seed: int = 0, objects: bool = True, **arguments: Any) -> None:
+    """Save the training state into a folder with torch's own writer."""
+    dcp.save(training_state(seed, objects=objects), storage_writer=FileSystemWriter(folder, **arguments))
+
+
+def check_with_torch(folder: Path, seed: int = 0) -> None:
+    """torch's own reader gives the training state back from a folder."""
+    state = training_state(seed)
+    loaded = blank(state)
+    dcp.load(loaded, storage_reader=FileSystemReader(folder))
+    assert_same(loaded, state)
+
+
+def rank() -> int:
+    """This process's rank; 0 without a group."""
+    return dist.get_rank() if dist.is_initialized() else 0
