@@ -249,7 +249,7 @@ fn describe(error: &CredentialsError, profile: Option<&str>) -> Error {
     let places = places(profile);
     match error {
         CredentialsError::CredentialsNotLoaded(_) => Error::new(
-            ErrorKind::Config,
+            ErrorKind::Denied,
             format!("no AWS credentials found; looked in {places}{reason}. Set unsigned for a public bucket"),
         ),
         CredentialsError::ProviderTimedOut(_) => Error::new(
@@ -366,7 +366,7 @@ mod tests {
     #[test]
     fn missing_credentials_say_where_they_were_looked_for() {
         let error = describe(&CredentialsError::not_loaded_no_source(), None);
-        assert_eq!(error.kind(), ErrorKind::Config);
+        assert_eq!(error.kind(), ErrorKind::Denied);
         for place in
             ["AWS_ACCESS_KEY_ID", "~/.aws/credentials", "AWS_WEB_IDENTITY_TOKEN_FILE", "metadata", "unsigned"]
         {
