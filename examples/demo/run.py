@@ -54,7 +54,7 @@ class Setting:
         return 4 * self.save_every
 
 
-FULL = Setting(width=256, layers=4, save_every=10)
+FULL = Setting(width=256, layers=4, save_every=8)
 QUICK = Setting(width=64, layers=1, save_every=3)
 
 

@@ -170,7 +170,7 @@ class Job:
         before = self.args.earlier_losses.get(str(self.step))
         if before is not None:
             self.say(f"step {self.step:3}   loss {loss:.6f}   before the crash {before:.6f}")
-        elif self.step == 1 or self.step % 5 == 0:
+        elif self.step == 1 or self.step % 4 == 0:
             self.say(f"step {self.step:3}   loss {loss:.6f}")
 
     # -- checkpoints
@@ -198,9 +198,7 @@ class Job:
             writer.progress = planner.on_progress
         state = self.state()
         sha256, nbytes = fingerprint(state)
-        self.say(
-            f"saving step {self.step}: {nbytes / 2**20:.1f} MiB of state from {self.ranks} ranks, of which rank 0 sends"
-        )
+        self.say(f"saving step {self.step}: {nbytes / 2**20:.1f} MiB of state from {self.ranks} ranks; rank 0's share:")
         dist.barrier()
         began = time.perf_counter()
         with bars_on_stdout():
