@@ -1,0 +1,468 @@
+//! The rules of commit, each on a real socket.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::Bytes;
+use common::{Action, BUCKET, Bed, Head, index, target};
+use s3dcp_checkpoint::{Committed, ConditionalCommit, Observed, Target, commit, observe, read_facts};
+use s3dcp_s3::{Client, Error, ErrorKind};
+
+const WARN: ConditionalCommit = ConditionalCommit::Warn;
+
+/// A whole save as the writer does it: look, write the shard files, commit. `files` are relative to `run`.
+async fn save(
+    bed: &Bed,
+    epoch: Option<u8>,
+    rank: Option<u64>,
+    save_id: &str,
+    files: &[&str],
+) -> Result<Committed, Error> {
+    let target = target(epoch, rank);
+    let observed = observe(&bed.client, &target, true).await?;
+    for file in files {
+        bed.put(&format!("run/{file}"), "shard").await;
+    }
+    finish(&bed.client, &target, &observed, epoch, save_id, files, WARN).await
+}
+
+async fn finish(
+    client: &Client,
+    target: &Target,
+    observed: &Observed,
+    epoch: Option<u8>,
+    save_id: &str,
+    files: &[&str],
+    mode: ConditionalCommit,
+) -> Result<Committed, Error> {
+    let up: Vec<String> = files.iter().map(|file| format!("../{file}")).collect();
+    let up: Vec<&str> = up.iter().map(|file| &file[..]).collect();
+    let own = index(save_id, epoch, if epoch.is_some() { &up } else { files });
+    let root = (epoch.is_some() && target.rank.is_none()).then(|| index(save_id, epoch, files));
+    commit(client, target, observed, own, root, mode).await
+}
+
+async fn save_id_at(bed: &Bed, key: &str) -> String {
+    let body = bed.client.get_object(BUCKET, key).await.unwrap().body;
+    read_facts(&body).unwrap().save_id.unwrap()
+}
+
+fn is_index_put(head: &Head) -> bool {
+    head.method == "PUT" && head.path.ends_with(".metadata")
+}
+
+#[tokio::test]
+async fn of_two_first_savers_one_wins_and_the_other_learns_both_save_ids() {
+    let bed = Bed::start().await;
+    let target = target(None, None);
+    let (one, two) = (observe(&bed.client, &target, false), observe(&bed.client, &target, false));
+    let (one, two) = (one.await.unwrap(), two.await.unwrap());
+    assert_eq!(one, Observed::default());
+    let (one, two) = tokio::join!(
+        finish(&bed.client, &target, &one, None, "first", &["a.distcp"], WARN),
+        finish(&bed.client, &target, &two, None, "second", &["b.distcp"], WARN),
+    );
+    let (winner, error) = match (one, two) {
+        (Ok(_), Err(error)) => ("first", error),
+        (Err(error), Ok(_)) => ("second", error),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert!(error.message().contains("first") && error.message().contains("second"), "{error}");
+    assert_eq!(error.key(), Some("run/.metadata"));
+    assert_eq!(save_id_at(&bed, "run/.metadata").await, winner);
+}
+
+#[tokio::test]
+async fn of_two_overwriting_savers_the_second_does_not_replace_what_it_never_saw() {
+    let bed = Bed::start().await;
+    save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
+    let target = target(None, None);
+    let one = observe(&bed.client, &target, true).await.unwrap();
+    let two = observe(&bed.client, &target, true).await.unwrap();
+    assert_eq!(one.index.as_ref().unwrap().save_id.as_deref(), Some("old"));
+    bed.put("run/one.distcp", "shard").await;
+    finish(&bed.client, &target, &one, None, "one", &["one.distcp"], WARN).await.unwrap();
+    let error = finish(&bed.client, &target, &two, None, "two", &["two.distcp"], WARN).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert!(error.message().contains("one") && error.message().contains("two"), "{error}");
+    assert_eq!(save_id_at(&bed, "run/.metadata").await, "one");
+    assert!(bed.exists("run/one.distcp").await);
+}
+
+#[tokio::test]
+async fn a_lost_reply_is_a_success_when_the_index_is_ours() {
+    for (max_attempts, lost) in [(1, 1), (10, 1), (10, 3)] {
+        let bed = Bed::start().await;
+        let count = Arc::new(AtomicU32::new(0));
+        let counted = count.clone();
+        let client = bed
+            .through(max_attempts, move |head| {
+                if is_index_put(head) && counted.fetch_add(1, Ordering::SeqCst) < lost {
+                    Action::LoseReply
+                } else {
+                    Action::Forward
+                }
+            })
+            .await;
+        let target = target(None, None);
+        let observed = observe(&client, &target, false).await.unwrap();
+        let committed = finish(&client, &target, &observed, None, "s", &["a.distcp"], WARN).await.unwrap();
+        assert_eq!(committed, Committed::default());
+        assert!(count.load(Ordering::SeqCst) >= lost, "the reply was lost");
+        assert_eq!(save_id_at(&bed, "run/.metadata").await, "s");
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_says_so_and_deletes_nothing() {
+    let bed = Bed::start().await;
+    save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
+    let target = target(None, None);
+    let observed = observe(&bed.client, &target, true).await.unwrap();
+    let client = bed
+        .through(2, |head| match head.path.ends_with(".metadata") {
+            true if head.method == "PUT" => Action::LoseReply,
+            true => Action::Hang,
+            false => Action::Forward,
+        })
+        .await;
+    let error = finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
+    assert!(error.maybe_applied());
+    assert!(
+        error.message().contains("may or may not") && error.message().contains("nothing was deleted"),
+        "{error}"
+    );
+    assert!(bed.exists("run/old.distcp").await);
+}
+
+#[tokio::test]
+async fn a_reply_lost_before_the_write_leaves_the_outcome_open() {
+    let bed = Bed::start().await;
+    save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
+    let target = target(None, None);
+    let observed = observe(&bed.client, &target, true).await.unwrap();
+    let client = bed.through(1, |head| if is_index_put(head) { Action::Hang } else { Action::Forward }).await;
+    let error = finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
+    assert!(error.maybe_applied(), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Connection);
+    assert_eq!(save_id_at(&bed, "run/.metadata").await, "old");
+    assert!(bed.exists("run/old.distcp").await);
+}
+
+#[tokio::test]
+async fn a_conflict_is_tried_again() {
+    let bed = Bed::start().await;
+    let count = Arc::new(AtomicU32::new(0));
+    let counted = count.clone();
+    let client = bed
+        .through(10, move |head| {
+            if is_index_put(head) && counted.fetch_add(1, Ordering::SeqCst) < 2 {
+                Action::Answer(409, "ConditionalRequestConflict")
+            } else {
+                Action::Forward
+            }
+        })
+        .await;
+    let target = target(None, None);
+    let observed = observe(&client, &target, false).await.unwrap();
+    finish(&client, &target, &observed, None, "s", &["a.distcp"], WARN).await.unwrap();
+    assert_eq!(count.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn an_index_that_has_gone_is_a_conflict() {
+    let bed = Bed::start().await;
+    save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
+    let target = target(None, None);
+    let observed = observe(&bed.client, &target, true).await.unwrap();
+    bed.client.delete_object(BUCKET, "run/.metadata").await.unwrap();
+    let error =
+        finish(&bed.client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(!bed.exists("run/.metadata").await);
+    assert!(bed.exists("run/old.distcp").await);
+}
+
+#[tokio::test]
+async fn an_existing_checkpoint_is_refused_unless_it_may_be_overwritten() {
+    let bed = Bed::start().await;
+    save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
+    let error = observe(&bed.client, &target(None, None), false).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert!(error.message().contains("old"), "{error}");
+    observe(&bed.client, &target(None, None), true).await.unwrap();
+}
+
+#[tokio::test]
+async fn with_an_epoch_only_that_epoch_and_checkpoints_without_one_are_in_the_way() {
+    let bed = Bed::start().await;
+    save(&bed, Some(1), None, "one", &["a/epoch_1/1.distcp"]).await.unwrap();
+    observe(&bed.client, &target(Some(2), None), false).await.unwrap();
+    let error = observe(&bed.client, &target(Some(1), None), false).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert_eq!(error.key(), Some("run/epoch_1/.metadata"));
+    // a checkpoint without an epoch, or a damaged one
+    for root in [index("plain", None, &["p.distcp"]), Bytes::from_static(b"damaged")] {
+        bed.put("run/.metadata", root).await;
+        let error = observe(&bed.client, &target(Some(2), None), false).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+        assert_eq!(error.key(), Some("run/.metadata"));
+        observe(&bed.client, &target(Some(2), None), true).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn overwriting_deletes_only_shard_files_of_the_path_that_no_index_names() {
+    let bed = Bed::start().await;
+    let old = ["x/old.distcp", "kept_by_epoch.distcp", "kept_by_rank.distcp", "kept.distcp", "notes.txt"];
+    for file in old {
+        bed.put(&format!("run/{file}"), "shard").await;
+    }
+    bed.put("other/outside.distcp", "shard").await;
+    bed.put("run2/outside.distcp", "shard").await;
+    bed.put("run/nobody.distcp", "of a save that never ended").await;
+    let mut named = old.to_vec();
+    named.extend(["../other/outside.distcp", "../run2/outside.distcp"]);
+    bed.put("run/.metadata", index("old", None, &named)).await;
+    let target = target(None, None);
+    let observed = observe(&bed.client, &target, true).await.unwrap();
+    bed.put("run/epoch_3/.metadata", index("e3", Some(3), &["../kept_by_epoch.distcp"])).await;
+    bed.put("run/epoch_4/__7.metadata", index("r7", Some(4), &["../kept_by_rank.distcp"])).await;
+    bed.put("run/new.distcp", "shard").await;
+    let files = ["new.distcp", "kept.distcp"];
+    let committed = finish(&bed.client, &target, &observed, None, "new", &files, WARN).await.unwrap();
+    assert_eq!(committed.deleted, ["run/x/old.distcp"]);
+    assert!(committed.left.is_empty() && committed.warnings.is_empty(), "{committed:?}");
+    let stay = [
+        "other/outside.distcp",
+        "run/.metadata",
+        "run/epoch_3/.metadata",
+        "run/epoch_4/__7.metadata",
+        "run/kept.distcp",
+        "run/kept_by_epoch.distcp",
+        "run/kept_by_rank.distcp",
+        "run/new.distcp",
+        "run/nobody.distcp",
+        "run/notes.txt",
+        "run2/outside.distcp",
+    ];
+    assert_eq!(bed.keys().await, stay);
+}
+
+#[tokio::test]
+async fn a_new_epoch_deletes_nothing_of_the_older_ones() {
+    let bed = Bed::start().await;
+    for (epoch, file) in [(1, "a/epoch_1/1.distcp"), (2, "a/epoch_2/2.distcp"), (3, "a/epoch_3/3.distcp")] {
+        let committed = save(&bed, Some(epoch), None, &format!("s{epoch}"), &[file]).await.unwrap();
+        assert_eq!(committed, Committed::default());
+        assert_eq!(save_id_at(&bed, "run/.metadata").await, format!("s{epoch}"), "the path names the newest");
+    }
+    for epoch in [1, 2, 3] {
+        assert!(bed.exists(&format!("run/a/epoch_{epoch}/{epoch}.distcp")).await);
+        assert_eq!(save_id_at(&bed, &format!("run/epoch_{epoch}/.metadata")).await, format!("s{epoch}"));
+    }
+    // the same epoch again replaces that one
+    let committed = save(&bed, Some(2), None, "again", &["a/epoch_2/again.distcp"]).await.unwrap();
+    assert_eq!(committed.deleted, ["run/a/epoch_2/2.distcp"]);
+    assert!(bed.exists("run/a/epoch_1/1.distcp").await && bed.exists("run/a/epoch_3/3.distcp").await);
+}
+
+#[tokio::test]
+async fn a_commit_costs_as_many_requests_with_many_epochs_as_with_few() {
+    let bed = Bed::start().await;
+    let mut costs = Vec::new();
+    for epoch in 1..=12u8 {
+        let file = format!("a/{epoch}.distcp");
+        let target = target(Some(epoch), None);
+        let observed = observe(&bed.client, &target, false).await.unwrap();
+        bed.put(&format!("run/{file}"), "shard").await;
+        let before = bed.client.stats().requests;
+        finish(&bed.client, &target, &observed, Some(epoch), "s", &[&file], WARN).await.unwrap();
+        costs.push(bed.client.stats().requests - before);
+    }
+    assert_eq!(costs[2], costs[11], "{costs:?}");
+}
+
+#[tokio::test]
+async fn nothing_is_deleted_while_another_index_cannot_be_read() {
+    let bed = Bed::start().await;
+    save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
+    bed.put("run/epoch_9/.metadata", "damaged").await;
+    let committed = save(&bed, None, None, "new", &["new.distcp"]).await.unwrap();
+    assert!(committed.deleted.is_empty());
+    assert_eq!(committed.left, ["run/old.distcp"]);
+    assert!(committed.warnings[0].contains("epoch_9"), "{:?}", committed.warnings);
+    assert!(bed.exists("run/old.distcp").await);
+}
+
+#[tokio::test]
+async fn a_damaged_index_can_be_replaced_and_nothing_is_cleaned_up_then() {
+    let bed = Bed::start().await;
+    bed.put("run/old.distcp", "shard").await;
+    bed.put("run/.metadata", index("old", None, &["old.distcp"]).slice(..60)).await;
+    let error = observe(&bed.client, &target(None, None), false).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    let committed = save(&bed, None, None, "new", &["new.distcp"]).await.unwrap();
+    assert!(committed.deleted.is_empty() && committed.warnings.len() == 1, "{committed:?}");
+    assert!(bed.exists("run/old.distcp").await);
+    assert_eq!(save_id_at(&bed, "run/.metadata").await, "new");
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_deleted_is_left_and_the_save_succeeds() {
+    let bed = Bed::start().await;
+    save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
+    let client = bed
+        .through(1, |head| match head.method == "POST" {
+            true => Action::Answer(403, "AccessDenied"),
+            false => Action::Forward,
+        })
+        .await;
+    let target = target(None, None);
+    let observed = observe(&client, &target, true).await.unwrap();
+    let committed = finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap();
+    assert_eq!(committed.left, ["run/old.distcp"]);
+    assert_eq!(committed.warnings.len(), 1);
+    assert!(bed.exists("run/old.distcp").await);
+}
+
+#[tokio::test]
+async fn a_path_holds_one_kind_of_checkpoint_whatever_overwrite_says() {
+    let cases = [
+        ("run/__0.metadata", target(None, None)),
+        ("run/__0.metadata", target(Some(5), None)),
+        ("run/epoch_5/__0.metadata", target(Some(5), None)),
+        ("run/epoch_4/__0.metadata", target(Some(5), None)),
+        ("run/epoch_4/__0.metadata", target(None, None)),
+        ("run/.metadata", target(None, Some(3))),
+        ("run/.metadata", target(Some(5), Some(0))),
+        ("run/epoch_5/.metadata", target(Some(5), Some(0))),
+    ];
+    for (key, target) in cases {
+        let bed = Bed::start().await;
+        bed.put(key, index("other", None, &["o.distcp"])).await;
+        for overwrite in [true, false] {
+            let error = observe(&bed.client, &target, overwrite).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{key} {target:?}");
+            assert_eq!(error.key(), Some(key));
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_rank_commits_its_own_index_and_spares_what_the_others_name() {
+    let bed = Bed::start().await;
+    save(&bed, None, Some(0), "r0", &["__0_0.distcp", "shared.distcp"]).await.unwrap();
+    save(&bed, None, Some(1), "r1", &["__1_0.distcp", "shared.distcp"]).await.unwrap();
+    assert_eq!(save_id_at(&bed, "run/__1.metadata").await, "r1");
+    let error = observe(&bed.client, &target(None, Some(1)), false).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    let committed = save(&bed, None, Some(0), "r0b", &["__0_0-b.distcp"]).await.unwrap();
+    assert_eq!(committed.deleted, ["run/__0_0.distcp"]);
+    assert!(bed.exists("run/shared.distcp").await && bed.exists("run/__1_0.distcp").await);
+    save(&bed, Some(2), Some(0), "e2", &["x.distcp"]).await.unwrap();
+    assert!(bed.exists("run/epoch_2/__0.metadata").await);
+    assert!(!bed.exists("run/.metadata").await);
+}
+
+fn ignores_conditions(head: &Head) -> Action {
+    match head.method == "PUT" && head.header("if-none-match").is_some() {
+        true => Action::MakeConditionHold,
+        false => Action::Forward,
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_ignores_conditions_is_warned_of_or_refused() {
+    let bed = Bed::start().await;
+    let client = bed.through(10, ignores_conditions).await;
+    let target = target(None, None);
+    let observed = observe(&client, &target, false).await.unwrap();
+    let require = ConditionalCommit::Require;
+    let error = finish(&client, &target, &observed, None, "s", &["a.distcp"], require).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(bed.keys().await.is_empty(), "no index and no probe object: {:?}", bed.keys().await);
+    let committed = finish(&client, &target, &observed, None, "s", &["a.distcp"], WARN).await.unwrap();
+    assert!(committed.warnings[0].contains("ignores conditional writes"), "{:?}", committed.warnings);
+    assert_eq!(bed.keys().await, ["run/.metadata"]);
+    // without conditions the commit still looks before it writes
+    let error = finish(&client, &target, &observed, None, "t", &["b.distcp"], WARN).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert_eq!(save_id_at(&bed, "run/.metadata").await, "s");
+}
+
+#[tokio::test]
+async fn a_server_that_honours_conditions_passes_require_and_keeps_no_probe() {
+    let bed = Bed::start().await;
+    let target = target(None, None);
+    let observed = observe(&bed.client, &target, false).await.unwrap();
+    let require = ConditionalCommit::Require;
+    let committed = finish(&bed.client, &target, &observed, None, "s", &["a.distcp"], require).await.unwrap();
+    assert!(committed.warnings.is_empty());
+    assert_eq!(bed.keys().await, ["run/.metadata"]);
+}
+
+#[tokio::test]
+async fn a_server_that_knows_no_conditions_is_not_sent_any() {
+    let bed = Bed::start().await;
+    let client = bed
+        .through(10, |head| match head.header("if-none-match").or(head.header("if-match")) {
+            Some(_) => Action::Answer(501, "NotImplemented"),
+            None => Action::Forward,
+        })
+        .await;
+    let target = target(None, None);
+    for save_id in ["one", "two"] {
+        let observed = observe(&client, &target, true).await.unwrap();
+        let committed =
+            finish(&client, &target, &observed, None, save_id, &["a.distcp"], WARN).await.unwrap();
+        assert!(committed.warnings[0].contains("refuses"), "{:?}", committed.warnings);
+    }
+    let observed = observe(&client, &target, true).await.unwrap();
+    let off = ConditionalCommit::Off;
+    let committed = finish(&client, &target, &observed, None, "three", &["a.distcp"], off).await.unwrap();
+    assert!(committed.warnings.is_empty());
+    assert_eq!(save_id_at(&bed, "run/.metadata").await, "three");
+}
+
+#[tokio::test]
+async fn a_server_that_compares_bare_etags_can_be_committed_to() {
+    let bed = Bed::start().await;
+    let client = bed
+        .through(10, |head| match head.header("if-match") {
+            Some(etag) if etag.starts_with('"') => Action::Answer(412, "PreconditionFailed"),
+            _ => Action::Forward,
+        })
+        .await;
+    save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
+    let target = target(None, None);
+    let observed = observe(&client, &target, true).await.unwrap();
+    finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap();
+    assert_eq!(save_id_at(&bed, "run/.metadata").await, "new");
+}
+
+#[tokio::test]
+async fn an_unknown_bucket_is_told_from_an_empty_path() {
+    let bed = Bed::start().await;
+    for rank in [None, Some(0)] {
+        let target = Target { bucket: "nowhere".into(), ..target(None, rank) };
+        let error = observe(&bed.client, &target, false).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert_eq!(error.code(), Some("NoSuchBucket"));
+    }
+}
+
+#[tokio::test]
+async fn a_path_may_be_the_bucket_itself() {
+    let bed = Bed::start().await;
+    let target = Target { path_key: String::new(), ..target(None, None) };
+    for (save_id, file) in [("one", "x/1.distcp"), ("two", "x/2.distcp")] {
+        let observed = observe(&bed.client, &target, true).await.unwrap();
+        bed.put(file, "shard").await;
+        finish(&bed.client, &target, &observed, None, save_id, &[file], WARN).await.unwrap();
+    }
+    assert_eq!(bed.keys().await, [".metadata", "x/2.distcp"]);
+}

@@ -1,0 +1,221 @@
+//! A server, clients of it, hand-made indexes, and a proxy that misbehaves on request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use s3dcp_checkpoint::{Target, seal_index};
+use s3dcp_s3::{Client, ClientConfig, ErrorKind, Payload, PutOptions, StaticCredentials};
+use s3dcp_server::{Server, ServerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+pub(crate) const BUCKET: &str = "bucket";
+
+/// A running server with one bucket, and a client of it.
+pub(crate) struct Bed {
+    pub(crate) server: Server,
+    pub(crate) client: Client,
+}
+
+impl Bed {
+    pub(crate) async fn start() -> Bed {
+        let config = ServerConfig { buckets: vec![BUCKET.into()], ..ServerConfig::default() };
+        let server = Server::start(config).await.unwrap();
+        let client = client_of(&server, server.endpoint_url(), 10);
+        Bed { server, client }
+    }
+
+    /// A client that talks to the server through a proxy.
+    #[allow(dead_code, reason = "not every test binary misbehaves")]
+    pub(crate) async fn through(
+        &self,
+        max_attempts: u32,
+        rule: impl Fn(&Head) -> Action + Send + Sync + 'static,
+    ) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let upstream = self.server.address().to_string();
+        let (rule, direct) = (Arc::new(rule), self.client.clone());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (rule, direct, upstream) = (rule.clone(), direct.clone(), upstream.clone());
+                tokio::spawn(async move { pass_one(stream, &upstream, &direct, &*rule).await });
+            }
+        });
+        client_of(&self.server, url, max_attempts)
+    }
+
+    #[allow(dead_code, reason = "used by some test binaries")]
+    pub(crate) async fn put(&self, key: &str, body: impl Into<Bytes>) {
+        let body = Payload::from(body.into());
+        self.client.put_object(BUCKET, key, body, &PutOptions::default()).await.unwrap();
+    }
+
+    #[allow(dead_code, reason = "used by some test binaries")]
+    pub(crate) async fn exists(&self, key: &str) -> bool {
+        match self.client.head_object(BUCKET, key).await {
+            Ok(_) => true,
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Every key of the bucket.
+    #[allow(dead_code, reason = "used by some test binaries")]
+    pub(crate) async fn keys(&self) -> Vec<String> {
+        let listing = self.client.list_objects(BUCKET, "", None).await.unwrap();
+        listing.objects.into_iter().map(|object| object.key).collect()
+    }
+}
+
+fn client_of(server: &Server, endpoint_url: String, max_attempts: u32) -> Client {
+    Client::new(ClientConfig {
+        region: Some(server.region().to_owned()),
+        endpoint_url: Some(endpoint_url),
+        credentials: Some(StaticCredentials::new(server.access_key(), server.secret_key())),
+        max_attempts,
+        deadline: Duration::from_secs(60),
+        ..ClientConfig::default()
+    })
+    .unwrap()
+}
+
+/// A request's method, path and headers (names in lower case).
+pub(crate) struct Head {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Head {
+    #[allow(dead_code, reason = "used by some test binaries")]
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|header| header.0 == name).map(|header| &header.1[..])
+    }
+}
+
+/// What the proxy does with a request.
+#[allow(dead_code, reason = "used by some test binaries")]
+pub(crate) enum Action {
+    Forward,
+    /// Forward, and close the connection instead of answering.
+    LoseReply,
+    /// Close the connection at once.
+    Hang,
+    /// Answer with this status and S3 code; the server hears nothing.
+    Answer(u16, &'static str),
+    /// Delete the object first, so that `If-None-Match: *` holds whatever was there.
+    MakeConditionHold,
+}
+
+async fn pass_one(
+    mut stream: TcpStream,
+    upstream: &str,
+    direct: &Client,
+    rule: &(dyn Fn(&Head) -> Action + Send + Sync),
+) {
+    let mut request = Vec::new();
+    let mut chunk = [0; 16 << 10];
+    let (head, end) = loop {
+        match stream.read(&mut chunk).await {
+            Ok(0) | Err(_) => return,
+            Ok(count) => request.extend_from_slice(&chunk[..count]),
+        }
+        if let Some(end) = request.windows(4).position(|window| window == b"\r\n\r\n") {
+            break (parse(&request[..end]), end);
+        }
+    };
+    let length: usize = head.header("content-length").map_or(0, |text| text.parse().unwrap());
+    while request.len() < end + 4 + length {
+        match stream.read(&mut chunk).await {
+            Ok(0) | Err(_) => return,
+            Ok(count) => request.extend_from_slice(&chunk[..count]),
+        }
+    }
+    let action = rule(&head);
+    match action {
+        Action::Hang => return,
+        Action::Answer(status, code) => {
+            let body = format!("<Error><Code>{code}</Code><Message>by the proxy</Message></Error>");
+            let answer = format!(
+                "HTTP/1.1 {status} Answer\r\ncontent-type: application/xml\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            let _ = stream.write_all(answer.as_bytes()).await;
+            return;
+        }
+        Action::MakeConditionHold => {
+            let key = head.path.trim_start_matches('/').split_once('/').unwrap().1;
+            direct.delete_object(BUCKET, key).await.unwrap();
+        }
+        Action::Forward | Action::LoseReply => {}
+    }
+    // one request per connection
+    request.splice(end..end, b"\r\nconnection: close".iter().copied());
+    let mut server = TcpStream::connect(upstream).await.unwrap();
+    server.write_all(&request).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = server.read_to_end(&mut answer).await;
+    if !matches!(action, Action::LoseReply) {
+        let _ = stream.write_all(&answer).await;
+    }
+}
+
+fn parse(head: &[u8]) -> Head {
+    let text = String::from_utf8_lossy(head);
+    let mut lines = text.lines();
+    let mut first = lines.next().unwrap().split(' ');
+    let (method, path) = (first.next().unwrap().to_owned(), first.next().unwrap().to_owned());
+    let header = |line: &str| {
+        let (name, value) = line.split_once(':').unwrap();
+        (name.to_ascii_lowercase(), value.trim().to_owned())
+    };
+    Head { method, path, headers: lines.map(header).collect() }
+}
+
+/// A sealed index of one item in each of these files.
+#[allow(dead_code, reason = "used by some test binaries")]
+pub(crate) fn index(save_id: &str, epoch: Option<u8>, files: &[&str]) -> Bytes {
+    let text = |out: &mut Vec<u8>, value: &str| {
+        out.extend([0x8c, u8::try_from(value.len()).unwrap()]);
+        out.extend(value.as_bytes());
+    };
+    let mut out = b"\x80\x04ctorch.distributed.checkpoint.metadata\nMetadata\n)\x81}(".to_vec();
+    text(&mut out, "storage_data");
+    out.extend(b"}(");
+    for (place, file) in files.iter().enumerate() {
+        out.extend([b'K', place as u8]);
+        out.extend(b"ctorch.distributed.checkpoint.filesystem\n_StorageInfo\n)\x81}(");
+        text(&mut out, "relative_path");
+        text(&mut out, file);
+        out.extend(b"ub");
+    }
+    out.extend(b"u");
+    text(&mut out, "storage_meta");
+    out.extend(b"ctorch.distributed.checkpoint.metadata\nStorageMeta\n)\x81}(");
+    text(&mut out, "save_id");
+    text(&mut out, save_id);
+    text(&mut out, "s3dcp");
+    out.extend(b"}(");
+    text(&mut out, "ranks");
+    out.extend(b"K\x01");
+    text(&mut out, "epoch");
+    match epoch {
+        Some(epoch) => out.extend([b'K', epoch]),
+        None => out.push(b'N'),
+    }
+    out.extend(b"uubub.");
+    seal_index(out).into()
+}
+
+/// Where a save to `run` goes.
+#[allow(dead_code, reason = "used by some test binaries")]
+pub(crate) fn target(epoch: Option<u8>, rank: Option<u64>) -> Target {
+    Target {
+        bucket: BUCKET.into(),
+        path_key: "run".into(),
+        epoch: epoch.map(|epoch| epoch.to_string()),
+        rank,
+    }
+}

@@ -1,0 +1,257 @@
+//! The read plan against a slow, obvious model: every wanted byte arrives once, at its place.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+use s3dcp_checkpoint::{Destination, ItemChecksums, ItemRead, Piece, ReadOptions, SLICE_SIZE, plan_reads};
+use s3dcp_s3::{ErrorKind, RangeRead, crc32};
+
+/// Memory of one piece: the bytes, and how often each was written.
+#[derive(Clone)]
+struct Memory {
+    cells: Arc<Mutex<Vec<(u8, u32)>>>,
+    base: u64,
+    splits: bool,
+}
+
+impl Memory {
+    fn new(length: u64, splits: bool) -> Memory {
+        Memory { cells: Arc::new(Mutex::new(vec![(0, 0); length as usize])), base: 0, splits }
+    }
+}
+
+impl Destination for Memory {
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        let mut cells = self.cells.lock().unwrap();
+        let start = (self.base + offset) as usize;
+        for (cell, &byte) in cells[start..start + bytes.len()].iter_mut().zip(bytes) {
+            *cell = (byte, cell.1 + 1);
+        }
+    }
+
+    fn split(&mut self, at: u64) -> Option<Box<dyn Destination>> {
+        self.splits.then(|| Box::new(Memory { base: self.base + at, ..self.clone() }) as Box<dyn Destination>)
+    }
+}
+
+fn content(key: &str, length: u64) -> Vec<u8> {
+    let seed = u64::from(crc32(key.as_bytes()));
+    (0..length).map(|at| ((at.wrapping_mul(0x9e37_79b9) ^ seed) >> 7) as u8).collect()
+}
+
+fn checksums(bytes: &[u8]) -> ItemChecksums {
+    let slices: Vec<u32> = bytes.chunks(SLICE_SIZE as usize).map(crc32).collect();
+    ItemChecksums { item: crc32(bytes), slices: if slices.len() > 1 { slices } else { Vec::new() } }
+}
+
+/// Feeds a range as a download would, in chunks of this size.
+fn feed(read: &mut RangeRead, file: &[u8], chunk: usize) -> Result<(), s3dcp_s3::Error> {
+    for bytes in file[read.range.start as usize..read.range.end as usize].chunks(chunk) {
+        read.sink.write(bytes)?;
+    }
+    read.sink.finish()
+}
+
+#[derive(Clone, Debug)]
+struct ItemCase {
+    gap: u64,
+    length: u64,
+    checked: bool,
+    pieces: Vec<(prop::sample::Index, prop::sample::Index, bool)>,
+}
+
+fn item_case() -> impl Strategy<Value = ItemCase> {
+    let length = prop_oneof![
+        6 => 0u64..3000,
+        1 => SLICE_SIZE - 2..SLICE_SIZE + 3,
+        1 => 2 * SLICE_SIZE - 2..2 * SLICE_SIZE + 3000,
+    ];
+    let piece = (any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<bool>());
+    (0u64..500, length, any::<bool>(), prop::collection::vec(piece, 0..5))
+        .prop_map(|(gap, length, checked, pieces)| ItemCase { gap, length, checked, pieces })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_wanted_byte_arrives_once_and_ranges_never_overlap(
+        files in prop::collection::vec(prop::collection::vec(item_case(), 0..6), 1..4),
+        range_size in prop_oneof![1u64..5000, Just(3 << 20), Just(16 << 20)],
+        coalesce_gap in prop_oneof![Just(0u64), 1u64..600, Just(1 << 20)],
+        verify in any::<bool>(),
+        twice in any::<bool>(),
+        chunk in prop_oneof![1usize..500, Just(1 << 20)],
+    ) {
+        // a range of few bytes over items of many MiB would be millions of ranges
+        let large = files.iter().flatten().any(|item| item.length > 10_000);
+        let range_size = if large { range_size.max(50_000) } else { range_size };
+        let chunk = if large { chunk.max(1000) } else { chunk };
+        let mut contents = BTreeMap::new();
+        let mut items = Vec::new();
+        let mut expected: Vec<(Memory, String, Range<u64>)> = Vec::new();
+        let mut needed: BTreeMap<String, Vec<Range<u64>>> = BTreeMap::new();
+        for (number, cases) in files.iter().enumerate() {
+            let key = format!("a{number}/__{number}_0.distcp");
+            let size = cases.iter().map(|item| item.gap + item.length).sum();
+            let file = content(&key, size);
+            let mut offset = 0;
+            for (place, case) in cases.iter().enumerate() {
+                offset += case.gap;
+                let bytes = &file[offset as usize..(offset + case.length) as usize];
+                for _ in 0..if twice { 2 } else { 1 } {
+                    let mut pieces = Vec::new();
+                    for (from, to, splits) in &case.pieces {
+                        let from = from.index(case.length as usize + 1) as u64;
+                        let to = to.index(case.length as usize + 1) as u64;
+                        let item_range = from.min(to)..from.max(to);
+                        let memory = Memory::new(item_range.end - item_range.start, *splits);
+                        let place = offset + item_range.start..offset + item_range.end;
+                        if !item_range.is_empty() {
+                            let mut fetched = place.clone();
+                            if verify && case.checked {
+                                fetched.start = offset + item_range.start / SLICE_SIZE * SLICE_SIZE;
+                                let end = item_range.end.div_ceil(SLICE_SIZE) * SLICE_SIZE;
+                                fetched.end = offset + end.min(case.length);
+                            }
+                            needed.entry(key.clone()).or_default().push(fetched);
+                        }
+                        expected.push((memory.clone(), key.clone(), place));
+                        pieces.push(Piece { item_range, destination: Box::new(memory) });
+                    }
+                    items.push(ItemRead {
+                        name: format!("item {place}"),
+                        key: key.clone(),
+                        offset,
+                        length: case.length,
+                        checksums: case.checked.then(|| checksums(bytes)),
+                        pieces,
+                    });
+                }
+                offset += case.length;
+            }
+            contents.insert(key, file);
+        }
+        items.reverse();
+        let options = ReadOptions { range_size, coalesce_gap, verify };
+        let mut reads = plan_reads(items, &options).unwrap();
+
+        let mut last: BTreeMap<String, u64> = BTreeMap::new();
+        let mut asked: BTreeMap<String, Vec<Range<u64>>> = BTreeMap::new();
+        for read in &mut reads {
+            let end = last.insert(read.key.clone(), read.range.end).unwrap_or(0);
+            prop_assert!(read.range.start >= end && read.range.start < read.range.end, "ranges in order");
+            prop_assert!(read.range.end - read.range.start <= range_size.max(SLICE_SIZE));
+            asked.entry(read.key.clone()).or_default().push(read.range.clone());
+            feed(read, &contents[&read.key], chunk).unwrap();
+        }
+        for (memory, key, place) in expected {
+            let cells = memory.cells.lock().unwrap();
+            let bytes: Vec<u8> = cells.iter().map(|cell| cell.0).collect();
+            prop_assert!(bytes == contents[&key][place.start as usize..place.end as usize]);
+            prop_assert!(cells.iter().all(|cell| cell.1 == 1), "each byte once");
+        }
+        // nothing is fetched but what is needed and gaps up to the limit between needed runs
+        for (key, ranges) in asked {
+            let mut runs = needed.remove(&key).unwrap();
+            runs.sort_by_key(|run| run.start);
+            for range in ranges {
+                let mut covered = range.start;
+                for run in runs.iter().filter(|run| run.end > range.start && run.start < range.end) {
+                    prop_assert!(run.start <= covered + coalesce_gap, "a gap too wide");
+                    covered = covered.max(run.end);
+                }
+                prop_assert!(covered >= range.end, "the range ends with needed bytes");
+            }
+        }
+        prop_assert!(needed.is_empty(), "every needed file is asked for");
+    }
+}
+
+fn one_item(length: u64, wanted: Range<u64>, checked: bool) -> (ItemRead, Vec<u8>, Memory) {
+    let file = content("k", length);
+    let memory = Memory::new(wanted.end - wanted.start, true);
+    let piece = Piece { item_range: wanted, destination: Box::new(memory.clone()) };
+    let item = ItemRead {
+        name: "model.weight".into(),
+        key: "k".into(),
+        offset: 0,
+        length,
+        checksums: checked.then(|| checksums(&file)),
+        pieces: vec![piece],
+    };
+    (item, file, memory)
+}
+
+#[test]
+fn a_damaged_slice_is_named_and_a_second_reading_mends_it() {
+    let (item, mut file, memory) = one_item(2 * SLICE_SIZE + 10, SLICE_SIZE + 5..SLICE_SIZE + 9, true);
+    let mut reads = plan_reads(vec![item], &ReadOptions::default()).unwrap();
+    assert_eq!(reads.len(), 1);
+    assert_eq!(reads[0].range, SLICE_SIZE..2 * SLICE_SIZE, "the one slice that holds the wanted bytes");
+    let place = 2 * SLICE_SIZE as usize - 1; // not a wanted byte, but of a wanted slice
+    file[place] ^= 1;
+    let error = feed(&mut reads[0], &file, 100_000).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert_eq!(error.key(), Some("k"));
+    assert!(error.message().contains("model.weight"), "{error}");
+    file[place] ^= 1;
+    reads[0].sink.restart();
+    feed(&mut reads[0], &file, 100_000).unwrap();
+    let got: Vec<u8> = memory.cells.lock().unwrap().iter().map(|cell| cell.0).collect();
+    assert_eq!(got, &file[SLICE_SIZE as usize + 5..SLICE_SIZE as usize + 9]);
+}
+
+#[test]
+fn a_small_item_with_checksums_is_fetched_whole_and_verified() {
+    let (item, mut file, _) = one_item(5000, 100..101, true);
+    let mut reads = plan_reads(vec![item], &ReadOptions::default()).unwrap();
+    assert_eq!(reads[0].range, 0..5000);
+    file[4999] ^= 0x80;
+    assert_eq!(feed(&mut reads[0], &file, 999).unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+#[test]
+fn a_range_that_ends_early_or_late_is_corrupt() {
+    let (item, file, _) = one_item(5000, 0..5000, false);
+    let mut reads = plan_reads(vec![item], &ReadOptions::default()).unwrap();
+    reads[0].sink.write(&file[..4999]).unwrap();
+    assert_eq!(reads[0].sink.finish().unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(reads[0].sink.write(&file[..2]).unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+#[test]
+fn impossible_requests_are_refused_by_name() {
+    let options = ReadOptions::default();
+    let kind = |item: ItemRead, options: &ReadOptions| {
+        let error = plan_reads(vec![item], options).err().expect("refused");
+        assert!(error.message().contains("model.weight") || options.range_size == 0, "{error}");
+        error.kind()
+    };
+    let (mut item, ..) = one_item(100, 0..100, false);
+    item.length = 99;
+    assert_eq!(kind(item, &options), ErrorKind::Config);
+    let (mut item, ..) = one_item(100, 0..100, false);
+    item.offset = u64::MAX - 5;
+    assert_eq!(kind(item, &options), ErrorKind::Config);
+    let (mut item, ..) = one_item(100, 0..100, true);
+    item.checksums = Some(ItemChecksums { item: 1, slices: vec![1, 2] });
+    assert_eq!(kind(item, &options), ErrorKind::Corrupt);
+    let (item, ..) = one_item(100, 0..100, false);
+    assert_eq!(kind(item, &ReadOptions { range_size: 0, ..options }), ErrorKind::Config);
+}
+
+#[test]
+fn files_take_turns() {
+    let item = |key: &str| {
+        let (mut item, ..) = one_item(10_000, 0..10_000, false);
+        item.key = key.into();
+        item
+    };
+    let options = ReadOptions { range_size: 4000, ..ReadOptions::default() };
+    let reads = plan_reads(vec![item("a"), item("b")], &options).unwrap();
+    let keys: Vec<&str> = reads.iter().map(|read| &read.key[..]).collect();
+    assert_eq!(keys, ["a", "b", "a", "b", "a", "b"]);
+}
