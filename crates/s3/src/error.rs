@@ -21,7 +21,7 @@ pub enum ErrorKind {
     PreconditionFailed,
     /// The service asked for fewer requests (503 `SlowDown`, 429).
     Throttled,
-    /// The service refused these credentials, or this request for them.
+    /// The service refused these credentials, or this request for them, or there are no credentials.
     Denied,
     /// Bytes are not what they should be: wrong checksum, wrong length, a truncated object.
     Corrupt,
