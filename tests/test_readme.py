@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import s3torchconnector
 
 import s3dcp
 from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, testing
@@ -98,6 +99,8 @@ def test_the_settings_are_those_of_the_client_config() -> None:
     told = rows("`S3ClientConfig`")
     fields = dataclasses.fields(S3ClientConfig)
     assert set(told) == {field.name for field in fields}
+    peers = {field.name for field in dataclasses.fields(s3torchconnector.S3ClientConfig)}
+    assert set(list(told)[:6]) == peers
     numbers = iter(told["deadline"].split(", "))
     for field in fields:
         default = field.default
