@@ -10,7 +10,7 @@ GIB = 1024 * MIB
 
 @dataclass(frozen=True)
 class S3ClientConfig:
-    """Settings of the S3 client; the first seven are those of ``s3torchconnector.S3ClientConfig``.
+    """Settings of the S3 client; the first six are those of ``s3torchconnector.S3ClientConfig``.
 
     Credentials are never part of it: they come from the usual AWS chain (environment, profile, SSO, web identity,
     container, instance metadata).
@@ -28,7 +28,8 @@ class S3ClientConfig:
         sse_kms_key_id: key for ``"aws:kms"``; None for the account's default key.
         storage_class: e.g. ``"STANDARD_IA"`` or ``"EXPRESS_ONEZONE"``; None for the bucket's default.
         ca_bundle: PEM file with certificate authorities; None for ``AWS_CA_BUNDLE``, else the system's.
-        deadline: seconds that one operation may take in all, retries included.
+        deadline: seconds that one request may take in all, retries included; a part of an upload and a range of a
+            download are one request each.
         connect_timeout: seconds to reach the endpoint.
         read_timeout: seconds without any byte moving before a connection is given up.
         max_connections: connections open at once; None derives it from `throughput_target_gbps`.
