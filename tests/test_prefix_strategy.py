@@ -143,9 +143,7 @@ def random_rank(rng, count):
 
 
 def random_epoch(rng):
-    return rng.choice(
-        [None, None, 0, -1, True, False, rng.randrange(10**4), rng.randrange(-(10**30), 10**30)]
-    )
+    return rng.choice([None, None, 0, -1, True, False, rng.randrange(10**4), rng.randrange(-(10**30), 10**30)])
 
 
 def random_user_prefix(rng):
@@ -350,8 +348,7 @@ def test_signatures_and_inheritance_are_those_of_the_published_package():
         assert getattr(s3_prefix_strategy, name) is ours
         assert [base.__name__ for base in ours.__mro__] == [base.__name__ for base in theirs.__mro__]
         parameters = [
-            [(p.name, p.kind, p.default) for p in inspect.signature(cls).parameters.values()]
-            for cls in (ours, theirs)
+            [(p.name, p.kind, p.default) for p in inspect.signature(cls).parameters.values()] for cls in (ours, theirs)
         ]
         assert parameters[0] == parameters[1]
     assert isinstance(S3PrefixStrategyBase, abc.ABCMeta)
@@ -544,9 +541,7 @@ def test_repr_is_the_call_that_makes_it(strategy, text):
 
 
 def in_a_spawned_rank(rank, strategies, folder):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
         made_here = HexPrefixStrategy(epoch_num=1)
         prefixes = [strategy.bind(2)(rank) for strategy in [*strategies, made_here]]
@@ -579,9 +574,7 @@ def test_bad_lengths_are_refused(value):
 
 @pytest.mark.parametrize("value", [0, -1, True, False, 2.0, "3", [], HUGE, 2**64, float("nan")])
 def test_bad_counts_are_refused(value):
-    with pytest.raises(
-        ValueError, match="prefix_count must be an integer from 1 to 18446744073709551615, got "
-    ):
+    with pytest.raises(ValueError, match="prefix_count must be an integer from 1 to 18446744073709551615, got "):
         BinaryPrefixStrategy(prefix_count=value)
 
 
@@ -612,18 +605,14 @@ def test_a_user_prefix_that_is_no_text_is_refused_by_its_place(value):
 
 
 @pytest.mark.parametrize("value", [10**1024, -(10**1024), HUGE])
-@pytest.mark.parametrize(
-    "make", [HexPrefixStrategy, lambda **given: RoundRobinPrefixStrategy(["a"], **given)]
-)
+@pytest.mark.parametrize("make", [HexPrefixStrategy, lambda **given: RoundRobinPrefixStrategy(["a"], **given)])
 def test_an_epoch_that_no_key_can_hold_is_refused(make, value):
     with pytest.raises(ValueError, match=r"epoch_num .*1024 bytes"):
         make(epoch_num=value)
 
 
 @pytest.mark.parametrize("rank", [10**1024, HUGE])
-@pytest.mark.parametrize(
-    "strategy", [DefaultPrefixStrategy(), HexPrefixStrategy(), RoundRobinPrefixStrategy(["a"])]
-)
+@pytest.mark.parametrize("strategy", [DefaultPrefixStrategy(), HexPrefixStrategy(), RoundRobinPrefixStrategy(["a"])])
 def test_a_rank_that_no_key_can_hold_is_refused(strategy, rank):
     with pytest.raises(ValueError, match=r"rank .*1024 bytes"):
         strategy(rank)
@@ -644,9 +633,7 @@ def test_the_longest_prefix_is_exactly_as_long_as_a_key():
 
 
 @pytest.mark.parametrize("rank", [1.0, "1", None, [1]])
-@pytest.mark.parametrize(
-    "strategy", [DefaultPrefixStrategy(), HexPrefixStrategy(), RoundRobinPrefixStrategy(["a"])]
-)
+@pytest.mark.parametrize("strategy", [DefaultPrefixStrategy(), HexPrefixStrategy(), RoundRobinPrefixStrategy(["a"])])
 def test_a_rank_that_is_no_integer_is_a_type_error(strategy, rank):
     with pytest.raises(TypeError, match="integer"):
         strategy(rank)
@@ -655,9 +642,7 @@ def test_a_rank_that_is_no_integer_is_a_type_error(strategy, rank):
 def test_other_integer_types_are_taken():
     strategy = HexPrefixStrategy(np.int64(5), np.int32(4), np.uint8(16))
     assert strategy == HexPrefixStrategy(5, 4, 16)
-    assert all(
-        type(value) is int for value in (strategy.epoch_num, strategy.min_prefix_len, strategy.prefix_count)
-    )
+    assert all(type(value) is int for value in (strategy.epoch_num, strategy.min_prefix_len, strategy.prefix_count))
     assert strategy(np.uint16(300)) == "c000/epoch_5/__300_"
 
 

@@ -806,6 +806,27 @@ def test_the_command_tells_success_from_misuse() -> None:
     assert "bucket name" in failed.stderr
 
 
+def test_the_command_shows_a_tree(s3dcp_bucket: str) -> None:
+    s3 = boto3.client("s3")
+    for key in (".metadata", "0000000000/__0_0.distcp", "1000000000/__1_0.distcp"):
+        s3.put_object(Bucket=s3dcp_bucket, Key=f"run 1/{key}", Body=b"x" * 2048)
+    shown = command("tree", f"s3://{s3dcp_bucket}/run 1")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines() == [
+        f"s3://{s3dcp_bucket}/run 1/  3 objects, 6.0 KiB",
+        "├── .metadata  2.0 KiB",
+        "├── 0000000000/  1 object, 2.0 KiB",
+        "│   └── __0_0.distcp  2.0 KiB",
+        "└── 1000000000/  1 object, 2.0 KiB",
+        "    └── __1_0.distcp  2.0 KiB",
+    ]
+    assert command("tree", f"s3://{s3dcp_bucket}/run").returncode == 1
+    assert command("tree", "s3://no-such-bucket").returncode == 1
+    misused = command("tree", "checkpoints/run")
+    assert misused.returncode == 2
+    assert "s3://" in misused.stderr
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, stop: signal.Signals) -> None:
     arguments = ["serve", "--address", "127.0.0.1:0", "--bucket", BUCKET, "--data", str(tmp_path)]
