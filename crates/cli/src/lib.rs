@@ -6,6 +6,7 @@
 mod report;
 mod serve;
 mod strategies;
+mod tree;
 
 use std::ffi::OsString;
 
@@ -25,6 +26,7 @@ struct Arguments {
 enum Command {
     Serve(serve::Arguments),
     Strategies(strategies::Arguments),
+    Tree(tree::Arguments),
 }
 
 /// Runs the command with its arguments, the first of which is the program's name, and gives its exit code: 0 for success,
@@ -41,6 +43,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
     let result = match arguments.command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Strategies(arguments) => strategies::run(&arguments),
+        Command::Tree(arguments) => tree::run(&arguments),
     };
     result.map_or_else(Failure::report, |()| 0)
 }
@@ -68,5 +71,6 @@ mod tests {
         assert_eq!(exit_code(&["no-such-command"]), 2);
         assert_eq!(exit_code(&["strategies", "hex", "--ranks", "0"]), 2);
         assert_eq!(exit_code(&["strategies", "numeric", "--ranks", "4"]), 2);
+        assert_eq!(exit_code(&["tree", "not-a-uri"]), 2);
     }
 }

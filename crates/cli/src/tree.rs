@@ -1,0 +1,230 @@
+//! `s3dcp tree`: what lies below a path, as a tree of prefixes.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use clap::Args;
+use s3dcp_s3::{Client, ClientConfig, ErrorKind, parse_s3_uri};
+
+use crate::report::Failure;
+
+/// Show the objects below a path as a tree of prefixes, with counts and sizes
+///
+/// Credentials come from the usual AWS places: environment, profile, container, instance.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// What to show: s3://bucket or s3://bucket/path
+    uri: String,
+    /// Show no more than this many levels
+    #[arg(long, value_name = "LEVELS")]
+    depth: Option<usize>,
+    /// Endpoint to ask [default: AWS_ENDPOINT_URL, else AWS]
+    #[arg(long, value_name = "URL")]
+    endpoint_url: Option<String>,
+    /// Region of the bucket [default: AWS_REGION, else the profile's]
+    #[arg(long)]
+    region: Option<String>,
+    /// Profile to take credentials from
+    #[arg(long)]
+    profile: Option<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let (bucket, path) = parse_s3_uri(&arguments.uri).map_err(Failure::usage)?;
+    let prefix = if path.is_empty() || path.ends_with('/') { path } else { format!("{path}/") };
+    let config = ClientConfig {
+        region: arguments.region.clone(),
+        endpoint_url: arguments.endpoint_url.clone(),
+        profile: arguments.profile.clone(),
+        ..ClientConfig::default()
+    };
+    let client = Client::new(config).map_err(failure)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
+    let listing = runtime.block_on(client.list_objects(&bucket, &prefix, None)).map_err(failure)?;
+    if listing.objects.is_empty() {
+        return Err(Failure::failed(format!("there is nothing below s3://{bucket}/{prefix}")));
+    }
+    let mut root = Folder::default();
+    for object in &listing.objects {
+        root.add(object.key.strip_prefix(&prefix).unwrap_or(&object.key), object.size);
+    }
+    let text = root.render(&format!("s3://{bucket}/{prefix}"), arguments.depth.unwrap_or(usize::MAX));
+    io::stdout().lock().write_all(text.as_bytes()).map_err(Failure::output)
+}
+
+fn failure(error: s3dcp_s3::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::Config => Failure::usage(error),
+        _ => Failure::failed(error),
+    }
+}
+
+/// Everything that shares a prefix.
+#[derive(Debug, Default)]
+struct Folder {
+    objects: u64,
+    bytes: u64,
+    /// By name, and whether it is an object: a folder and an object may both be called `name/`.
+    entries: BTreeMap<(String, bool), Entry>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Folder(Folder),
+    Object(u64),
+}
+
+impl Folder {
+    fn add(&mut self, key: &str, bytes: u64) {
+        self.objects += 1;
+        self.bytes += bytes;
+        match key.find('/') {
+            Some(slash) if slash + 1 < key.len() => {
+                let (name, rest) = key.split_at(slash + 1);
+                let entry = self
+                    .entries
+                    .entry((name.to_owned(), false))
+                    .or_insert_with(|| Entry::Folder(Self::default()));
+                if let Entry::Folder(folder) = entry {
+                    folder.add(rest, bytes);
+                }
+            }
+            _ => {
+                self.entries.insert((key.to_owned(), true), Entry::Object(bytes));
+            }
+        }
+    }
+
+    fn render(&self, title: &str, depth: usize) -> String {
+        let mut text = format!("{title}  {}\n", self.summary());
+        self.render_below(&mut text, "", depth);
+        text
+    }
+
+    fn render_below(&self, text: &mut String, indent: &str, depth: usize) {
+        if depth == 0 {
+            return;
+        }
+        for (position, ((name, _), entry)) in self.entries.iter().enumerate() {
+            let last = position + 1 == self.entries.len();
+            let (branch, below) = if last { ("└── ", "    ") } else { ("├── ", "│   ") };
+            // Writing to a String cannot fail.
+            let _infallible = match entry {
+                Entry::Object(bytes) => {
+                    writeln!(text, "{indent}{branch}{}  {}", printable(name), size(*bytes))
+                }
+                Entry::Folder(folder) => {
+                    let (name, folder) = folder.joined(name);
+                    let line = writeln!(text, "{indent}{branch}{}  {}", printable(&name), folder.summary());
+                    folder.render_below(text, &format!("{indent}{below}"), depth - 1);
+                    line
+                }
+            };
+        }
+    }
+
+    /// This folder, or the one at the end of a chain of folders with nothing else in them, which take one line.
+    fn joined(&self, name: &str) -> (String, &Self) {
+        let (mut name, mut folder) = (name.to_owned(), self);
+        while let Some(((below, _), Entry::Folder(only))) =
+            folder.entries.first_key_value().filter(|_| folder.entries.len() == 1)
+        {
+            name.push_str(below);
+            folder = only;
+        }
+        (name, folder)
+    }
+
+    fn summary(&self) -> String {
+        let plural = if self.objects == 1 { "" } else { "s" };
+        format!("{} object{plural}, {}", self.objects, size(self.bytes))
+    }
+}
+
+/// A name with its control characters escaped, so that a key cannot play with the terminal.
+fn printable(name: &str) -> String {
+    name.chars()
+        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+        .collect()
+}
+
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(keys: &[(&str, u64)], depth: usize) -> String {
+        let mut root = Folder::default();
+        for (key, bytes) in keys {
+            root.add(key, *bytes);
+        }
+        root.render("s3://b/", depth)
+    }
+
+    const CHECKPOINT: &[(&str, u64)] = &[
+        (".metadata", 900),
+        ("0000000000/epoch_5/__0_0.distcp", 3 << 20),
+        ("1000000000/epoch_5/__1_0.distcp", 1 << 20),
+        ("1000000000/epoch_6/__1_0.distcp", 1 << 20),
+    ];
+
+    #[test]
+    fn a_checkpoint_shows_its_prefixes() {
+        let expected = "\
+s3://b/  4 objects, 5.0 MiB
+├── .metadata  900 B
+├── 0000000000/epoch_5/  1 object, 3.0 MiB
+│   └── __0_0.distcp  3.0 MiB
+└── 1000000000/  2 objects, 2.0 MiB
+    ├── epoch_5/  1 object, 1.0 MiB
+    │   └── __1_0.distcp  1.0 MiB
+    └── epoch_6/  1 object, 1.0 MiB
+        └── __1_0.distcp  1.0 MiB
+";
+        assert_eq!(tree(CHECKPOINT, usize::MAX), expected);
+    }
+
+    #[test]
+    fn depth_hides_what_lies_deeper_but_still_counts_it() {
+        let shown = tree(CHECKPOINT, 1);
+        assert_eq!(shown.lines().count(), 4);
+        assert!(shown.ends_with("└── 1000000000/  2 objects, 2.0 MiB\n"), "{shown}");
+    }
+
+    #[test]
+    fn odd_keys_are_shown_as_they_are() {
+        let shown = tree(&[("a", 1), ("a/", 2), ("a//b", 3), ("a/b", 4), ("\u{1b}[2J", 5)], usize::MAX);
+        assert!(shown.starts_with("s3://b/  5 objects, 15 B\n"), "{shown}");
+        assert!(!shown.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn sizes_have_one_decimal_and_the_right_unit() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (5 << 30, "5.0 GiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+        assert_eq!(size((1 << 20) - 1), "1.0 MiB");
+    }
+}
