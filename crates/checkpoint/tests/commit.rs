@@ -1,4 +1,5 @@
 //! The rules of commit, each on a real socket.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Shard files through the engine to a server and back.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

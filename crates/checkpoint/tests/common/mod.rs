@@ -1,4 +1,5 @@
 //! A server, clients of it, hand-made indexes, and a proxy that misbehaves on request.
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,6 @@ impl Bed {
     }
 
     /// A client that talks to the server through a proxy.
-    #[allow(dead_code, reason = "not every test binary misbehaves")]
     pub(crate) async fn through(
         &self,
         max_attempts: u32,
@@ -46,13 +46,11 @@ impl Bed {
         client_of(&self.server, url, max_attempts)
     }
 
-    #[allow(dead_code, reason = "used by some test binaries")]
     pub(crate) async fn put(&self, key: &str, body: impl Into<Bytes>) {
         let body = Payload::from(body.into());
         self.client.put_object(BUCKET, key, body, &PutOptions::default()).await.unwrap();
     }
 
-    #[allow(dead_code, reason = "used by some test binaries")]
     pub(crate) async fn exists(&self, key: &str) -> bool {
         match self.client.head_object(BUCKET, key).await {
             Ok(_) => true,
@@ -62,7 +60,6 @@ impl Bed {
     }
 
     /// Every key of the bucket.
-    #[allow(dead_code, reason = "used by some test binaries")]
     pub(crate) async fn keys(&self) -> Vec<String> {
         let listing = self.client.list_objects(BUCKET, "", None).await.unwrap();
         listing.objects.into_iter().map(|object| object.key).collect()
@@ -89,14 +86,12 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    #[allow(dead_code, reason = "used by some test binaries")]
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|header| header.0 == name).map(|header| &header.1[..])
     }
 }
 
 /// What the proxy does with a request.
-#[allow(dead_code, reason = "used by some test binaries")]
 pub(crate) enum Action {
     Forward,
     /// Forward, and close the connection instead of answering.
@@ -175,7 +170,6 @@ fn parse(head: &[u8]) -> Head {
 }
 
 /// A sealed index of one item in each of these files.
-#[allow(dead_code, reason = "used by some test binaries")]
 pub(crate) fn index(save_id: &str, epoch: Option<u8>, files: &[&str]) -> Bytes {
     let text = |out: &mut Vec<u8>, value: &str| {
         out.extend([0x8c, u8::try_from(value.len()).unwrap()]);
@@ -210,7 +204,6 @@ pub(crate) fn index(save_id: &str, epoch: Option<u8>, files: &[&str]) -> Bytes {
 }
 
 /// Where a save to `run` goes.
-#[allow(dead_code, reason = "used by some test binaries")]
 pub(crate) fn target(epoch: Option<u8>, rank: Option<u64>) -> Target {
     Target {
         bucket: BUCKET.into(),
