@@ -5,7 +5,7 @@
 //! or in a directory ([`Storage`]).
 //!
 //! The HTTP and XML of S3 come from the crate `s3s`; this crate is what stands behind it: one index of buckets, objects
-//! and uploads ([`store`]) over one of two back-ends ([`backend`]). It shares no code with this project's own S3 client,
+//! and uploads (`store`) over one of two back-ends (`backend`). It shares no code with this project's own S3 client,
 //! so that a mistake in one shows in the other.
 //!
 //! It is a development endpoint: one pair of keys, no versions, no policies, no TLS, no `fsync`.
