@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_owner_is_released_with_the_last_frame() {
-        struct Owner(Vec<u8>, Arc<()>);
+        struct Owner(Vec<u8>, #[expect(dead_code, reason = "held for its count")] Arc<()>);
         impl AsRef<[u8]> for Owner {
             fn as_ref(&self) -> &[u8] {
                 &self.0

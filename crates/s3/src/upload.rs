@@ -4,6 +4,8 @@
 //! caller's segments end at a part's size, so that no checksum has to be split. An object smaller than one part is
 //! one PutObject.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
@@ -12,12 +14,16 @@ use tokio::task::{JoinError, JoinSet};
 
 use crate::checksum::crc32_combine;
 use crate::client::Client;
+use crate::clock;
 use crate::config::check_part_size;
 use crate::error::{Error, ErrorKind};
 use crate::multipart::Part;
 use crate::object::PutOptions;
 use crate::payload::Payload;
 use crate::plan::{MAX_PARTS, PartPlan};
+
+/// Longest time for aborting: whoever failed on a dead service should not wait for it a second time.
+const ABORT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Options of [`Client::upload`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -295,9 +301,18 @@ impl Begun {
 
     async fn abort(mut self, client: &Client, bucket: &str, key: &str) {
         self.sending.shutdown().await;
-        let Ok(id) = self.id.await else { return };
-        if let Err(error) = client.abort_multipart_upload(bucket, key, &id).await {
-            tracing::warn!(bucket, key, %error, "a multipart upload could not be aborted; its parts stay");
+        let abort = async {
+            match self.id.await {
+                Ok(id) => client.abort_multipart_upload(bucket, key, &id).await,
+                Err(_) => Ok(()),
+            }
+        };
+        match clock::before(clock::now() + ABORT_LIMIT, abort).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::warn!(bucket, key, %error, "not aborted: the parts of an upload stay")
+            }
+            None => tracing::warn!(bucket, key, "not aborted in time: the parts of an upload may stay"),
         }
     }
 }

@@ -274,6 +274,26 @@ async fn a_lost_reply_leaves_open_whether_the_write_took_effect() {
 }
 
 #[tokio::test]
+async fn an_etag_that_must_come_without_quotes_is_found_out() {
+    let server = Responder::start(|_, seen| match (seen.method.as_str(), seen.header("if-match")) {
+        ("PUT", Some("e1")) => Act::Answer(response("200 OK", &[("ETag", "\"e2\"")], b"")),
+        ("PUT", _) => Act::Answer(error("412 Precondition Failed", "PreconditionFailed")),
+        _ => Act::Answer(response("200 OK", &[("ETag", "\"e1\"")], b"")),
+    })
+    .await;
+    let put = |etag: &str| {
+        let options = PutOptions { condition: Condition::IfMatch(etag.to_owned()), ..PutOptions::default() };
+        let client = server.client();
+        async move { client.put_object("bkt", "k", body(1), &options).await }
+    };
+    assert_eq!(put("\"e1\"").await.unwrap().etag.as_deref(), Some("\"e2\""));
+    // Another object there: one look, no second write.
+    assert_eq!(put("\"e0\"").await.unwrap_err().kind(), ErrorKind::PreconditionFailed);
+    let methods: Vec<_> = server.seen().iter().map(|seen| seen.method.clone()).collect();
+    assert_eq!(methods, ["PUT", "HEAD", "PUT", "PUT", "HEAD"]);
+}
+
+#[tokio::test]
 async fn a_refused_connection_cannot_have_taken_effect() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
