@@ -1,5 +1,6 @@
 //! CRC-32 of an item and of its slices, so that a part of an item can be verified too.
 
+use crc_fast::{CrcAlgorithm, Digest};
 use s3dcp_s3::{Error, crc32_combine};
 
 use crate::error::corrupt;
@@ -67,7 +68,15 @@ impl ItemChecksums {
     }
 }
 
-/// Builds [`ItemChecksums`] from runs of bytes whose CRC-32 is known.
+/// The CRC-32 of some bytes whose own is `crc`, and then `more`. For short runs this costs far less than a
+/// combination, whose cost does not depend on the length.
+pub(crate) fn crc32_extend(crc: u32, more: &[u8]) -> u32 {
+    let mut digest = Digest::new_with_init_state(CrcAlgorithm::Crc32IsoHdlc, u64::from(!crc));
+    digest.update(more);
+    digest.finalize() as u32
+}
+
+/// Builds [`ItemChecksums`] from runs of bytes, long ones by their CRC-32, short ones by themselves.
 #[derive(Default)]
 pub(crate) struct Accumulator {
     item: u32,
@@ -86,18 +95,32 @@ impl Accumulator {
         SLICE_SIZE - self.length % SLICE_SIZE
     }
 
+    /// Adds a run whose CRC-32 is known.
     pub(crate) fn add(&mut self, crc: u32, length: u64) {
+        self.grow(length, |before, before_length| match before_length {
+            0 => crc,
+            _ => crc32_combine(before, crc, length),
+        });
+    }
+
+    /// Adds a short run.
+    pub(crate) fn add_short(&mut self, run: &[u8]) {
+        self.grow(run.len() as u64, |before, _| crc32_extend(before, run));
+    }
+
+    /// Applies `extend`, from the CRC-32 and the length so far to the CRC-32 with the run, to the item and the slice.
+    fn grow(&mut self, length: u64, extend: impl Fn(u32, u64) -> u32) {
         let starts_slice = self.length.is_multiple_of(SLICE_SIZE);
         if starts_slice && self.length > 0 {
             self.slices.push(self.slice);
         }
         // within the first slice the item's own checksum is the slice's too
         let first = self.length < SLICE_SIZE;
-        self.item = if self.length == 0 { crc } else { crc32_combine(self.item, crc, length) };
+        self.item = extend(self.item, self.length);
         self.slice = match (first, starts_slice) {
             (true, _) => self.item,
-            (false, true) => crc,
-            (false, false) => crc32_combine(self.slice, crc, length),
+            (false, true) => extend(0, 0),
+            (false, false) => extend(self.slice, self.length % SLICE_SIZE),
         };
         self.length += length;
     }
@@ -132,7 +155,10 @@ mod tests {
             let mut want = 700_001;
             while !rest.is_empty() {
                 let take = rest.len().min(want).min(sums.slice_remaining() as usize);
-                sums.add(crc32(&rest[..take]), take as u64);
+                match take < 5000 {
+                    true => sums.add_short(&rest[..take]),
+                    false => sums.add(crc32(&rest[..take]), take as u64),
+                }
                 rest = &rest[take..];
                 want = want * 3 % 1_900_000 + 1;
             }
