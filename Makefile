@@ -15,7 +15,7 @@ help:
 	@sed -n '1,2s/^# //p' Makefile
 
 demo: $(NATIVE)
-	$(BIN)/python examples/demo/run.py
+	@$(BIN)/python examples/demo/run.py
 
 test: test-rust test-python
 
@@ -51,14 +51,16 @@ bench: $(NATIVE)
 	$(BIN)/python bench/save_load.py $(BENCH)
 
 $(VENV)/ready: requirements-dev.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
-	touch $@
+	@echo "Installing Python packages into $(VENV) (torch is large: some minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	@touch $@
 
 # Stripped and installed in place; Python sources are used where they are.
 $(NATIVE): $(VENV)/ready $(RUST_SOURCES)
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
-	touch $@
+	@echo "Building the native module (a first build takes some minutes)"
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) PIP_QUIET=1 PIP_NO_DEPS=1 $(BIN)/maturin develop --release --quiet
+	@touch $@
 
 clean:
 	rm -rf target $(VENV) $(NATIVE)
