@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from . import _native
 from ._dtypes import SAFETENSORS_NAMES, torch_name
-from ._staging import staged_chunks, staging_pool
+from ._staging import Stager
 
 _OBJECT = WriteItemType.BYTE_IO
 
@@ -122,6 +122,7 @@ class ShardFile:
         self._relative_path = relative_path
         self._transforms = transforms
         self._native = client.shard_writer(bucket, key, size_hint)
+        self._stager = Stager(self._native.part_size)
 
     def write(self, plan: FilePlan, planner: SavePlanner) -> list[WriteResult]:
         """Hand over every item of `plan`; bytes may still be on their way when this returns."""
@@ -138,6 +139,7 @@ class ShardFile:
 
     def start_finishing(self) -> None:
         """Let the rest go up in the background."""
+        self._stager.close()
         self._native.start_finishing()
 
     def wait(self) -> None:
@@ -146,6 +148,7 @@ class ShardFile:
 
     def abort(self) -> None:
         """Give the upload up; S3 keeps nothing of it. Does nothing once complete."""
+        self._stager.close()
         self._native.abort()
 
     def _result(self, item: WriteItem, record: tuple[int, int, int | None, bytes]) -> WriteResult:
@@ -174,9 +177,8 @@ class ShardFile:
         return self._result(item, record)
 
     def _write_staged(self, tensor: torch.Tensor) -> tuple[int, int, int | None, bytes]:
-        pool = staging_pool(self._native.part_size)
-        for slot, nbytes in staged_chunks(tensor, pool):
-            self._native.write_staged(pool.native, slot, nbytes)
+        for buffer, start, nbytes in self._stager.staged(tensor):
+            self._native.write_staged(buffer, start, nbytes)
         return self._native.end()
 
     def _write_safetensors(self, items: list[WriteItem], planner: SavePlanner) -> list[WriteResult]:

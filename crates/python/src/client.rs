@@ -331,6 +331,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Observed>()?;
     module.add_class::<ShardWriter>()?;
     module.add_class::<Stats>()?;
+    module.add_class::<crate::staging::StagingBuffer>()?;
     module.add_class::<crate::staging::StagingPool>()?;
     module.add_function(wrap_pyfunction!(parse_s3_uri, module)?)
 }

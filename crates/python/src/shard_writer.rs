@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use crate::errors::to_python;
 use crate::memory::tensor_bytes;
 use crate::runtime;
-use crate::staging::StagingPool;
+use crate::staging::StagingBuffer;
 
 enum State {
     Open(s3dcp_checkpoint::ShardWriter),
@@ -97,15 +97,15 @@ impl ShardWriter {
         runtime::wait(py, writer.write(data))
     }
 
-    /// Append the first `nbytes` of buffer `slot`, which is free again once they are up.
+    /// Append `nbytes` of `buffer` from `start` on.
     fn write_staged(
         &mut self,
         py: Python<'_>,
-        pool: &StagingPool,
-        slot: usize,
+        buffer: &StagingBuffer,
+        start: usize,
         nbytes: usize,
     ) -> PyResult<()> {
-        let data = pool.filled(slot, nbytes)?;
+        let data = buffer.filled(start, nbytes)?;
         let writer = self.open(py)?;
         runtime::wait(py, writer.write(data))
     }

@@ -1,4 +1,4 @@
-//! Which staging buffers are free: Python fills a buffer, an upload holds it until its part is up.
+//! Which staging buffers are free: Python fills a buffer, uploads hold it until their parts are up.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,41 +12,36 @@ use crate::memory::BufferView;
 /// How often a waiting `acquire` looks for signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 
-struct Buffer {
-    address: usize,
-    capacity: usize,
-}
-
 struct Shared {
-    buffers: Vec<Buffer>,
+    /// Address and capacity of each buffer.
+    buffers: Vec<(usize, usize)>,
     free: Mutex<Vec<usize>>,
     freed: Condvar,
     _owner: Py<PyAny>,
 }
 
-impl Shared {
-    fn release(&self, slot: usize) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
-        self.freed.notify_one();
+/// A buffer in use; it is free again when the last holder of this is gone.
+struct InUse {
+    slot: usize,
+    shared: Arc<Shared>,
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.shared.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.slot);
+        self.shared.freed.notify_one();
     }
 }
 
-/// A filled buffer on its way up; dropping it frees the buffer.
+/// Filled bytes of a buffer on their way up.
 struct Filled {
     view: BufferView,
-    slot: usize,
-    shared: Arc<Shared>,
+    _in_use: Arc<InUse>,
 }
 
 impl AsRef<[u8]> for Filled {
     fn as_ref(&self) -> &[u8] {
         self.view.as_ref()
-    }
-}
-
-impl Drop for Filled {
-    fn drop(&mut self) {
-        self.shared.release(self.slot);
     }
 }
 
@@ -64,13 +59,13 @@ impl StagingPool {
             return Err(PyValueError::new_err("buffers: each must have memory"));
         }
         let free = Mutex::new((0..buffers.len()).rev().collect());
-        let buffers = buffers.into_iter().map(|(address, capacity)| Buffer { address, capacity }).collect();
         Ok(Self { shared: Arc::new(Shared { buffers, free, freed: Condvar::new(), _owner: owner }) })
     }
 
-    /// Wait for a free buffer; its number.
-    fn acquire(&self, py: Python<'_>) -> PyResult<usize> {
-        loop {
+    /// Wait up to `seconds` for a free buffer; None when there is none by then.
+    fn acquire(&self, py: Python<'_>, seconds: f64) -> PyResult<Option<StagingBuffer>> {
+        let looks = (seconds / SIGNAL_INTERVAL.as_secs_f64()).ceil().max(1.0) as u64;
+        for _ in 0..looks {
             let slot = py.detach(|| {
                 let free = self.shared.free.lock().unwrap_or_else(PoisonError::into_inner);
                 let (mut free, _) = self
@@ -80,27 +75,41 @@ impl StagingPool {
                     .unwrap_or_else(PoisonError::into_inner);
                 free.pop()
             });
-            match slot {
-                Some(slot) => return Ok(slot),
-                None => py.check_signals()?,
+            if let Some(slot) = slot {
+                let in_use = Arc::new(InUse { slot, shared: Arc::clone(&self.shared) });
+                return Ok(Some(StagingBuffer { in_use }));
             }
+            py.check_signals()?;
         }
-    }
-
-    /// Give a buffer back that was not handed to a writer.
-    fn release(&self, slot: usize) {
-        self.shared.release(slot);
+        Ok(None)
     }
 }
 
-impl StagingPool {
-    /// The first `length` bytes of buffer `slot`; the buffer is free again when they are dropped.
-    pub(crate) fn filled(&self, slot: usize, length: usize) -> PyResult<Bytes> {
-        let buffer =
-            self.shared.buffers.get(slot).filter(|buffer| length <= buffer.capacity).ok_or_else(|| {
-                PyValueError::new_err(format!("slot={slot}, length={length}: no such buffer"))
-            })?;
-        let view = BufferView::new(buffer.address, length);
-        Ok(Bytes::from_owner(Filled { view, slot, shared: Arc::clone(&self.shared) }))
+/// One buffer of a pool, Python's to fill; free again once this is gone and all that was written from it is up.
+#[pyclass(frozen, module = "s3dcp._native")]
+pub(crate) struct StagingBuffer {
+    in_use: Arc<InUse>,
+}
+
+#[pymethods]
+impl StagingBuffer {
+    /// Its number in the pool.
+    #[getter]
+    fn slot(&self) -> usize {
+        self.in_use.slot
+    }
+}
+
+impl StagingBuffer {
+    /// `length` bytes from `start` on, which Python does not touch any more.
+    pub(crate) fn filled(&self, start: usize, length: usize) -> PyResult<Bytes> {
+        let (address, capacity) = self.in_use.shared.buffers[self.in_use.slot];
+        if start.checked_add(length).is_none_or(|end| end > capacity) {
+            return Err(PyValueError::new_err(format!(
+                "start={start}, length={length}: past the end of the buffer of {capacity} bytes"
+            )));
+        }
+        let view = BufferView::new(address + start, length);
+        Ok(Bytes::from_owner(Filled { view, _in_use: Arc::clone(&self.in_use) }))
     }
 }
