@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner
 
 import s3dcp._client
-from s3dcp import HexPrefixStrategy, S3ClientConfig, S3FileSystem, S3StorageReader, S3StorageWriter
+from s3dcp import HexPrefixStrategy, S3ClientConfig, S3FileSystem, S3StorageReader, S3StorageWriter, _staging
 from workers import async_jobs, jobs
 from workers.states import assert_same, blank, training_state, values
 from workers.store import REGION, Store
@@ -80,6 +81,39 @@ def test_overlapping_async_saves_of_one_path_leave_one_whole_checkpoint(store: S
     assert [error is None for error in errors].count(True) == 1
     winner = [error is None for error in errors].index(True)
     jobs.check(store.uri, training_state(winner))
+
+
+def test_overlapping_saves_of_views_do_not_wait_for_each_others_buffers(store: Store, monkeypatch) -> None:
+    """Every save holds a buffer back in a part that is not full, and there are fewer buffers than saves."""
+    monkeypatch.setattr(_staging, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(_staging, "_pool", _staging.StagingPool(2))
+    monkeypatch.setattr(_staging, "staging_pool", lambda part_size: _staging._pool)
+    barrier = threading.Barrier(4)
+
+    class AfterTheFirst(Together):
+        count = 0
+
+        def resolve_data(self, write_item: Any) -> Any:
+            self.count += 1
+            return super().resolve_data(write_item) if self.count > 1 else self.lookup_object(write_item.index)
+
+    states = [{f"t{item}": values((60, 50), 10 * number + item).t() for item in range(5)} for number in range(4)]
+    writer = S3StorageWriter(REGION, store.uri)
+    with ThreadPoolExecutor(4) as threads:
+        saves = [
+            threads.submit(
+                dcp.save,
+                state,
+                checkpoint_id=f"{store.uri}/{number}",
+                storage_writer=writer,
+                planner=AfterTheFirst(barrier),
+            )
+            for number, state in enumerate(states)
+        ]
+        for save in saves:
+            save.result(60)
+    for number, state in enumerate(states):
+        jobs.check(f"{store.uri}/{number}", state)
 
 
 def test_threads_may_save_and_load_at_once(store: Store) -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load as load_safetensors
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 from workers import jobs, strategies
-from workers.states import assert_same, training_state
+from workers.states import assert_same, blank, training_state
 from workers.strategies import Spec
 
 every_strategy = pytest.mark.parametrize("spec", strategies.ALL, ids=strategies.name_of)
@@ -72,6 +74,31 @@ def test_we_overwrite_what_the_reference_wrote_and_leave_nothing_of_it(store, ra
     assert before
     assert not set(before) & set(store.shards())
     ranks.run(jobs.check_training_state, store.uri, seed=1)
+
+
+@pytest.mark.parametrize("kind", ["layouts", "dtypes"])
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
+class TestEveryKindOfTensor:
+    """Views of every layout and values of every dtype, between every writer and every reader."""
+
+    def test_from_us_to_the_reference_and_to_torch(self, store, kind: str, tmp_path: Path) -> None:
+        state = jobs.kinds(kind)
+        jobs.save(state, store.uri, thread_count=2)
+        for reader in (jobs.reference_reader(store.uri), FileSystemReader(store.download(tmp_path))):
+            loaded = blank(state)
+            dcp.load(loaded, storage_reader=reader)
+            assert_same(loaded, state)
+
+    def test_from_torch_to_us(self, store, kind: str, tmp_path: Path) -> None:
+        state = jobs.kinds(kind)
+        dcp.save(state, storage_writer=FileSystemWriter(tmp_path))
+        store.upload(tmp_path)
+        jobs.check(store.uri, state)
+
+    def test_from_the_reference_to_us(self, store, kind: str) -> None:
+        state = jobs.kinds(kind)
+        dcp.save(state, storage_writer=jobs.reference_writer(store.uri, ("Hex", {})))
+        jobs.check(store.uri, state)
 
 
 SAFETENSORS = {"serialization_format": SerializationFormat.SAFETENSORS}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections import OrderedDict
+from random import Random
 from typing import IO, Any
 
 import pytest
@@ -13,40 +15,12 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension, ZStandard
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
-from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter
+from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, _fetch, _staging
 from workers import jobs
-from workers.states import assert_same, blank, training_state, values
+from workers.states import DTYPES, assert_same, blank, layouts, training_state, values
 from workers.store import REGION
 
 MIB = 1024 * 1024
-
-DTYPES = [
-    getattr(torch, name)
-    for name in (
-        "bool",
-        "uint8",
-        "int8",
-        "int16",
-        "uint16",
-        "int32",
-        "uint32",
-        "int64",
-        "uint64",
-        "float16",
-        "bfloat16",
-        "float32",
-        "float64",
-        "complex32",
-        "complex64",
-        "complex128",
-        "float8_e4m3fn",
-        "float8_e4m3fnuz",
-        "float8_e5m2",
-        "float8_e5m2fnuz",
-        "float8_e8m0fnu",
-    )
-    if hasattr(torch, name)
-]
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
@@ -90,34 +64,6 @@ def test_a_dtype_that_safetensors_lacks_is_refused_by_name(store, failure) -> No
     assert store.all_keys() == []
 
 
-def layouts() -> dict[str, torch.Tensor]:
-    """Views of every kind that are not plain contiguous memory of their own."""
-    base = values((12, 10), 7)
-    wide = values((4, 6), 8, torch.complex64)
-    return {
-        "transposed": base.t(),
-        "every other row": base[::2],
-        "every other column": base[:, 1::3],
-        "a column": base[:, 4],
-        "a block": base[3:9, 2:7],
-        "rows in the middle": base[5:8],
-        "expanded": values((1, 5), 9).expand(7, 5),
-        "expanded scalar": values((), 10).expand(3, 4),
-        "permuted": values((2, 3, 4), 11).permute(2, 0, 1),
-        "channels last": values((2, 3, 4, 5), 12).to(memory_format=torch.channels_last),
-        "flipped": base.flip(0),
-        "conjugate": wide.conj(),
-        "conjugate transposed": wide.mH,
-        "negative": wide.conj().imag,
-        "real part": wide.real,
-        "parameter": torch.nn.Parameter(base[2:4].clone()),
-        "strided parameter": torch.nn.Parameter(base.t()),
-        "needs grad": values((3, 3), 13).requires_grad_() * 2,
-        "empty slice": base[5:5],
-        "unfolded": base.unfold(0, 4, 2),
-    }
-
-
 def test_views_of_every_layout_are_saved_by_their_values(store) -> None:
     state = layouts()
     jobs.save(state, store.uri, thread_count=2)
@@ -132,6 +78,68 @@ def test_tensors_that_share_memory_are_saved_apart(store, format: SerializationF
     stored = sum(size for key, (size, _) in store.listing().items() if key.endswith(".distcp"))
     assert stored < 20_000
     jobs.check(store.uri, state)
+
+
+def test_many_views_of_middling_size_are_saved(store) -> None:
+    """Each needs a copy, and together they need more buffers than there are, in one part."""
+    state = {f"t{number}": values((64, 64), number).t() for number in range(100)}
+    state |= {f"direct{number}": values((64, 64), number) for number in range(20)}
+    jobs.save(state, store.uri)
+    jobs.check(store.uri, state)
+
+
+@pytest.fixture
+def tiny_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers so small that every tensor takes several, and few of them."""
+    monkeypatch.setattr(_staging, "BUFFER_BYTES", 256)
+    monkeypatch.setattr(_staging, "CHUNK_BYTES", 128)
+    monkeypatch.setattr(_staging, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(_staging, "_pool", _staging.StagingPool(3))
+    monkeypatch.setattr(_staging, "staging_pool", lambda part_size: _staging._pool)
+    monkeypatch.setattr(_fetch, "ARENA_BYTES", 1024)
+    monkeypatch.setattr(_fetch, "BLOCK_BYTES", 300)
+
+
+class Block(DefaultLoadPlanner):
+    """Loads the block at `offsets` of size `lengths` of every tensor."""
+
+    def __init__(self, offsets: tuple[int, ...], lengths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.offsets, self.lengths = torch.Size(offsets), torch.Size(lengths)
+
+    def create_local_plan(self) -> Any:
+        plan = super().create_local_plan()
+        items = [
+            dataclasses.replace(item, storage_offsets=self.offsets, dest_offsets=self.offsets, lengths=self.lengths)
+            for item in plan.items
+        ]
+        return dataclasses.replace(plan, items=items)
+
+
+@pytest.mark.usefixtures("tiny_buffers")
+@pytest.mark.parametrize("seed", range(40))
+def test_any_block_of_any_tensor_loads_through_buffers_of_any_size(store, seed: int) -> None:
+    random = Random(seed)
+    shape = tuple(random.randint(1, 12) for _ in range(random.randint(0, 4)))
+    dtype = random.choice([torch.float32, torch.uint8, torch.bfloat16, torch.complex128])
+    order = random.sample(range(len(shape)), len(shape))
+    source = values(tuple(shape[dim] for dim in order), seed, dtype)
+    saved = source.permute([order.index(dim) for dim in range(len(shape))])
+    assert tuple(saved.shape) == shape
+    jobs.save({"x": saved, "y": saved.contiguous()}, store.uri)
+    for _ in range(3):
+        offsets = tuple(random.randint(0, size - 1) for size in shape)
+        lengths = tuple(random.randint(1, size - offset) for size, offset in zip(shape, offsets, strict=True))
+        block = tuple(slice(offset, offset + length) for offset, length in zip(offsets, lengths, strict=True))
+        target = random.choice([dtype, torch.complex128])
+        wide = torch.zeros((*shape, 2), dtype=target)
+        state = {"x": torch.zeros(shape, dtype=target), "y": wide[..., 0]}
+        jobs.load(state, store.uri, planner=Block(offsets, lengths))
+        want = torch.zeros(shape, dtype=target)
+        want[block] = saved[block].to(target)
+        assert_same(state["x"], want, f"{shape} {block}")
+        assert_same(state["y"], want, f"{shape} {block}")
+        assert not wide[..., 1].any()
 
 
 def test_values_go_into_targets_of_every_layout(store) -> None:
@@ -343,7 +351,11 @@ class _Flipped(io.RawIOBase):
             self._output.close()
 
 
-EXTENSIONS = [[Mirror()], [ZStandard()], [ZStandard(), Mirror()], [Mirror(), ZStandard()]] if ZStandard.is_available() else [[Mirror()]]
+EXTENSIONS = (
+    [[Mirror()], [ZStandard()], [ZStandard(), Mirror()], [Mirror(), ZStandard()]]
+    if ZStandard.is_available()
+    else [[Mirror()]]
+)
 
 
 @pytest.mark.parametrize("extensions", EXTENSIONS, ids=lambda e: "+".join(type(one).__name__ for one in e))
@@ -397,6 +409,38 @@ def test_one_writer_and_one_reader_serve_many_saves_and_loads(store) -> None:
         dcp.load(loaded, storage_reader=reader)
         assert_same(loaded, state)
     assert len(store.shards()) == 1
+
+
+def test_every_argument_of_torchs_writer_is_taken(store) -> None:
+    jobs.save(
+        training_state(),
+        store.uri,
+        single_file_per_rank=True,
+        sync_files=True,
+        per_thread_copy_ahead=1_000_000,
+        cache_staged_state_dict=False,
+        overwrite=True,
+        _extensions=None,
+        serialization_format=SerializationFormat.TORCH_SAVE,
+    )
+    jobs.check(store.uri, training_state())
+
+
+@pytest.mark.parametrize("region", [None, ""], ids=repr)
+def test_the_region_may_come_from_the_environment(store, region: str | None) -> None:
+    state = {"x": torch.ones(3)}
+    dcp.save(state, storage_writer=S3StorageWriter(region, store.uri))
+    loaded = blank(state)
+    dcp.load(loaded, storage_reader=S3StorageReader(region, store.uri))
+    assert_same(loaded, state)
+
+
+def test_a_progress_bar_is_drawn_on_standard_error(store, capsys) -> None:
+    state = {"x": values((MIB,), 1)}
+    jobs.save(state, store.uri, progress=True)
+    assert "4.0 of 4.0 MiB" in capsys.readouterr().err
+    jobs.check(store.uri, state, progress=True)
+    assert "4.0 of 4.0 MiB" in capsys.readouterr().err
 
 
 def test_the_progress_callback_sees_all_bytes(store) -> None:

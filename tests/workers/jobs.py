@@ -11,7 +11,7 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from s3dcp import S3StorageReader, S3StorageWriter
 from workers import strategies
-from workers.states import assert_same, blank, training_state
+from workers.states import DTYPES, assert_same, blank, layouts, training_state, values
 from workers.store import REGION
 from workers.strategies import Spec
 
@@ -65,22 +65,38 @@ def peer_config() -> Any:
     return S3ClientConfig(force_path_style=True)
 
 
-def save_with_reference(uri: str, spec: Spec, seed: int = 0) -> None:
-    """Save the training state with the reference's writer."""
+def reference_writer(uri: str, spec: Spec) -> Any:
+    """The reference's writer."""
     from s3torchconnector.dcp import S3StorageWriter as Reference
 
-    writer = Reference(REGION, uri, s3client_config=peer_config(), prefix_strategy=strategies.reference(spec))
-    dcp.save(training_state(seed), storage_writer=writer)
+    return Reference(REGION, uri, s3client_config=peer_config(), prefix_strategy=strategies.reference(spec))
+
+
+def reference_reader(uri: str) -> Any:
+    """The reference's reader."""
+    from s3torchconnector.dcp import S3StorageReader as Reference
+
+    return Reference(REGION, uri, s3client_config=peer_config())
+
+
+def save_with_reference(uri: str, spec: Spec, seed: int = 0) -> None:
+    """Save the training state with the reference's writer."""
+    dcp.save(training_state(seed), storage_writer=reference_writer(uri, spec))
 
 
 def check_with_reference(uri: str, seed: int = 0) -> None:
     """The reference's reader gives the training state back."""
-    from s3torchconnector.dcp import S3StorageReader as Reference
-
     state = training_state(seed)
     loaded = blank(state)
-    dcp.load(loaded, storage_reader=Reference(REGION, uri, s3client_config=peer_config()))
+    dcp.load(loaded, storage_reader=reference_reader(uri))
     assert_same(loaded, state)
+
+
+def kinds(kind: str) -> dict[str, Any]:
+    """Tensors of every layout or of every dtype."""
+    if kind == "layouts":
+        return dict(layouts())
+    return {f"{dtype} {shape}": values(shape, 3, dtype) for dtype in DTYPES for shape in ((7, 5), (), (0, 2))}
 
 
 def save_with_torch(folder: Path, seed: int = 0, objects: bool = True, **arguments: Any) -> None:

@@ -8,6 +8,34 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 
+DTYPES = [
+    getattr(torch, name)
+    for name in (
+        "bool",
+        "uint8",
+        "int8",
+        "int16",
+        "uint16",
+        "int32",
+        "uint32",
+        "int64",
+        "uint64",
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+        "complex32",
+        "complex64",
+        "complex128",
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+    )
+    if hasattr(torch, name)
+]
+
 
 def values(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """A tensor of `dtype` filled from `seed`; floating NaN and infinity may occur in float8 types."""
@@ -24,7 +52,7 @@ def values(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.flo
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
     """The values of `tensor` in row-major order as bytes."""
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().clone(memory_format=torch.contiguous_format)
     if plain.numel() == 0:
         return b""
     return plain.reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -81,6 +109,34 @@ def _other_values(tensor: torch.Tensor) -> torch.Tensor:
     if fresh.numel():
         fresh.reshape(-1).view(torch.uint8).fill_(0xA5 if tensor.dtype is not torch.bool else 1)
     return fresh
+
+
+def layouts() -> dict[str, torch.Tensor]:
+    """Views of every kind that are not plain contiguous memory of their own."""
+    base = values((12, 10), 7)
+    wide = values((4, 6), 8, torch.complex64)
+    return {
+        "transposed": base.t(),
+        "every other row": base[::2],
+        "every other column": base[:, 1::3],
+        "a column": base[:, 4],
+        "a block": base[3:9, 2:7],
+        "rows in the middle": base[5:8],
+        "expanded": values((1, 5), 9).expand(7, 5),
+        "expanded scalar": values((), 10).expand(3, 4),
+        "permuted": values((2, 3, 4), 11).permute(2, 0, 1),
+        "channels last": values((2, 3, 4, 5), 12).to(memory_format=torch.channels_last),
+        "flipped": base.flip(0),
+        "conjugate": wide.conj(),
+        "conjugate transposed": wide.mH,
+        "negative": wide.conj().imag,
+        "real part": wide.real,
+        "parameter": torch.nn.Parameter(base[2:4].clone()),
+        "strided parameter": torch.nn.Parameter(base.t()),
+        "needs grad": values((3, 3), 13).requires_grad_() * 2,
+        "empty slice": base[5:5],
+        "unfolded": base.unfold(0, 4, 2),
+    }
 
 
 def training_state(seed: int = 0, *, objects: bool = True) -> dict[str, Any]:
