@@ -21,11 +21,11 @@ test: test-rust test-python
 
 test-rust:
 ifeq ($(NEXTEST),yes)
-	cargo nextest run --release --workspace --no-fail-fast
+	cargo nextest run --locked --release --workspace --no-fail-fast
 else
-	cargo test --release --workspace --lib --bins --tests
+	cargo test --locked --release --workspace --lib --bins --tests
 endif
-	cargo test --release --workspace --doc --quiet
+	cargo test --locked --release --workspace --doc --quiet
 
 test-python: $(NATIVE)
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
@@ -34,7 +34,7 @@ check: check-rust check-python
 
 check-rust:
 	cargo fmt --all --check
-	cargo clippy --release --workspace --all-targets --quiet -- -D warnings
+	cargo clippy --locked --release --workspace --all-targets --quiet -- -D warnings
 
 check-python: $(NATIVE)
 	$(BIN)/ruff format --check .
@@ -59,7 +59,7 @@ $(VENV)/ready: requirements-dev.txt
 # Stripped and installed in place; Python sources are used where they are.
 $(NATIVE): $(VENV)/ready $(RUST_SOURCES)
 	@echo "Building the native module (a first build takes some minutes)"
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) PIP_QUIET=1 PIP_NO_DEPS=1 $(BIN)/maturin develop --release --quiet
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) PIP_QUIET=1 PIP_NO_DEPS=1 $(BIN)/maturin develop --locked --release --quiet
 	@touch $@
 
 clean:

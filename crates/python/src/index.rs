@@ -43,7 +43,7 @@ fn parse_archive_head(py: Python<'_>, head: PyBackedBytes, name: &str) -> PyResu
             data_length: head.data_length,
             big_endian: head.big_endian,
         }),
-        HeadState::NeedMore(bytes) => Parsed::NeedMore(bytes as u64),
+        HeadState::NeedMore(bytes) => Parsed::NeedMore(bytes),
         HeadState::NotPlain => Parsed::NotPlain(None),
     })
 }

@@ -13,7 +13,7 @@ use crate::runtime;
 use crate::staging::StagingBuffer;
 
 enum State {
-    Open(s3dcp_checkpoint::ShardWriter),
+    Open(Box<s3dcp_checkpoint::ShardWriter>),
     Finishing(JoinHandle<Result<UploadOutput, Error>>),
     Ended,
 }
@@ -33,7 +33,7 @@ pub(crate) struct ShardWriter {
 
 impl ShardWriter {
     pub(crate) fn new(writer: s3dcp_checkpoint::ShardWriter, part_size: u64) -> Self {
-        Self { state: State::Open(writer), in_tensor: false, part_size }
+        Self { state: State::Open(Box::new(writer)), in_tensor: false, part_size }
     }
 
     fn open(&mut self, py: Python<'_>) -> PyResult<&mut s3dcp_checkpoint::ShardWriter> {
