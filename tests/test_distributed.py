@@ -212,7 +212,7 @@ def test_rank_indexes_are_not_overwritten_with_collectives(store: Store, failure
 
 
 def test_ranks_that_read_different_indexes_are_told(store: Store, failure, two) -> None:
-    jobs.save({"x": torch.full((4,), 1.0)}, store.uri)
+    jobs.save({"x": torch.full((4,), 1.0)}, store.uri, ("Hex", {"epoch_num": 1}))
     error = failure(two.run, group_jobs.load_while_it_is_replaced, store.uri)
     assert isinstance(error, Conflict)
     assert error.retryable

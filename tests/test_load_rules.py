@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import io
 import os
 import pathlib
 import pickle
@@ -116,6 +117,14 @@ def test_a_refused_global_is_named(store: Store, failure) -> None:
     metadata.planner_data = Calls(os.system, "true")
     store.write(".metadata", pickle.dumps(metadata))
     assert "posix.system" in str(failure(jobs.load, blank(state()), store.uri))
+
+
+def test_the_unpickler_itself_refuses_what_is_not_allowed() -> None:
+    """The second of two walls: the native scan refuses such an index before."""
+    from s3dcp._index import _Unpickler
+
+    with pytest.raises(pickle.UnpicklingError, match=r"posix\.system"):
+        _Unpickler(io.BytesIO(pickle.dumps(Calls(os.system, "true"))), frozenset()).load()
 
 
 def test_allowed_globals_let_further_classes_into_the_index(store: Store, failure) -> None:

@@ -491,6 +491,18 @@ def test_a_save_leaves_the_callers_strategy_as_it_was(store: Store) -> None:
     assert pickle.dumps(strategy) == before
 
 
+def test_a_strategy_that_changes_during_a_save_does_not_change_that_save(store: Store) -> None:
+    strategy = epoch(1)
+
+    def next_epoch() -> None:
+        strategy.epoch_num = 2
+
+    jobs.save(state(1), store.uri, prefix_strategy=strategy, planner=InTheMiddle(next_epoch), thread_count=2)
+    assert all("/epoch_1/" in name for name in store.shards())
+    jobs.check(f"{store.uri}/epoch_1", state(1))
+    jobs.check(store.uri, state(1))
+
+
 def test_without_a_strategy_the_default_one_is_used(store: Store) -> None:
     assert S3StorageWriter(REGION, store.uri).prefix_strategy == DefaultPrefixStrategy()
 

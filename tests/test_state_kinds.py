@@ -159,6 +159,15 @@ def test_values_go_into_targets_of_every_layout(store) -> None:
         assert_same(target.detach(), want, name)
 
 
+def test_values_go_into_lazily_conjugated_and_negated_targets(store) -> None:
+    want = values((4, 6), 2, torch.complex64)
+    jobs.save({"x": want, "y": want.imag}, store.uri)
+    conjugate, negative = torch.zeros(4, 6, dtype=torch.complex64), torch.zeros(4, 6, dtype=torch.complex64)
+    jobs.load({"x": conjugate.conj(), "y": negative.conj().imag}, store.uri)
+    assert_same(conjugate, want.conj())
+    assert_same(negative.imag, -want.imag)
+
+
 def test_a_load_changes_nothing_beside_its_target(store) -> None:
     jobs.save({"x": torch.ones(4, 4), "y": torch.ones(64)}, store.uri)
     around, line = torch.full((8, 8), 7.0), torch.full((192,), 7.0)

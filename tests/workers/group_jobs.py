@@ -267,7 +267,7 @@ def save_alone_on_rank_1(uri: str) -> None:
 
 
 class ReadsInTurn(S3StorageReader):
-    """Rank 0 reads the index, then rank 1 replaces the checkpoint and reads its own."""
+    """Rank 0 reads the index of epoch 1, then rank 1 saves epoch 2 and reads its index: both could be loaded."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
         if dist.get_rank() == 0:
@@ -275,7 +275,7 @@ class ReadsInTurn(S3StorageReader):
             dist.barrier()
             return metadata
         dist.barrier()
-        jobs.save({"x": torch.full((4,), 2.0)}, str(self.path), no_dist=True)
+        jobs.save({"x": torch.full((4,), 2.0)}, str(self.path), ("Hex", {"epoch_num": 2}), no_dist=True)
         return super().read_metadata(*args, **kwargs)
 
 

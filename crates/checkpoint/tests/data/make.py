@@ -60,9 +60,7 @@ def archives():
     (folder / "conjugate.pt").write_bytes(saved(torch.ones(2, dtype=torch.complex64).conj()))
     (folder / "sparse.pt").write_bytes(saved(torch.eye(2).to_sparse()))
     (folder / "dict.pt").write_bytes(saved({"a": torch.ones(2)}))
-    (folder / "legacy.pt").write_bytes(
-        saved(torch.ones(2), _use_new_zipfile_serialization=False)
-    )
+    (folder / "legacy.pt").write_bytes(saved(torch.ones(2), _use_new_zipfile_serialization=False))
     from torch.utils.serialization import config
 
     config.save.compute_crc32 = False
