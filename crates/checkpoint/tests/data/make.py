@@ -29,8 +29,29 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 HERE = pathlib.Path(__file__).parent
-DTYPES = """float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz
-float8_e8m0fnu complex32 complex64 complex128 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool""".split()
+DTYPES = [
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "float8_e4m3fnuz",
+    "float8_e5m2fnuz",
+    "float8_e8m0fnu",
+    "complex32",
+    "complex64",
+    "complex128",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool",
+]
 
 
 def saved(value, **settings):
@@ -110,7 +131,7 @@ class Ends(io.RawIOBase):
 def heads():
     result = {"pickles": {}, "large": []}
     shapes = itertools.cycle(([], [3], [0, 2], [2, 3, 1, 2], [300, 1, 7]))
-    for name, shape in zip(DTYPES, shapes):
+    for name, shape in zip(DTYPES, shapes, strict=False):
         tensor = torch.zeros(shape, dtype=getattr(torch, name))
         content = zipfile.ZipFile(io.BytesIO(saved(tensor))).read("archive/data.pkl")
         result["pickles"][name] = {"shape": shape, "pickle": content.hex()}
