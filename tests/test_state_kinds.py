@@ -383,6 +383,18 @@ def test_a_checkpoint_of_an_unknown_extension_is_refused_by_its_name(store, fail
     assert "stream.mirror" in str(error)
 
 
+@pytest.mark.filterwarnings("ignore:BComplex32 support is experimental:UserWarning")
+@pytest.mark.parametrize("name", ["float4_e2m1fn_x2", "bcomplex32"])
+def test_a_dtype_that_only_torch_can_serialise_comes_back(store, name: str) -> None:
+    if not hasattr(torch, name):
+        pytest.skip(f"this torch has no {name}")
+    raw = values((4096,), 1, torch.uint8)
+    state = {"whole": raw.view(getattr(torch, name)), "few": raw.view(getattr(torch, name))[8:16]}
+    jobs.save(state, store.uri)
+    assert sum(size for size, _ in store.listing(f"{store.path}/__").values()) < 8192
+    jobs.check(store.uri, state)
+
+
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 def test_quantized_tensors_are_saved_as_torch_saves_them(store) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from . import _native
+
 _SAFETENSORS = {
     "bool": "BOOL",
     "uint8": "U8",
@@ -28,6 +30,12 @@ SAFETENSORS_NAMES: dict[torch.dtype, str] = {
     getattr(torch, name): code for name, code in _SAFETENSORS.items() if hasattr(torch, name)
 }
 SAFETENSORS_DTYPES: dict[str, torch.dtype] = {code: dtype for dtype, code in SAFETENSORS_NAMES.items()}
+
+
+# Tensors of other dtypes are serialised by torch itself.
+NATIVE: frozenset[torch.dtype] = frozenset(
+    getattr(torch, name) for name in _native.dtype_names() if hasattr(torch, name)
+)
 
 
 def torch_name(dtype: torch.dtype) -> str:

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteIt
 from torch.distributed.checkpoint.storage import WriteResult
 
 from . import _native
-from ._dtypes import SAFETENSORS_NAMES, torch_name
+from ._dtypes import NATIVE, SAFETENSORS_NAMES, torch_name
 from ._staging import Stager
 
 _OBJECT = WriteItemType.BYTE_IO
@@ -166,7 +166,7 @@ class ShardFile:
         tensor = _resolve_tensor(item, planner)
         if not _is_plain(tensor):
             stream = io.BytesIO()
-            torch.save(tensor.cpu(), stream)
+            torch.save(_alone(tensor), stream)
             return self._result(item, self._native.raw(stream.getvalue()))
         dtype, shape = torch_name(tensor.dtype), tuple(tensor.shape)
         if _is_direct(tensor):
@@ -205,10 +205,7 @@ class ShardFile:
             data = _resolve_object(item, planner)
             transformed.write(data.getbuffer())
         else:
-            tensor = _resolve_tensor(item, planner).cpu()
-            if tensor.untyped_storage().size() != tensor.nbytes:
-                tensor = tensor.clone()
-            torch.save(tensor, transformed)
+            torch.save(_alone(_resolve_tensor(item, planner)), transformed)
         transformed.close()
         result = self._result(item, self._native.raw(stream.getvalue()))
         # In the order in which readers undo them; torch's own order loses all but single extensions.
@@ -251,13 +248,21 @@ def _resolve_tensor(item: WriteItem, planner: SavePlanner) -> torch.Tensor:
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """A dense tensor whose values are all there is to it."""
+    """A dense tensor whose values are all there is to it, of a dtype whose archives are made here."""
     return (
         type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.dtype in NATIVE
         and tensor.layout is torch.strided
         and not tensor.is_quantized
         and not tensor.is_meta
     )
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` on the CPU, copied where ``torch.save`` would also store memory beside it."""
+    tensor = tensor.cpu()
+    dense = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    return tensor.clone() if dense and tensor.untyped_storage().size() != tensor.nbytes else tensor
 
 
 def _is_direct(tensor: torch.Tensor) -> bool:

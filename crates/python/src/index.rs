@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyFrozenSet;
-use s3dcp_checkpoint::{AllowList, HeadState};
+use s3dcp_checkpoint::{AllowList, DType, HeadState};
 
 use crate::errors::{about, to_python};
 
@@ -77,6 +77,12 @@ fn default_globals(py: Python<'_>) -> PyResult<Bound<'_, PyFrozenSet>> {
     PyFrozenSet::new(py, AllowList::default_globals().globals())
 }
 
+/// The names in module `torch` of the dtypes whose archives are written and read here.
+#[pyfunction]
+fn dtype_names(py: Python<'_>) -> PyResult<Bound<'_, PyFrozenSet>> {
+    PyFrozenSet::new(py, DType::all().map(DType::torch_name))
+}
+
 /// The key of `relative_path`, seen from an index below `base_key`.
 #[pyfunction]
 fn resolve_key(py: Python<'_>, base_key: &str, relative_path: &str) -> PyResult<String> {
@@ -89,5 +95,6 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(open_index, module)?)?;
     module.add_function(wrap_pyfunction!(seal_index, module)?)?;
     module.add_function(wrap_pyfunction!(default_globals, module)?)?;
+    module.add_function(wrap_pyfunction!(dtype_names, module)?)?;
     module.add_function(wrap_pyfunction!(resolve_key, module)?)
 }
