@@ -84,6 +84,9 @@ class TeamPrefix(S3PrefixStrategyBase):
     def generate_prefix(self, rank):
         return f"{self.team}/{rank % 2}/__{rank}_"
 
+    def __repr__(self):
+        return f"TeamPrefix({self.team!r})"  # a test id: the same in every process
+
 
 class NumericAllItsOwn(NumericPrefixStrategy):
     """A numeric subclass that neither calls ``__init__`` nor uses patterns."""
