@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import re
 from typing import Any
 
@@ -244,6 +245,15 @@ def test_a_damaged_index_can_be_overwritten(store: Store) -> None:
         jobs.save(state(2), store.uri)
     jobs.check(store.uri, state(2))
     assert set(left) < set(store.shards())
+
+
+def test_a_warning_after_the_commit_never_makes_a_save_look_failed(store: Store) -> None:
+    store.write(".metadata", b"not an index")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="Detected an existing checkpoint|torch.distributed is disabled")
+        jobs.save(state(2), store.uri)
+    jobs.check(store.uri, state(2))
 
 
 def test_no_index_deletes_files_outside_its_path(store: Store) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import pickle
 import secrets
 import threading
@@ -33,6 +34,8 @@ from .file_system import S3FileSystem, split_path
 from .s3_prefix_strategy import DefaultPrefixStrategy, S3PrefixStrategyBase
 
 __all__ = ["S3StorageWriter"]
+
+logger = logging.getLogger(__name__)
 
 ConditionalCommit = Literal["warn", "require", "off"]
 
@@ -85,6 +88,8 @@ class S3StorageWriter(FileSystemWriter):
         s3client_config: settings of the S3 client.
         prefix_strategy: rank to key prefix; `DefaultPrefixStrategy` when None. With an ``epoch_num``, each epoch
             keeps an index of its own at ``<path>/epoch_<n>/.metadata``, and ``<path>/.metadata`` is the newest.
+            A save takes a copy of it when it begins; ``async_save`` begins in its own thread, so use one writer
+            per epoch there rather than changing ``epoch_num`` while a save may be about to begin.
         thread_count: shard files per rank, at least 1.
         endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
         conditional_commit: what to do where a server ignores conditional writes, which protect against racing
@@ -257,7 +262,11 @@ class S3StorageWriter(FileSystemWriter):
             self.conditional_commit,
         )  # fmt: skip
         for warning in committed.warnings:
-            warnings.warn(warning, stacklevel=2)
+            try:
+                warnings.warn(warning, stacklevel=2)
+            except Warning:
+                # A filter turns warnings into errors; this save is committed and must not look failed.
+                logger.warning(warning)
 
     def storage_meta(self) -> StorageMeta:
         """The identity of this thread's save; before it begins, only of the path."""
