@@ -91,6 +91,18 @@ def test_a_reading_stream_seeks(store: Store, fs: S3FileSystem) -> None:
         assert stream.read() == b""
 
 
+def test_reading_all_that_is_left_takes_few_requests(store: Store, fs: S3FileSystem) -> None:
+    body = bytes(range(251)) * (3 * MIB // 251)
+    store.write("file", body)
+    for start in (0, 7, len(body), len(body) + 1):
+        with fs.create_stream(f"{store.uri}/file", "rb") as stream:
+            stream.seek(start)
+            before = fs.client.stats().requests
+            assert stream.read() == body[start:]
+            assert fs.client.stats().requests - before <= 2
+            assert stream.read() == b""
+
+
 def test_reading_what_is_not_there_is_not_found(store: Store, fs: S3FileSystem) -> None:
     with pytest.raises(NotFound) as caught, fs.create_stream(f"{store.uri}/none", "rb"):
         pass

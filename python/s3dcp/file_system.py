@@ -173,12 +173,22 @@ class _ObjectReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        count = min(len(view), self._size - self._position)
-        if count <= 0:
-            return 0
-        view[:count] = self._client.read_ranges(self._bucket, [(self._key, self._position, self._position + count)])[0]
-        self._position += count
+        count = max(0, min(len(view), self._size - self._position))
+        view[:count] = self._fetch(count)
         return count
+
+    def readall(self) -> bytes:
+        """All that is left, asked for at once; `io.RawIOBase` would send a request for every few KiB."""
+        return bytes(self._fetch(self._size - self._position))
+
+    def _fetch(self, count: int) -> bytearray:
+        """The next `count` bytes; none when it is not positive."""
+        if count <= 0:
+            return bytearray()
+        start, end = self._position, self._position + count
+        body = self._client.read_ranges(self._bucket, [(self._key, start, end)])[0]
+        self._position = end
+        return body
 
 
 class _ObjectWriter(io.RawIOBase):
