@@ -119,7 +119,7 @@ class S3FileSystem(FileSystemBase):
         """Does nothing: S3 has no folders."""
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
-        """Whether there is an object at `path`; any failure other than its absence raises."""
+        """Whether there is an object at `path` (S3 does not say whether the bucket exists); other failures raise."""
         bucket, key = _native.parse_s3_uri(os.fspath(path), "path")
         try:
             self.client.head_object(bucket, key)
