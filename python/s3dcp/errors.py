@@ -73,17 +73,8 @@ class S3DcpError(Exception):
         self.status = status
         self.code = code
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, self.__dict__.copy())
-
     def __str__(self) -> str:
         return self.message
-
-
-def _rebuild(cls: type[S3DcpError], message: str, attributes: dict[str, Any]) -> S3DcpError:
-    error = cls(message)
-    error.__dict__.update(attributes)
-    return error
 
 
 class NotFound(S3DcpError, FileNotFoundError):
