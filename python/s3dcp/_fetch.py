@@ -42,7 +42,7 @@ class _Read:
     pieces: list[tuple[int, int, int]]  # start and end within the item, address
 
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 class Fetch:
@@ -125,7 +125,7 @@ class Fetch:
             self._steps.append(lambda: planner.commit_tensor(item, target))
             return
         if source.is_contiguous:
-            for block, rows in _row_blocks(target, offsets, source):
+            for block, rows in _row_blocks(target, offsets, source.shape, 0, source.dtype.itemsize):
                 self._buffered(name, source, block, rows)
         else:
             self._buffered_strided(name, source, offsets, lengths, target)
@@ -139,7 +139,7 @@ class Fetch:
         start = source.data_offset + rows.start * itemsize
         self._read(name, source, [(start, start + nbytes, memory.data_ptr())])
         stored = memory.view(source.dtype).view(rows.shape)
-        self._steps.append(lambda: _copy(block, narrow_tensor_by_index(stored, rows.offsets, block.size())))
+        self._steps.append(lambda: block.copy_(narrow_tensor_by_index(stored, rows.offsets, block.size())))
 
     def _buffered_strided(
         self,
@@ -150,14 +150,13 @@ class Fetch:
         target: torch.Tensor,
     ) -> None:
         """A foreign tensor in another layout: fetch its whole storage."""
-        last = sum((size - 1) * stride for size, stride in zip(source.shape, source.strides, strict=True))
-        nbytes = (source.storage_offset + last + 1) * source.dtype.itemsize
+        nbytes = source.elements * source.dtype.itemsize
         memory = self._allocate(nbytes)
         self._read(name, source, [(source.data_offset, source.data_offset + nbytes, memory.data_ptr())])
         elements = memory.view(source.dtype)
         first = elements.storage_offset() + source.storage_offset  # as_strided counts from the arena's start
         stored = elements.as_strided(source.shape, source.strides, first)
-        self._steps.append(lambda: _copy(target, narrow_tensor_by_index(stored, offsets, lengths)))
+        self._steps.append(lambda: target.copy_(narrow_tensor_by_index(stored, offsets, lengths)))
 
     def _whole_item(self, item: ReadItem, info: Any, planner: LoadPlanner) -> None:
         """An object, a transformed stream, or a tensor that only torch can read: fetch all of it."""
@@ -193,7 +192,7 @@ class Fetch:
                 raise ValueError(
                     f"{name}: the tensor to load into is {tuple(target.size())}, not {tuple(block.size())}"
                 )
-            _copy(target, block)
+            target.copy_(block)
             planner.commit_tensor(item, target)
 
         self._steps.append(load)
@@ -248,18 +247,15 @@ class _Rows:
     offsets: tuple[int, ...]
 
 
-def _row_blocks(target: torch.Tensor, offsets: tuple[int, ...], source: Source) -> Iterator[tuple[torch.Tensor, _Rows]]:
-    """Cut the wanted block along its first dimension so that each piece's covering rows stay below `BLOCK_BYTES`.
-
-    Yields each piece of `target` with the stored run that covers it. Single rows above the limit are cut along
-    their next dimension, and so on.
-    """
-    yield from _cut(target, offsets, source.shape, 0, source.dtype.itemsize)
-
-
-def _cut(
+def _row_blocks(
     target: torch.Tensor, offsets: tuple[int, ...], shape: tuple[int, ...], base: int, itemsize: int
 ) -> Iterator[tuple[torch.Tensor, _Rows]]:
+    """Cut the wanted block along its first dimension so that each piece's covering rows stay below `BLOCK_BYTES`.
+
+    Yields each piece of `target` with the stored run that covers it; the block starts at `offsets` of a stored
+    tensor of `shape`, whose first element is number `base`. Single rows above the limit are cut along their next
+    dimension, and so on.
+    """
     if not shape:
         yield target, _Rows(base, base + 1, (), ())
         return
@@ -268,7 +264,7 @@ def _cut(
     if row * itemsize > BLOCK_BYTES:
         for number in range(target.shape[0]):
             start = base + (offsets[0] + number) * row
-            yield from _cut(target[number], offsets[1:], shape[1:], start, itemsize)
+            yield from _row_blocks(target[number], offsets[1:], shape[1:], start, itemsize)
         return
     for first in range(0, target.shape[0], rows_per_block):
         count = min(rows_per_block, target.shape[0] - first)
@@ -303,10 +299,6 @@ def _is_direct(target: torch.Tensor, dtype: torch.dtype) -> bool:
         and not target.is_quantized
         and type(target) in (torch.Tensor, torch.nn.Parameter)
     )
-
-
-def _copy(target: torch.Tensor, stored: torch.Tensor) -> None:
-    target.copy_(stored)
 
 
 def _refuse_unsafe(name: str, stream: io.BytesIO) -> None:

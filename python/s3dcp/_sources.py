@@ -40,6 +40,14 @@ class Source:
     storage_offset: int = 0
 
     @property
+    def elements(self) -> int:
+        """Elements of the storage up to the tensor's last one; 0 for an empty tensor."""
+        if 0 in self.shape:
+            return 0
+        steps = zip(self.shape, self.strides, strict=True)
+        return self.storage_offset + sum((size - 1) * stride for size, stride in steps) + 1
+
+    @property
     def is_contiguous(self) -> bool:
         """Row-major from the first byte on."""
         return self.storage_offset == 0 and self.strides == row_major(self.shape)
@@ -178,24 +186,22 @@ class Index:
     def _archive_source(self, item: ReadItem, info: Any, parsed: _native.ArchiveHead | None) -> Source | None:
         if parsed is None or parsed.big_endian:
             return None
-        name = item.storage_index.fqn
-        dtype = getattr(torch, parsed.dtype)
-        self.must_match_declared(item.storage_index, dtype, tuple(parsed.shape))
-        last = sum((size - 1) * stride for size, stride in zip(parsed.shape, parsed.strides, strict=True))
-        elements = 0 if 0 in parsed.shape else parsed.storage_offset + last + 1
-        if parsed.data_length < elements * dtype.itemsize or parsed.data_offset + parsed.data_length > info.length:
-            raise Corrupt(f"{name}: the stored archive holds too few bytes for its shape")
-        return Source(
+        source = Source(
             key=self.key(info.relative_path),
             offset=info.offset,
             length=info.length,
             checksums=self.checksums(info),
             data_offset=parsed.data_offset,
-            dtype=dtype,
+            dtype=getattr(torch, parsed.dtype),
             shape=tuple(parsed.shape),
             strides=tuple(parsed.strides),
             storage_offset=parsed.storage_offset,
         )
+        self.must_match_declared(item.storage_index, source.dtype, source.shape)
+        needed = source.elements * source.dtype.itemsize
+        if parsed.data_length < needed or parsed.data_offset + parsed.data_length > info.length:
+            raise Corrupt(f"{item.storage_index.fqn}: the stored archive holds too few bytes for its shape")
+        return source
 
     def must_match_declared(self, index: MetadataIndex, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         """Refuse a stored tensor that is not what the index declares."""

@@ -31,6 +31,11 @@ def split_path(path: str | os.PathLike[str]) -> tuple[str, str]:
     return bucket, key.rstrip("/")
 
 
+def join_key(path_key: str, name: str) -> str:
+    """The key of `name` below `path_key`, which is empty for the whole bucket."""
+    return f"{path_key}/{name}" if path_key else name
+
+
 class S3FileSystem(FileSystemBase):
     """S3 behind torch's ``FileSystemBase``; drop-in for the class of this name in ``s3torchconnector.dcp``.
 
@@ -135,8 +140,7 @@ class S3FileSystem(FileSystemBase):
     def ls(self, path: str | os.PathLike[str]) -> list[str]:
         """URIs of all objects below `path`."""
         bucket, key = split_path(path)
-        prefix = f"{key}/" if key else ""
-        return [f"s3://{bucket}/{info.key}" for info in self.client.list_objects(bucket, prefix)]
+        return [f"s3://{bucket}/{info.key}" for info in self.client.list_objects(bucket, join_key(key, ""))]
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:

@@ -24,7 +24,7 @@ from ._index import allowed_global_names, index_facts, read_index
 from ._progress import Progress, ProgressCallback
 from .client_config import S3ClientConfig
 from .errors import ConfigError, Conflict, NotFound, S3DcpError
-from .file_system import S3FileSystem, split_path
+from .file_system import S3FileSystem, join_key, split_path
 
 __all__ = ["S3StorageReader"]
 
@@ -272,8 +272,7 @@ class S3StorageReader(FileSystemReader):
 
 
 def _index_key(path_key: str, rank: int | None) -> str:
-    name = ".metadata" if rank is None else f"__{rank}.metadata"
-    return f"{path_key}/{name}" if path_key else name
+    return join_key(path_key, ".metadata" if rank is None else f"__{rank}.metadata")
 
 
 def _is_missing_key(error: S3DcpError) -> bool:

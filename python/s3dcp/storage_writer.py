@@ -30,7 +30,7 @@ from ._progress import Progress, ProgressCallback
 from ._shards import ShardFile, split_into_files
 from .client_config import S3ClientConfig
 from .errors import ConfigError
-from .file_system import S3FileSystem, split_path
+from .file_system import S3FileSystem, join_key, split_path
 from .s3_prefix_strategy import DefaultPrefixStrategy, S3PrefixStrategyBase
 
 __all__ = ["S3StorageWriter"]
@@ -73,10 +73,9 @@ class _Save:
         """The rank of the index this process commits: None for the one index of all ranks."""
         return None if self.use_collectives else self.rank
 
-    def shard_name(self, ranks: int, file_number: int) -> str:
-        """Name of one shard file relative to the path, checked."""
-        prefix = _checked_prefix(_bind(self.strategy, ranks), self.rank, self.path_key)
-        return f"{prefix}{file_number}-{self.save_id}.distcp"
+    def prefix(self, ranks: int) -> str:
+        """This rank's prefix among `ranks`, checked."""
+        return _checked_prefix(_bind(self.strategy, ranks), self.rank, self.path_key)
 
 
 class S3StorageWriter(FileSystemWriter):
@@ -217,11 +216,12 @@ class S3StorageWriter(FileSystemWriter):
         results: list[WriteResult] = []
         open_files: list[ShardFile] = []
         total = sum(file.nbytes for file in files)
+        prefix = save.prefix(ranks)
         with Progress(self.progress, "save", self.fs.client, "bytes_sent", total, save.rank):
             try:
                 for number, file in enumerate(files):
-                    name = save.shard_name(ranks, number)
-                    key = _join_key(save.path_key, name)
+                    name = f"{prefix}{number}-{save.save_id}.distcp"
+                    key = join_key(save.path_key, name)
                     shard = ShardFile(self.fs.client, save.bucket, key, name, self.transforms, file.nbytes)
                     open_files.append(shard)
                     results += shard.write(file, planner)
@@ -250,13 +250,12 @@ class S3StorageWriter(FileSystemWriter):
         metadata.version = CURRENT_DCP_VERSION
         metadata.storage_data = storage_data
         metadata.storage_meta = self._storage_meta(save)
-        root_index = _native.seal_index(pickle.dumps(metadata))
         if save.epoch is None:
-            index, root = root_index, None
+            index, root = _sealed(metadata), None
         else:
             below = {key: _below_epoch(info) for key, info in storage_data.items()}
-            index = _native.seal_index(pickle.dumps(dataclasses.replace(metadata, storage_data=below)))
-            root = root_index if save.use_collectives else None
+            index = _sealed(dataclasses.replace(metadata, storage_data=below))
+            root = _sealed(metadata) if save.use_collectives else None
         committed = self.fs.client.commit(
             save.bucket, save.path_key, save.epoch, save.index_rank, save.observed, index, root,
             self.conditional_commit,
@@ -295,10 +294,6 @@ def _bind(strategy: S3PrefixStrategyBase, ranks: int) -> S3PrefixStrategyBase:
     return strategy.bind(ranks) if isinstance(strategy, S3PrefixStrategyBase) else strategy
 
 
-def _join_key(path_key: str, name: str) -> str:
-    return f"{path_key}/{name}" if path_key else name
-
-
 def _checked_prefix(strategy: S3PrefixStrategyBase, rank: int, path_key: str) -> str:
     """The strategy's prefix for `rank`, refused where it would leave the checkpoint's path or S3's limits."""
     prefix = strategy(rank)
@@ -311,9 +306,14 @@ def _checked_prefix(strategy: S3PrefixStrategyBase, rank: int, path_key: str) ->
     if any(ord(char) < 0x20 or ord(char) == 0x7F for char in prefix):
         raise ConfigError(f"{where} holds a control character")
     room_for_name = len("4294967295-0123456789abcdef.distcp")
-    if (length := len(_join_key(path_key, prefix).encode()) + room_for_name) > 1024:
+    if (length := len(join_key(path_key, prefix).encode()) + room_for_name) > 1024:
         raise ConfigError(f"{where} makes keys of {length} bytes; S3 allows 1024")
     return prefix
+
+
+def _sealed(metadata: Metadata) -> bytes:
+    """The index as it is stored."""
+    return _native.seal_index(pickle.dumps(metadata))
 
 
 def _below_epoch(info: Any) -> Any:
