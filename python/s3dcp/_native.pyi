@@ -10,6 +10,7 @@ __all__ = [
     "ArchiveHead",
     "Client",
     "Committed",
+    "Index",
     "ObjectInfo",
     "Observed",
     "Server",
@@ -33,7 +34,7 @@ __all__ = [
     "parse_s3_uri",
     "resolve_key",
     "round_robin_prefixes",
-    "seal_index",
+    "write_index",
 ]
 
 __version__: str
@@ -139,8 +140,7 @@ class Client:
         epoch: str | None,
         rank: int | None,
         observed: Observed,
-        index: bytes,
-        root_index: bytes | None,
+        index: Index,
         conditional_commit: str,
     ) -> Committed: ...
     def stats(self) -> Stats: ...
@@ -193,9 +193,13 @@ class ArchiveHead:
     @property
     def big_endian(self) -> bool: ...
 
+@final
+class Index:
+    def seal(self, prefix: str) -> bytes: ...
+
 def parse_archive_head(head: bytes | bytearray, name: str) -> ArchiveHead | int | None: ...
 def open_index(body: bytes, location: str, extra_globals: Sequence[tuple[str, str]]) -> tuple[int, bool]: ...
-def seal_index(pickle: bytes) -> bytes: ...
+def write_index(metadata: object, save_id: str) -> Index: ...
 def default_globals() -> frozenset[tuple[str, str]]: ...
 def dtype_names() -> frozenset[str]: ...
 def resolve_key(base_key: str, relative_path: str) -> str: ...

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-import pickle
 import secrets
 import threading
 import warnings
@@ -250,16 +249,10 @@ class S3StorageWriter(FileSystemWriter):
         metadata.version = CURRENT_DCP_VERSION
         metadata.storage_data = storage_data
         metadata.storage_meta = self._storage_meta(save)
-        if save.epoch is None:
-            index, root = _sealed(metadata), None
-        else:
-            below = {key: _below_epoch(info) for key, info in storage_data.items()}
-            index = _sealed(dataclasses.replace(metadata, storage_data=below))
-            root = _sealed(metadata) if save.use_collectives else None
+        index = _native.write_index(metadata, save.save_id)
         committed = self.fs.client.commit(
-            save.bucket, save.path_key, save.epoch, save.index_rank, save.observed, index, root,
-            self.conditional_commit,
-        )  # fmt: skip
+            save.bucket, save.path_key, save.epoch, save.index_rank, save.observed, index, self.conditional_commit
+        )
         for warning in committed.warnings:
             try:
                 warnings.warn(warning, stacklevel=2)
@@ -309,15 +302,3 @@ def _checked_prefix(strategy: S3PrefixStrategyBase, rank: int, path_key: str) ->
     if (length := len(join_key(path_key, prefix).encode()) + room_for_name) > 1024:
         raise ConfigError(f"{where} makes keys of {length} bytes; S3 allows 1024")
     return prefix
-
-
-def _sealed(metadata: Metadata) -> bytes:
-    """The index as it is stored."""
-    return _native.seal_index(pickle.dumps(metadata))
-
-
-def _below_epoch(info: Any) -> Any:
-    """`info` as seen from ``<path>/epoch_<n>/``."""
-    moved = copy.copy(info)
-    moved.relative_path = f"../{info.relative_path}"
-    return moved

@@ -7,12 +7,12 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use s3dcp_s3::{Client, Condition, Error, ErrorKind, Payload, PutOptions};
+use s3dcp_s3::{Client, Condition, Error, ErrorKind, PutOptions};
 
 use crate::clean_up::clean_up;
 use crate::conditions::{ConditionalCommit, Support, support};
-use crate::index::{IndexFacts, read_facts};
+use crate::index::read_facts;
+use crate::index_writer::{Index, SealedIndex};
 use crate::keys::Target;
 use crate::observe::{Observed, get};
 
@@ -33,12 +33,12 @@ pub struct Committed {
 
 /// Commits a save whose shard files are complete.
 ///
-/// `index` is this save's index, sealed; with an epoch and collectives `root_index` is the same index as seen from
-/// the path itself, written to `<path>/.metadata` afterwards without a condition.
+/// With an epoch and collectives the index is also written to `<path>/.metadata`, as seen from there, afterwards and
+/// without a condition.
 ///
 /// # Errors
-/// Before anything is committed: `Config` when the server ignores conditions and `mode` is `Require`, `Corrupt` when
-/// `index` cannot be read. `AlreadyExists` when another save's index is there by now, naming both save ids;
+/// Before anything is committed: `Config` when the server ignores conditions and `mode` is `Require`.
+/// `AlreadyExists` when another save's index is there by now, naming both save ids;
 /// `Conflict` when the one that planning saw has gone. An error whose [`Error::maybe_applied`] is set leaves the
 /// outcome open. An error that names `<path>/.metadata` of an epoch came after the epoch's own index was committed.
 /// Whenever there is an error nothing has been deleted.
@@ -46,21 +46,26 @@ pub async fn commit(
     client: &Client,
     target: &Target,
     observed: &Observed,
-    index: Bytes,
-    root_index: Option<Bytes>,
+    index: &Index,
     mode: ConditionalCommit,
 ) -> Result<Committed, Error> {
     target.check()?;
-    let facts = read_facts(&index)?;
     let mut committed = Committed::default();
     let conditional = conditional(client, target, mode, &mut committed.warnings).await?;
-    let commit =
-        IndexCommit { client, target, key: target.index_key(), observed, index: &index, facts: &facts };
+    let commit = IndexCommit {
+        client,
+        target,
+        key: target.index_key(),
+        observed,
+        index: index.seal(if target.epoch.is_some() { "../" } else { "" }),
+        save_id: index.save_id(),
+    };
     commit.write(conditional).await?;
-    if let Some(root_index) = root_index {
+    if target.epoch.is_some() && target.rank.is_none() {
         let key = target.root_key();
-        let options = PutOptions::default();
-        let put = client.put_object(&target.bucket, &key, Payload::from(root_index), &options);
+        let root = index.seal("");
+        let options = PutOptions { crc32: Some(root.crc32), ..PutOptions::default() };
+        let put = client.put_object(&target.bucket, &key, root.payload, &options);
         put.await.map_err(|error| {
             let index_key = target.index_key();
             let message = format!(
@@ -107,8 +112,8 @@ struct IndexCommit<'a> {
     target: &'a Target,
     key: String,
     observed: &'a Observed,
-    index: &'a Bytes,
-    facts: &'a IndexFacts,
+    index: SealedIndex,
+    save_id: &'a str,
 }
 
 /// How a write that was not plainly acknowledged turned out.
@@ -127,8 +132,8 @@ impl IndexCommit<'_> {
     }
 
     async fn put(&self, condition: Condition) -> Result<(), Error> {
-        let options = PutOptions { condition, ..PutOptions::default() };
-        let body = || Payload::from(self.index.clone());
+        let options = PutOptions { condition, crc32: Some(self.index.crc32), ..PutOptions::default() };
+        let body = || self.index.payload.clone();
         let mut pause = FIRST_PAUSE;
         for _ in 0..CONFLICT_RETRIES {
             match self.client.put_object(&self.target.bucket, &self.key, body(), &options).await {
@@ -186,10 +191,10 @@ impl IndexCommit<'_> {
         match get(self.client, &self.target.bucket, &self.key).await {
             Err(error) => Outcome::Unknown(error),
             Ok(None) => Outcome::Gone,
-            Ok(Some((body, _))) if body == *self.index => Outcome::Ours,
+            Ok(Some((body, _))) if self.index.is(&body) => Outcome::Ours,
             Ok(Some((body, etag))) => {
                 let save_id = read_facts(&body).ok().and_then(|facts| facts.save_id);
-                if save_id.is_some() && save_id == self.facts.save_id {
+                if save_id.as_deref() == Some(self.save_id) {
                     Outcome::Ours
                 } else if etag.is_some() && etag.as_deref() == self.seen_etag() {
                     Outcome::Unchanged
@@ -202,7 +207,7 @@ impl IndexCommit<'_> {
 
     /// Turns an outcome into the commit's result. `refused`: the server answered that it did not write.
     fn settle(&self, cause: Error, refused: bool, outcome: Outcome) -> Result<(), Error> {
-        let ours = self.facts.save_id.as_deref().unwrap_or("unknown");
+        let ours = self.save_id;
         let locate = |error: Error| error.with_bucket(&self.target.bucket).with_key(&self.key);
         let unknown = |cause: Error, why: String| {
             let message = format!(

@@ -14,16 +14,22 @@ use crate::pickle::value::{Tree, Value};
 
 const MAGIC: &[u8; 8] = b"S3DCPIDX";
 /// Magic, pickle length (`u64`), CRC-32 of the pickle (`u32`), little-endian.
-const TRAILER: usize = 20;
+pub(crate) const TRAILER: usize = 20;
+
+/// The trailer of a pickle of this length and CRC-32.
+pub(crate) fn trailer(length: u64, crc32: u32) -> [u8; TRAILER] {
+    let mut trailer = [0; TRAILER];
+    trailer[..8].copy_from_slice(MAGIC);
+    trailer[8..16].copy_from_slice(&length.to_le_bytes());
+    trailer[16..].copy_from_slice(&crc32.to_le_bytes());
+    trailer
+}
 
 /// Appends the trailer to a pickled index.
 #[must_use]
 pub fn seal_index(mut pickle: Vec<u8>) -> Vec<u8> {
-    let length = pickle.len() as u64;
-    let crc = crc32(&pickle);
-    pickle.extend_from_slice(MAGIC);
-    pickle.extend_from_slice(&length.to_le_bytes());
-    pickle.extend_from_slice(&crc.to_le_bytes());
+    let trailer = trailer(pickle.len() as u64, crc32(&pickle));
+    pickle.extend_from_slice(&trailer);
     pickle
 }
 

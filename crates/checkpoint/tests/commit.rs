@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
-use common::{Action, BUCKET, Bed, Head, index, target};
+use common::{Action, BUCKET, Bed, Head, index, stored, target};
 use s3dcp_checkpoint::{Committed, ConditionalCommit, Observed, Target, commit, observe, read_facts};
 use s3dcp_s3::{Client, Error, ErrorKind};
 
@@ -38,11 +38,7 @@ async fn finish(
     files: &[&str],
     mode: ConditionalCommit,
 ) -> Result<Committed, Error> {
-    let up: Vec<String> = files.iter().map(|file| format!("../{file}")).collect();
-    let up: Vec<&str> = up.iter().map(|file| &file[..]).collect();
-    let own = index(save_id, epoch, if epoch.is_some() { &up } else { files });
-    let root = (epoch.is_some() && target.rank.is_none()).then(|| index(save_id, epoch, files));
-    commit(client, target, observed, own, root, mode).await
+    commit(client, target, observed, &index(save_id, epoch, files), mode).await
 }
 
 async fn save_id_at(bed: &Bed, key: &str) -> String {
@@ -206,7 +202,7 @@ async fn with_an_epoch_only_that_epoch_and_checkpoints_without_one_are_in_the_wa
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert_eq!(error.key(), Some("run/epoch_1/.metadata"));
     // a checkpoint without an epoch, or a damaged one
-    for root in [index("plain", None, &["p.distcp"]), Bytes::from_static(b"damaged")] {
+    for root in [stored("plain", None, &["p.distcp"]), Bytes::from_static(b"damaged")] {
         bed.put("run/.metadata", root).await;
         let error = observe(&bed.client, &target(Some(2), None), false).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
@@ -227,11 +223,11 @@ async fn overwriting_deletes_only_shard_files_of_the_path_that_no_index_names() 
     bed.put("run/nobody.distcp", "of a save that never ended").await;
     let mut named = old.to_vec();
     named.extend(["../other/outside.distcp", "../run2/outside.distcp"]);
-    bed.put("run/.metadata", index("old", None, &named)).await;
+    bed.put("run/.metadata", stored("old", None, &named)).await;
     let target = target(None, None);
     let observed = observe(&bed.client, &target, true).await.unwrap();
-    bed.put("run/epoch_3/.metadata", index("e3", Some(3), &["../kept_by_epoch.distcp"])).await;
-    bed.put("run/epoch_4/__7.metadata", index("r7", Some(4), &["../kept_by_rank.distcp"])).await;
+    bed.put("run/epoch_3/.metadata", stored("e3", Some(3), &["../kept_by_epoch.distcp"])).await;
+    bed.put("run/epoch_4/__7.metadata", stored("r7", Some(4), &["../kept_by_rank.distcp"])).await;
     bed.put("run/new.distcp", "shard").await;
     let files = ["new.distcp", "kept.distcp"];
     let committed = finish(&bed.client, &target, &observed, None, "new", &files, WARN).await.unwrap();
@@ -303,7 +299,7 @@ async fn nothing_is_deleted_while_another_index_cannot_be_read() {
 async fn a_damaged_index_can_be_replaced_and_nothing_is_cleaned_up_then() {
     let bed = Bed::start().await;
     bed.put("run/old.distcp", "shard").await;
-    bed.put("run/.metadata", index("old", None, &["old.distcp"]).slice(..60)).await;
+    bed.put("run/.metadata", stored("old", None, &["old.distcp"]).slice(..60)).await;
     let error = observe(&bed.client, &target(None, None), false).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     let committed = save(&bed, None, None, "new", &["new.distcp"]).await.unwrap();
@@ -344,7 +340,7 @@ async fn a_path_holds_one_kind_of_checkpoint_whatever_overwrite_says() {
     ];
     for (key, target) in cases {
         let bed = Bed::start().await;
-        bed.put(key, index("other", None, &["o.distcp"])).await;
+        bed.put(key, stored("other", None, &["o.distcp"])).await;
         for overwrite in [true, false] {
             let error = observe(&bed.client, &target, overwrite).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{key} {target:?}");

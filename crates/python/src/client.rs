@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, UNIX_EPOCH};
 
-use bytes::Bytes;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
 use s3dcp_checkpoint::{
@@ -14,6 +13,7 @@ use s3dcp_checkpoint::{
 use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption, UploadOptions};
 
 use crate::errors::{about, to_python};
+use crate::index::Index;
 use crate::memory::TensorDestination;
 use crate::runtime::wait;
 use crate::shard_writer::ShardWriter;
@@ -269,8 +269,7 @@ impl Client {
         epoch: Option<String>,
         rank: Option<u64>,
         observed: &Observed,
-        index: Vec<u8>,
-        root_index: Option<Vec<u8>>,
+        index: &Index,
         conditional_commit: &str,
     ) -> PyResult<Committed> {
         let engine = self.engine(py)?;
@@ -280,9 +279,7 @@ impl Client {
             "off" => ConditionalCommit::Off,
             _ => ConditionalCommit::Warn,
         };
-        let root_index = root_index.map(Bytes::from);
-        let committed =
-            wait(py, commit(&engine, &target, &observed.inner, Bytes::from(index), root_index, mode))?;
+        let committed = wait(py, commit(&engine, &target, &observed.inner, &index.inner, mode))?;
         Ok(Committed { warnings: committed.warnings, deleted: committed.deleted, left: committed.left })
     }
 

@@ -2,10 +2,31 @@
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::PyFrozenSet;
+use pyo3::types::{PyBytes, PyFrozenSet};
 use s3dcp_checkpoint::{AllowList, DType, HeadState};
 
 use crate::errors::{about, to_python};
+use crate::index_writer;
+
+/// An index that has been written, in memory.
+#[pyclass(frozen, module = "s3dcp._native")]
+pub(crate) struct Index {
+    pub(crate) inner: s3dcp_checkpoint::Index,
+}
+
+#[pymethods]
+impl Index {
+    /// The stored bytes, with `prefix` in front of every shard file's name.
+    fn seal<'py>(&self, py: Python<'py>, prefix: &str) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.inner.seal(prefix).to_vec())
+    }
+}
+
+/// The index of `metadata`, pickled.
+#[pyfunction]
+fn write_index(metadata: &Bound<'_, PyAny>, save_id: &str) -> PyResult<Index> {
+    Ok(Index { inner: index_writer::write_index(metadata, save_id)? })
+}
 
 /// Layout of one stored tensor, from the head of its torch archive.
 #[pyclass(frozen, get_all, module = "s3dcp._native")]
@@ -65,12 +86,6 @@ fn open_index(
     .map_err(|error: s3dcp_s3::Error| to_python(py, &about(location, error)))
 }
 
-/// The index with its trailer: magic, length, CRC-32.
-#[pyfunction]
-fn seal_index(pickle: Vec<u8>) -> Vec<u8> {
-    s3dcp_checkpoint::seal_index(pickle)
-}
-
 /// The (module, name) pairs that an index may hold.
 #[pyfunction]
 fn default_globals(py: Python<'_>) -> PyResult<Bound<'_, PyFrozenSet>> {
@@ -91,9 +106,10 @@ fn resolve_key(py: Python<'_>, base_key: &str, relative_path: &str) -> PyResult<
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<ArchiveHead>()?;
+    module.add_class::<Index>()?;
     module.add_function(wrap_pyfunction!(parse_archive_head, module)?)?;
     module.add_function(wrap_pyfunction!(open_index, module)?)?;
-    module.add_function(wrap_pyfunction!(seal_index, module)?)?;
+    module.add_function(wrap_pyfunction!(write_index, module)?)?;
     module.add_function(wrap_pyfunction!(default_globals, module)?)?;
     module.add_function(wrap_pyfunction!(dtype_names, module)?)?;
     module.add_function(wrap_pyfunction!(resolve_key, module)?)

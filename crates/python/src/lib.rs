@@ -5,6 +5,7 @@
 mod client;
 mod errors;
 mod index;
+mod index_writer;
 mod memory;
 mod prefix;
 mod runtime;

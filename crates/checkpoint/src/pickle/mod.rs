@@ -8,3 +8,4 @@ pub(crate) mod machine;
 pub(crate) mod opcode;
 pub(crate) mod scan;
 pub(crate) mod value;
+pub(crate) mod write;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use s3dcp_checkpoint::{Target, seal_index};
+use s3dcp_checkpoint::{Index, IndexWriter, Target};
 use s3dcp_s3::{Client, ClientConfig, ErrorKind, Payload, PutOptions, StaticCredentials};
 use s3dcp_server::{Server, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -169,38 +169,53 @@ fn parse(head: &[u8]) -> Head {
     Head { method, path, headers: lines.map(header).collect() }
 }
 
-/// A sealed index of one item in each of these files.
-pub(crate) fn index(save_id: &str, epoch: Option<u8>, files: &[&str]) -> Bytes {
-    let text = |out: &mut Vec<u8>, value: &str| {
-        out.extend([0x8c, u8::try_from(value.len()).unwrap()]);
-        out.extend(value.as_bytes());
+/// An index of one item in each of these files.
+pub(crate) fn index(save_id: &str, epoch: Option<u8>, files: &[&str]) -> Index {
+    let mut writer = IndexWriter::new();
+    let object = |writer: &mut IndexWriter, module: &str, class: &str| {
+        writer.pickle.global(module, class);
+        writer.pickle.new_object();
+        writer.pickle.empty_dict();
+        writer.pickle.mark();
     };
-    let mut out = b"\x80\x04ctorch.distributed.checkpoint.metadata\nMetadata\n)\x81}(".to_vec();
-    text(&mut out, "storage_data");
-    out.extend(b"}(");
+    object(&mut writer, "torch.distributed.checkpoint.metadata", "Metadata");
+    writer.pickle.text("storage_data");
+    writer.pickle.empty_dict();
+    writer.pickle.mark();
     for (place, file) in files.iter().enumerate() {
-        out.extend([b'K', place as u8]);
-        out.extend(b"ctorch.distributed.checkpoint.filesystem\n_StorageInfo\n)\x81}(");
-        text(&mut out, "relative_path");
-        text(&mut out, file);
-        out.extend(b"ub");
+        writer.pickle.int(place as i64);
+        object(&mut writer, "torch.distributed.checkpoint.filesystem", "_StorageInfo");
+        writer.pickle.text("relative_path");
+        writer.shard_file(file);
+        writer.pickle.set_items();
+        writer.pickle.build();
     }
-    out.extend(b"u");
-    text(&mut out, "storage_meta");
-    out.extend(b"ctorch.distributed.checkpoint.metadata\nStorageMeta\n)\x81}(");
-    text(&mut out, "save_id");
-    text(&mut out, save_id);
-    text(&mut out, "s3dcp");
-    out.extend(b"}(");
-    text(&mut out, "ranks");
-    out.extend(b"K\x01");
-    text(&mut out, "epoch");
+    writer.pickle.set_items();
+    writer.pickle.text("storage_meta");
+    object(&mut writer, "torch.distributed.checkpoint.metadata", "StorageMeta");
+    writer.pickle.text("save_id");
+    writer.pickle.text(save_id);
+    writer.pickle.text("s3dcp");
+    writer.pickle.empty_dict();
+    writer.pickle.mark();
+    writer.pickle.text("ranks");
+    writer.pickle.int(1);
+    writer.pickle.text("epoch");
     match epoch {
-        Some(epoch) => out.extend([b'K', epoch]),
-        None => out.push(b'N'),
+        Some(epoch) => writer.pickle.int(epoch.into()),
+        None => writer.pickle.none(),
     }
-    out.extend(b"uubub.");
-    seal_index(out).into()
+    writer.pickle.set_items();
+    for _object in ["storage_meta", "metadata"] {
+        writer.pickle.set_items();
+        writer.pickle.build();
+    }
+    writer.finish(save_id)
+}
+
+/// The bytes of such an index.
+pub(crate) fn stored(save_id: &str, epoch: Option<u8>, files: &[&str]) -> Bytes {
+    index(save_id, epoch, files).seal("").to_vec().into()
 }
 
 /// Where a save to `run` goes.
