@@ -16,7 +16,8 @@ class S3ClientConfig:
     container, instance metadata).
 
     Attributes:
-        throughput_target_gbps: network rate to aim for, gigabits per second; sets the number of connections.
+        throughput_target_gbps: network rate to aim for, gigabits per second: where the search for the number of
+            connections begins.
         part_size: bytes of one part of a multipart upload, 5 MiB to 5 GiB; None lets it follow the file's size.
         unsigned: send requests without a signature (public buckets).
         force_path_style: address buckets as ``endpoint/bucket`` instead of ``bucket.endpoint``.
@@ -32,7 +33,8 @@ class S3ClientConfig:
             download are one request each.
         connect_timeout: seconds to reach the endpoint.
         read_timeout: seconds without any byte moving before a connection is given up.
-        max_connections: connections open at once; None derives it from `throughput_target_gbps`.
+        max_connections: requests at once, at most; None begins at what `throughput_target_gbps` asks for and climbs to
+            four times that as long as it moves more bytes.
 
     Raises:
         ValueError: a field is out of its range; the message names it.

@@ -21,7 +21,7 @@ fn writer(bed: &Bed, key: &str) -> ShardWriter {
     ShardWriter::new(bed.client.upload(
         BUCKET,
         key,
-        UploadOptions { part_size: Some(5 << 20), size_hint: None },
+        UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None },
     ))
 }
 

@@ -235,10 +235,23 @@ impl Client {
         wait(py, engine.download(bucket, reads))
     }
 
-    /// A writer of one object, of about `size_hint` bytes (0: not known).
-    fn shard_writer(&self, py: Python<'_>, bucket: &str, key: &str, size_hint: u64) -> PyResult<ShardWriter> {
+    #[pyo3(signature = (bucket, key, size_hint, requests_per_second=None))]
+    /// A writer of one object, of about `size_hint` bytes (0: not known), that should send at most
+    /// `requests_per_second` (None: as many as it likes).
+    fn shard_writer(
+        &self,
+        py: Python<'_>,
+        bucket: &str,
+        key: &str,
+        size_hint: u64,
+        requests_per_second: Option<f64>,
+    ) -> PyResult<ShardWriter> {
         let engine = self.engine(py)?;
-        let options = UploadOptions { part_size: None, size_hint: (size_hint > 0).then_some(size_hint) };
+        let options = UploadOptions {
+            size_hint: (size_hint > 0).then_some(size_hint),
+            requests_per_second,
+            ..UploadOptions::default()
+        };
         let upload = engine.upload(bucket, key, options);
         let part_size = upload.part_remaining();
         Ok(ShardWriter::new(s3dcp_checkpoint::ShardWriter::new(upload), part_size))

@@ -8,8 +8,11 @@ use tokio::sync::OnceCell;
 use crate::config::ClientConfig;
 use crate::error::Error;
 use crate::gate::{Budget, Gate};
+use crate::link::Link;
+use crate::plan::Pace;
 use crate::session::{Session, custom_endpoint};
 use crate::stats::{Counters, Stats};
+use crate::tuning::Concurrency;
 
 /// A client of one S3 service. Cloning is cheap, and clones share connections, credentials and limits.
 ///
@@ -26,6 +29,7 @@ pub(crate) struct Inner {
     pub(crate) gate: Gate,
     pub(crate) budget: Budget,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) link: Link,
     /// The service's clock minus ours, in milliseconds.
     pub(crate) clock_offset_ms: AtomicI64,
 }
@@ -36,15 +40,19 @@ impl Client {
     /// # Errors
     /// `Config`, naming the setting, its value and the limit.
     pub fn new(config: ClientConfig) -> Result<Client, Error> {
+        let chooses = config.max_connections == 0;
         let config = config.resolved()?;
         if config.endpoint_url.is_some() {
             custom_endpoint(&config, &|_| None)?;
         }
+        let first = if chooses { config.target_connections() } else { config.max_connections };
+        let counters = Arc::<Counters>::default();
         let inner = Inner {
             session: OnceCell::new(),
-            gate: Gate::new(config.max_connections),
+            gate: Gate::new(Concurrency::new(first, config.max_connections), Arc::clone(&counters)),
             budget: Budget::new(config.max_in_flight_bytes),
-            counters: Arc::default(),
+            counters,
+            link: Link::default(),
             clock_offset_ms: AtomicI64::new(0),
             config,
         };
@@ -54,6 +62,22 @@ impl Client {
     /// The settings, with derived ones filled in.
     pub fn config(&self) -> &ClientConfig {
         &self.inner.config
+    }
+
+    /// Bytes that one range should have when `total` bytes are to be read, in whole MiB of at least `smallest`:
+    /// enough that waiting for answers does not show, and that not more than `requests_per_second` are sent.
+    pub fn range_size(&self, total: u64, smallest: u64, requests_per_second: Option<f64>) -> u64 {
+        self.pace(requests_per_second).request_size(Some(total), smallest)
+    }
+
+    pub(crate) fn pace(&self, requests_per_second: Option<f64>) -> Pace {
+        let inner = &*self.inner;
+        Pace {
+            connections: inner.gate.limit(),
+            latency: inner.link.latency(),
+            rate: inner.link.rate(),
+            requests_per_second: requests_per_second.filter(|budget| *budget > 0.0),
+        }
     }
 
     /// What the client has done so far.

@@ -18,6 +18,8 @@ pub const DEFAULT_PART_SIZE: u64 = 16 << 20;
 
 /// Gbit/s that one connection to S3 carries, cautiously.
 const GBPS_PER_CONNECTION: f64 = 0.3125;
+/// How far beyond the throughput target's the number of connections may go.
+const CONNECTIONS_AT_MOST: usize = 4;
 
 /// Explicit keys, as from an IAM user or `sts:AssumeRole`. `Debug` shows the access key id only.
 #[derive(Clone, PartialEq, Eq)]
@@ -95,12 +97,13 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// Longest time in which no byte moves before an attempt is given up (and retried).
     pub read_timeout: Duration,
-    /// Most requests at once. 0: from `throughput_target_gbps`.
+    /// Most requests at once. 0: the client begins with what `throughput_target_gbps` asks for and goes up to four
+    /// times that as long as it moves more bytes.
     pub max_connections: usize,
     /// Most bytes that uploads have handed to the network and not had acknowledged. They are borrowed from their
     /// owners, so this is no memory of its own. 0: one default part for every connection.
     pub max_in_flight_bytes: u64,
-    /// What the machine's network can do, in Gbit/s.
+    /// What the machine's network can do, in Gbit/s: where the search for the number of connections begins.
     pub throughput_target_gbps: f64,
     /// Part size in bytes, 5 MiB to 5 GiB. `None`: follows the object's size.
     pub part_size: Option<u64>,
@@ -230,8 +233,7 @@ impl ClientConfig {
             return Err(invalid(format!("user_agent must be printable ASCII, not {:?}", self.user_agent)));
         }
         if self.max_connections == 0 {
-            let wanted = (self.throughput_target_gbps / GBPS_PER_CONNECTION).ceil();
-            self.max_connections = wanted.clamp(8.0, 512.0) as usize;
+            self.max_connections = CONNECTIONS_AT_MOST * self.target_connections();
         }
         if self.max_connections > 65_536 {
             return Err(invalid(format!(
@@ -244,6 +246,13 @@ impl ClientConfig {
                 self.max_connections as u64 * self.part_size.unwrap_or(DEFAULT_PART_SIZE);
         }
         Ok(self)
+    }
+}
+
+impl ClientConfig {
+    /// Connections that the throughput target asks for.
+    pub(crate) fn target_connections(&self) -> usize {
+        (self.throughput_target_gbps / GBPS_PER_CONNECTION).ceil().clamp(8.0, 512.0) as usize
     }
 }
 
@@ -276,10 +285,13 @@ mod tests {
     #[test]
     fn the_defaults_are_valid_and_sized_by_the_throughput_target() {
         let config = ClientConfig::default().resolved().unwrap();
-        assert_eq!((config.max_connections, config.max_in_flight_bytes), (32, 512 << 20));
+        assert_eq!(
+            (config.target_connections(), config.max_connections, config.max_in_flight_bytes),
+            (32, 128, 2 << 30)
+        );
         let config =
             ClientConfig { throughput_target_gbps: 100.0, ..ClientConfig::default() }.resolved().unwrap();
-        assert_eq!(config.max_connections, 320);
+        assert_eq!(config.target_connections(), 320);
     }
 
     #[test]

@@ -1,14 +1,18 @@
 //! Admission: every attempt, first or repeated, passes here, and holds its permit until its answer is read.
 //!
 //! The layers are Retry(Pacing(Limit(Http))): a sleeping retry holds nothing. Today admission is the limit on
-//! connections; control of the request rate per key prefix belongs into [`Gate::admit`], which already learns what
-//! the request is, and into [`Permit::answered`], which learns how it went.
+//! connections, which follows what they move ([`Concurrency`]); control of the request rate per key prefix belongs
+//! into [`Gate::admit`], which already learns what the request is.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::clock;
 use crate::error::{Error, ErrorKind};
+use crate::stats::Counters;
+use crate::tuning::Concurrency;
 
 /// What is about to be sent.
 #[derive(Debug, Clone, Copy)]
@@ -18,27 +22,90 @@ pub(crate) struct Request<'a> {
     pub(crate) write: bool,
 }
 
-/// The limit on requests at once.
+/// The limit on requests at once, which follows what they move.
 pub(crate) struct Gate {
-    connections: Arc<Semaphore>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    turns: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    state: Mutex<State>,
+    counters: Arc<Counters>,
+}
+
+struct State {
+    concurrency: Concurrency,
+    /// Permits that exist, given out or not.
+    permits: usize,
 }
 
 /// The right to one attempt.
 pub(crate) struct Permit {
-    _connection: OwnedSemaphorePermit,
+    turn: Option<OwnedSemaphorePermit>,
+    shared: Arc<Shared>,
 }
 
 impl Gate {
-    pub(crate) fn new(max_connections: usize) -> Gate {
-        Gate { connections: Arc::new(Semaphore::new(max_connections)) }
+    pub(crate) fn new(concurrency: Concurrency, counters: Arc<Counters>) -> Gate {
+        let permits = concurrency.limit();
+        let shared = Shared {
+            turns: Arc::new(Semaphore::new(permits)),
+            waiting: AtomicUsize::new(0),
+            state: Mutex::new(State { concurrency, permits }),
+            counters,
+        };
+        Gate { shared: Arc::new(shared) }
     }
 
     /// Waits for the right to send one attempt.
     pub(crate) async fn admit(&self, request: Request<'_>) -> Permit {
-        let connection =
-            Arc::clone(&self.connections).acquire_owned().await.expect("the semaphore is never closed");
+        let shared = Arc::clone(&self.shared);
+        let turn = {
+            let _waiting = Waiting::new(&shared.waiting);
+            Arc::clone(&shared.turns).acquire_owned().await.expect("the semaphore is never closed")
+        };
         tracing::trace!(bucket = request.bucket, key = request.key, write = request.write, "attempt");
-        Permit { _connection: connection }
+        Permit { turn: Some(turn), shared }
+    }
+
+    /// Requests that may be under way at once now.
+    pub(crate) fn limit(&self) -> usize {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).concurrency.limit()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let Some(turn) = self.turn.take() else { return };
+        let stats = self.shared.counters.snapshot();
+        let waiting = self.shared.waiting.load(Ordering::Relaxed) > 0;
+        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.concurrency.request_ended(clock::now(), stats.bytes_sent + stats.bytes_received, waiting);
+        let limit = state.concurrency.limit();
+        if state.permits > limit {
+            state.permits -= 1;
+            turn.forget();
+        } else if state.permits < limit {
+            self.shared.turns.add_permits(limit - state.permits);
+            state.permits = limit;
+        }
+    }
+}
+
+/// Counts a waiting request, also when it is given up.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Waiting<'_> {
+    fn new(count: &AtomicUsize) -> Waiting<'_> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -70,6 +137,32 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ANY: Request<'static> = Request { bucket: "b", key: None, write: true };
+
+    #[tokio::test]
+    async fn permits_follow_the_limit_both_ways() {
+        let gate = Gate::new(Concurrency::new(2, 2), Arc::default());
+        let held = (gate.admit(ANY).await, gate.admit(ANY).await);
+        assert_eq!(gate.shared.turns.available_permits(), 0);
+        gate.shared.state.lock().unwrap().concurrency = Concurrency::new(5, 5);
+        drop(held.0);
+        assert_eq!((gate.limit(), gate.shared.turns.available_permits()), (5, 4));
+        gate.shared.state.lock().unwrap().concurrency = Concurrency::new(3, 3);
+        drop(held.1);
+        drop((gate.admit(ANY).await, gate.admit(ANY).await));
+        assert_eq!(gate.shared.turns.available_permits(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_given_up_wait_is_not_counted() {
+        let gate = Gate::new(Concurrency::new(1, 1), Arc::default());
+        let held = gate.admit(ANY).await;
+        let waiting = gate.admit(ANY);
+        assert!(futures_util::FutureExt::now_or_never(waiting).is_none());
+        assert_eq!(gate.shared.waiting.load(Ordering::Relaxed), 0);
+        drop(held);
+    }
 
     #[tokio::test]
     async fn a_part_larger_than_the_budget_still_goes_alone() {

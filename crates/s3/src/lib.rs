@@ -30,6 +30,7 @@ mod download;
 mod error;
 mod fetch;
 mod gate;
+mod link;
 mod list;
 mod multipart;
 mod object;
@@ -42,6 +43,7 @@ mod session;
 mod sign;
 mod stats;
 mod transport;
+mod tuning;
 mod upload;
 mod xml;
 

@@ -1,10 +1,53 @@
-//! Part sizes: S3 allows 10,000 parts of 5 MiB to 5 GiB, and an upload may not know its size when it begins.
+//! How many bytes one request moves.
 //!
-//! A given part size holds as long as the object can fit; without one, a known size of up to 16 GiB gives parts of
-//! 16 MiB and a larger one about a thousand parts. From part 5,000 on, parts double every 500, so that an upload of
-//! unknown size reaches S3's largest object before the last part number.
+//! Large enough that waiting for answers costs a tenth of the time, small enough that every connection has work. Where
+//! many ranks share one range of keys, larger still: S3 counts requests there, not bytes.
+//!
+//! Parts have limits of their own: S3 allows 10,000 of 5 MiB to 5 GiB, and an upload may not know its size when it
+//! begins. A given part size holds as long as the object can fit; without one, an object has about a thousand parts at
+//! most. From part 5,000 on, parts double every 500, so that an upload of unknown size reaches S3's largest object
+//! before the last part number.
+
+use std::time::Duration;
 
 use crate::config::{DEFAULT_PART_SIZE, MAX_PART_SIZE};
+
+/// Bytes moved per byte that could have been moved while waiting for an answer: a tenth of the time is waiting.
+const WORK_PER_WAIT: f64 = 9.0;
+/// Most bytes of a request for the sake of latency: what a broken connection may cost to send again.
+const MAX_FOR_LATENCY: f64 = (64 << 20) as f64;
+
+/// What a transfer's speed depends on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// Requests at once.
+    pub(crate) connections: usize,
+    /// Time until an answer begins.
+    pub(crate) latency: Duration,
+    /// Bytes per second of one connection.
+    pub(crate) rate: f64,
+    /// Requests per second that this process may send without passing its share of its keys' budget.
+    pub(crate) requests_per_second: Option<f64>,
+}
+
+impl Pace {
+    /// Bytes of one request, in whole MiB from `smallest` to 5 GiB, of a transfer of `total` bytes (`None`: unknown).
+    ///
+    /// Of `n` requests, `n / budget` seconds pass for the budget and `total / n / rate` for the last connection; when
+    /// the budget leaves no work for all connections, `n` is where the two are equal.
+    pub(crate) fn request_size(&self, total: Option<u64>, smallest: u64) -> u64 {
+        let total = total.map(|total| total as f64);
+        let connections = self.connections as f64;
+        let for_latency = (WORK_PER_WAIT * self.latency.as_secs_f64() * self.rate).min(MAX_FOR_LATENCY);
+        let work_for_all = total.map_or(f64::INFINITY, |total| total / connections);
+        let for_budget = self.requests_per_second.map_or(0.0, |budget| {
+            let for_all = connections * self.rate / budget;
+            total.map_or(for_all, |total| for_all.min((total * self.rate / budget).sqrt()))
+        });
+        let size = for_latency.min(work_for_all).max(for_budget) as u64;
+        size.max(smallest).min(MAX_PART_SIZE).next_multiple_of(MIB).min(MAX_PART_SIZE)
+    }
+}
 
 /// S3's limit on the parts of one upload.
 pub(crate) const MAX_PARTS: u64 = 10_000;
@@ -22,7 +65,7 @@ pub(crate) struct PartPlan {
 
 impl PartPlan {
     /// A plan for an object of about `size_hint` bytes (`None`: unknown). `explicit` is a valid part size.
-    pub(crate) fn new(explicit: Option<u64>, size_hint: Option<u64>) -> PartPlan {
+    pub(crate) fn new(explicit: Option<u64>, size_hint: Option<u64>, pace: &Pace) -> PartPlan {
         let smallest =
             |parts: u64| size_hint.unwrap_or(0).div_ceil(parts).next_multiple_of(MIB).min(MAX_PART_SIZE);
         let base = match explicit {
@@ -30,7 +73,7 @@ impl PartPlan {
                 size.max(smallest(MAX_PARTS))
             }
             Some(size) => size,
-            None => DEFAULT_PART_SIZE.max(smallest(USUAL_PARTS)),
+            None => pace.request_size(size_hint, DEFAULT_PART_SIZE).max(smallest(USUAL_PARTS)),
         };
         // With a known size that fits, no doubling: the parts are as asked for.
         let whole = size_hint.filter(|hint| hint.div_ceil(base) <= MAX_PARTS);
@@ -52,6 +95,14 @@ mod tests {
     use super::*;
     use crate::config::MIN_PART_SIZE;
 
+    /// What S3 is like, with nobody else there.
+    const USUAL: Pace =
+        Pace { connections: 32, latency: Duration::from_millis(20), rate: 85e6, requests_per_second: None };
+
+    fn plan(explicit: Option<u64>, size_hint: Option<u64>) -> PartPlan {
+        PartPlan::new(explicit, size_hint, &USUAL)
+    }
+
     const TIB: u64 = 1 << 40;
     const GIB: u64 = 1 << 30;
 
@@ -70,10 +121,10 @@ mod tests {
     #[test]
     fn an_explicit_size_holds_as_long_as_the_object_fits() {
         let explicit = Some(8 * MIB);
-        assert_eq!(split(PartPlan::new(explicit, Some(GIB)), GIB), (128, 8 * MIB));
-        assert_eq!(split(PartPlan::new(explicit, None), GIB), (128, 8 * MIB));
-        assert_eq!(split(PartPlan::new(explicit, Some(70 * GIB)), 70 * GIB), (8960, 8 * MIB));
-        let (parts, first) = split(PartPlan::new(Some(MIN_PART_SIZE), Some(TIB)), TIB);
+        assert_eq!(split(plan(explicit, Some(GIB)), GIB), (128, 8 * MIB));
+        assert_eq!(split(plan(explicit, None), GIB), (128, 8 * MIB));
+        assert_eq!(split(plan(explicit, Some(70 * GIB)), 70 * GIB), (8960, 8 * MIB));
+        let (parts, first) = split(plan(Some(MIN_PART_SIZE), Some(TIB)), TIB);
         assert!(parts <= MAX_PARTS && first > MIN_PART_SIZE, "{parts} parts of {first}");
     }
 
@@ -82,22 +133,50 @@ mod tests {
         for (hint, first) in
             [(None, 16 * MIB), (Some(0), 16 * MIB), (Some(GIB), 16 * MIB), (Some(64 * GIB), 66 * MIB)]
         {
-            assert_eq!(PartPlan::new(None, hint).part_size(1, 0), first, "{hint:?}");
+            assert_eq!(plan(None, hint).part_size(1, 0), first, "{hint:?}");
         }
-        assert!(split(PartPlan::new(None, Some(5 * TIB)), 5 * TIB).0 <= MAX_PARTS);
+        assert!(split(plan(None, Some(5 * TIB)), 5 * TIB).0 <= MAX_PARTS);
     }
 
     #[test]
     fn an_upload_of_unknown_size_reaches_the_largest_object() {
         for explicit in [None, Some(8 * MIB)] {
-            assert!(split(PartPlan::new(explicit, None), 5 * TIB).0 <= MAX_PARTS);
+            assert!(split(plan(explicit, None), 5 * TIB).0 <= MAX_PARTS);
         }
-        assert!(split(PartPlan::new(Some(MIN_PART_SIZE), None), 4 * TIB).0 <= MAX_PARTS);
+        assert!(split(plan(Some(MIN_PART_SIZE), None), 4 * TIB).0 <= MAX_PARTS);
     }
 
     #[test]
     fn a_hint_that_was_too_low_does_not_run_out_of_parts() {
-        assert!(split(PartPlan::new(None, Some(GIB)), 5 * TIB).0 <= MAX_PARTS);
-        assert!(split(PartPlan::new(Some(16 * MIB), Some(100 * GIB)), 3 * TIB).0 <= MAX_PARTS);
+        assert!(split(plan(None, Some(GIB)), 5 * TIB).0 <= MAX_PARTS);
+        assert!(split(plan(Some(16 * MIB), Some(100 * GIB)), 3 * TIB).0 <= MAX_PARTS);
+    }
+
+    #[test]
+    fn slow_answers_ask_for_larger_requests() {
+        let size = |millis| {
+            let pace = Pace { latency: Duration::from_millis(millis), ..USUAL };
+            pace.request_size(Some(100 * GIB), 4 * MIB) / MIB
+        };
+        assert_eq!([0, 1, 20, 50, 100, 1000].map(size), [4, 4, 15, 37, 64, 64]);
+    }
+
+    #[test]
+    fn a_small_transfer_is_cut_so_that_every_connection_has_work() {
+        let size = |total| USUAL.request_size(Some(total), 4 * MIB) / MIB;
+        assert_eq!([0, MIB, 128 * MIB, 256 * MIB, GIB].map(size), [4, 4, 4, 8, 15]);
+    }
+
+    #[test]
+    fn a_small_share_of_the_budget_asks_for_fewer_and_larger_requests() {
+        let size = |ranks: f64, total| {
+            let pace = Pace { requests_per_second: Some(3500.0 / ranks), ..USUAL };
+            pace.request_size(Some(total), 16 * MIB) / MIB
+        };
+        assert_eq!(size(1.0, 16 * GIB), 16);
+        assert_eq!(size(64.0, 16 * GIB), 48); // as fast as 32 connections are, 57 requests/s
+        assert_eq!(size(8192.0, 700 * MIB), 365); // two requests each
+        assert_eq!(size(1e6, 700 * MIB), 4027); // more than the file: one request
+        assert_eq!(size(1e9, TIB), 5 * 1024);
     }
 }

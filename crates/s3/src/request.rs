@@ -217,7 +217,13 @@ impl Client {
         if operation.attempts.count > 1 {
             inner.counters.add_retry();
         }
+        let sent = clock::now();
         let response = session.transport.send(request, &progress, limits).await?;
+        let time = clock::now().duration_since(sent);
+        match call.body.len() {
+            0 => inner.link.answered(time),
+            bytes => inner.link.carried(bytes, time),
+        }
         let (head, body) = response.into_parts();
         let mut body = BodyReader::new(body, limits);
         if head.status.is_success() {

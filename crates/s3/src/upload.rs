@@ -26,13 +26,16 @@ use crate::plan::{MAX_PARTS, PartPlan};
 const ABORT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Options of [`Client::upload`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct UploadOptions {
     /// Part size in bytes, 5 MiB to 5 GiB. `None`: the client's, else it follows the object's size. It grows where
     /// the object would not fit into 10,000 parts of it.
     pub part_size: Option<u64>,
     /// About how many bytes the object will have.
     pub size_hint: Option<u64>,
+    /// Writes per second that the upload may send without passing its share of its keys' budget; parts of no given
+    /// size grow to stay within it.
+    pub requests_per_second: Option<f64>,
 }
 
 /// The result of [`Upload::finish`].
@@ -95,7 +98,8 @@ impl Client {
     pub fn upload(&self, bucket: &str, key: &str, options: UploadOptions) -> Upload {
         let explicit = options.part_size.or(self.config().part_size);
         let failure = explicit.and_then(|size| check_part_size(size).err());
-        let plan = PartPlan::new(explicit.filter(|_| failure.is_none()), options.size_hint);
+        let pace = self.pace(options.requests_per_second);
+        let plan = PartPlan::new(explicit.filter(|_| failure.is_none()), options.size_hint, &pace);
         Upload {
             client: self.clone(),
             bucket: bucket.to_owned(),

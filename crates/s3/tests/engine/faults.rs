@@ -397,7 +397,8 @@ async fn multipart_server(
     .await
 }
 
-const PARTS: UploadOptions = UploadOptions { part_size: Some(5 << 20), size_hint: None };
+const PARTS: UploadOptions =
+    UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None };
 
 async fn push_all(upload: &mut s3dcp_s3::Upload, bytes: &[u8]) -> Result<(), Error> {
     let mut rest = Bytes::copy_from_slice(bytes);

@@ -91,7 +91,7 @@ async fn a_wrong_checksum_stores_nothing() {
     let error = client.put_object(BUCKET, "k", Payload::from(b"v".to_vec()), &options).await.unwrap_err();
     assert_eq!((error.kind(), error.attempts()), (ErrorKind::Corrupt, 2));
     assert_eq!(client.head_object(BUCKET, "k").await.unwrap_err().kind(), ErrorKind::NotFound);
-    let options = UploadOptions { part_size: Some(5 << 20), size_hint: None };
+    let options = UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None };
     let mut upload = client.upload(BUCKET, "k", options);
     let half = Bytes::from(pattern(3 * MIB));
     upload.push(half.slice(..2 * MIB), crc32(&half[..2 * MIB])).await.unwrap();
@@ -197,8 +197,11 @@ async fn uploads_and_downloads_are_byte_equal_under_a_small_budget() {
             tasks.spawn(async move {
                 let bytes = Bytes::from(pattern(size));
                 let key = format!("{number}-{}", hint.is_some());
-                let mut upload =
-                    client.upload(BUCKET, &key, UploadOptions { part_size: Some(5 << 20), size_hint: hint });
+                let mut upload = client.upload(
+                    BUCKET,
+                    &key,
+                    UploadOptions { part_size: Some(5 << 20), size_hint: hint, requests_per_second: None },
+                );
                 let mut rest = bytes.clone();
                 while !rest.is_empty() {
                     let piece = rest.split_to(rest.len().min(upload.part_remaining() as usize).min(777_777));
@@ -235,7 +238,7 @@ async fn uploads_and_downloads_are_byte_equal_under_a_small_budget() {
 #[tokio::test]
 async fn an_upload_under_way_is_listed_until_it_is_aborted() {
     let (_server, client) = start().await;
-    let options = UploadOptions { part_size: Some(5 << 20), size_hint: None };
+    let options = UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None };
     let mut upload = client.upload(BUCKET, "a b/k", options);
     let part = Bytes::from(vec![1; 5 << 20]);
     upload.push(part.clone(), crc32(&part)).await.unwrap();
@@ -255,10 +258,18 @@ async fn an_upload_under_way_is_listed_until_it_is_aborted() {
 #[tokio::test]
 async fn a_segment_past_the_part_and_bad_options_are_refused() {
     let (_server, client) = start().await;
-    let mut upload = client.upload(BUCKET, "k", UploadOptions { part_size: Some(5 << 20), size_hint: None });
+    let mut upload = client.upload(
+        BUCKET,
+        "k",
+        UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None },
+    );
     let error = upload.push(Bytes::from(vec![0; (5 << 20) + 1]), 0).await.unwrap_err();
     assert_eq!((error.kind(), error.key()), (ErrorKind::Config, Some("k")));
-    let mut upload = client.upload(BUCKET, "k", UploadOptions { part_size: Some(1), size_hint: None });
+    let mut upload = client.upload(
+        BUCKET,
+        "k",
+        UploadOptions { part_size: Some(1), size_hint: None, requests_per_second: None },
+    );
     let error = upload.push(Bytes::from_static(b"x"), crc32(b"x")).await.unwrap_err();
     assert!(error.message().contains("part_size"), "{error}");
     for (bucket, key) in [("", "k"), ("a/b", "k"), (BUCKET, "")] {
