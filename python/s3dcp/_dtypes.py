@@ -31,13 +31,7 @@ SAFETENSORS_NAMES: dict[torch.dtype, str] = {
 }
 SAFETENSORS_DTYPES: dict[str, torch.dtype] = {code: dtype for dtype, code in SAFETENSORS_NAMES.items()}
 
-
 # Tensors of other dtypes are serialised by torch itself.
-NATIVE: frozenset[torch.dtype] = frozenset(
-    getattr(torch, name) for name in _native.dtype_names() if hasattr(torch, name)
-)
-
-
-def torch_name(dtype: torch.dtype) -> str:
-    """``torch.float32`` -> ``"float32"``."""
-    return str(dtype).removeprefix("torch.")
+NATIVE: dict[torch.dtype, str] = {
+    getattr(torch, name): name for name in sorted(_native.dtype_names()) if hasattr(torch, name)
+}

@@ -1,9 +1,9 @@
 """From a save plan to shard files: which item goes into which file, and each file's bytes into the native writer.
 
 A plain CPU tensor goes up straight from its own memory, which the native writer keeps alive until the request is
-torn down. Everything else (other devices, strided views, lazy conjugates) passes through a few reused staging
-buffers, a bounded number of rows at a time. What is no plain tensor (sparse, quantised, subclasses) is serialised
-with ``torch.save``, as torch's own writer does.
+torn down; many small ones are handed over in one call. Everything else (other devices, strided views, lazy
+conjugates) passes through a few reused staging buffers, a bounded number of rows at a time. What is no plain tensor
+(sparse, quantised, subclasses) is serialised with ``torch.save``, as torch's own writer does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import heapq
 import io
 import json
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,14 +28,23 @@ from torch.distributed.checkpoint.filesystem import (
     _StorageInfo,
     _StorageWriterTransforms,
 )
-from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
 from . import _native
-from ._dtypes import NATIVE, SAFETENSORS_NAMES, torch_name
+from ._dtypes import NATIVE, SAFETENSORS_NAMES
+from ._resolve import Resolver, is_direct, is_plain
 from ._staging import Stager
 
 _OBJECT = WriteItemType.BYTE_IO
+# A batch is handed over when it has so many tensors or bytes: what a planner made for the save alone is let go then.
+_BATCH_TENSORS = 1024
+_BATCH_BYTES = 4 * 1024 * 1024
+# Below so many bytes a copy costs less than staging.
+_COPY_BELOW = 4096
+
+# Offset, length, where the data begins (None for an object), checksums.
+_Record = tuple[int, int, int | None, bytes]
 
 
 @dataclass
@@ -124,18 +132,15 @@ class ShardFile:
         self._native = client.shard_writer(bucket, key, size_hint)
         self._stager = Stager(self._native.part_size)
 
-    def write(self, plan: FilePlan, planner: SavePlanner) -> list[WriteResult]:
+    def write(self, plan: FilePlan, resolver: Resolver) -> list[WriteResult]:
         """Hand over every item of `plan`; bytes may still be on their way when this returns."""
         if self._transforms.extensions:
             if plan.safetensors:
                 raise ValueError("_extensions: stream extensions do not work with serialization_format=SAFETENSORS")
-            return [self._write_transformed(item, planner) for item in plan.items]
+            return [self._write_transformed(item, resolver) for item in plan.items]
         if plan.safetensors:
-            return self._write_safetensors(plan.items, planner)
-        return [
-            self._write_object(item, planner) if item.type == _OBJECT else self._write_tensor(item, planner)
-            for item in plan.items
-        ]
+            return self._write_safetensors(plan.items, resolver)
+        return self._write_archives(plan.items, resolver)
 
     def start_finishing(self) -> None:
         """Let the rest go up in the background."""
@@ -151,45 +156,62 @@ class ShardFile:
         self._stager.close()
         self._native.abort()
 
-    def _result(self, item: WriteItem, record: tuple[int, int, int | None, bytes]) -> WriteResult:
+    def _result(self, item: WriteItem, record: _Record) -> WriteResult:
         offset, length, data_offset, checksums = record
         info = _StorageInfo(self._relative_path, offset, length)
         info.crc32 = checksums  # type: ignore[attr-defined]
         if data_offset is not None:
             info.data_offset = data_offset  # type: ignore[attr-defined]
-        return WriteResult(index=item.index, size_in_bytes=length, storage_data=info)
+        # As its own constructor does, which takes four times as long because the class is frozen.
+        result = WriteResult.__new__(WriteResult)
+        result.__dict__.update(index=item.index, size_in_bytes=length, storage_data=info)
+        return result
 
-    def _write_object(self, item: WriteItem, planner: SavePlanner) -> WriteResult:
-        return self._result(item, self._native.raw(_resolve_object(item, planner).getvalue()))
+    def _write_archives(self, items: list[WriteItem], resolver: Resolver) -> list[WriteResult]:
+        """One archive of torch per item, in order."""
+        records: list[_Record] = []
+        batch: list[tuple[str, torch.Size, int, torch.UntypedStorage]] = []
+        batch_bytes = 0
+        for item in items:
+            tensor = None if item.type is _OBJECT else resolver.tensor(item)
+            if tensor is not None and (direct := _direct(tensor)) is not None:
+                # the storage and not the tensor, which may be given another one
+                batch.append((NATIVE[direct.dtype], direct.shape, direct.data_ptr(), direct.untyped_storage()))
+                batch_bytes += direct.nbytes
+                if len(batch) < _BATCH_TENSORS and batch_bytes < _BATCH_BYTES:
+                    continue
+                tensor = None
+            records += self._native.tensors(batch)
+            batch, batch_bytes = [], 0
+            if item.type is _OBJECT:
+                records.append(self._native.raw(resolver.object(item).getvalue()))
+            elif tensor is not None:
+                records.append(self._write_indirect(tensor.detach()))
+        records += self._native.tensors(batch)
+        return [self._result(item, record) for item, record in zip(items, records, strict=True)]
 
-    def _write_tensor(self, item: WriteItem, planner: SavePlanner) -> WriteResult:
-        tensor = _resolve_tensor(item, planner)
-        if not _is_plain(tensor):
-            stream = io.BytesIO()
-            torch.save(_alone(tensor), stream)
-            return self._result(item, self._native.raw(stream.getvalue()))
-        dtype, shape = torch_name(tensor.dtype), tuple(tensor.shape)
-        if _is_direct(tensor):
-            record = self._native.tensor(dtype, shape, tensor.data_ptr(), tensor.nbytes, tensor)
-        else:
-            self._native.begin_tensor(dtype, shape)
-            record = self._write_staged(tensor)
-        return self._result(item, record)
+    def _write_indirect(self, tensor: torch.Tensor) -> _Record:
+        if is_plain(tensor) and tensor.dtype in NATIVE:
+            self._native.begin_tensor(NATIVE[tensor.dtype], tensor.shape)
+            return self._write_staged(tensor)
+        stream = io.BytesIO()
+        torch.save(_alone(tensor), stream)
+        return self._native.raw(stream.getvalue())
 
-    def _write_staged(self, tensor: torch.Tensor) -> tuple[int, int, int | None, bytes]:
+    def _write_staged(self, tensor: torch.Tensor) -> _Record:
         for buffer, start, nbytes in self._stager.staged(tensor):
             self._native.write_staged(buffer, start, nbytes)
         return self._native.end()
 
-    def _write_safetensors(self, items: list[WriteItem], planner: SavePlanner) -> list[WriteResult]:
+    def _write_safetensors(self, items: list[WriteItem], resolver: Resolver) -> list[WriteResult]:
         items = sorted(items, key=lambda item: (-item.tensor_data.properties.dtype.itemsize, item.index.fqn))  # type: ignore[union-attr]
         self._native.raw(_safetensors_header(items))
         results = []
         for item in items:
-            tensor = _resolve_tensor(item, planner)
-            if not _is_plain(tensor):
+            tensor = resolver.tensor(item).detach()
+            if not is_plain(tensor):
                 raise ValueError(f"{item.index.fqn}: safetensors holds plain dense tensors only, not {type(tensor)}")
-            if _is_direct(tensor):
+            if is_direct(tensor):
                 record = self._native.raw_memory(tensor.data_ptr(), tensor.nbytes, tensor)
             else:
                 self._native.begin_raw()
@@ -198,14 +220,13 @@ class ShardFile:
             results.append(self._result(item, (offset, length, 0, checksums)))
         return results
 
-    def _write_transformed(self, item: WriteItem, planner: SavePlanner) -> WriteResult:
+    def _write_transformed(self, item: WriteItem, resolver: Resolver) -> WriteResult:
         stream = io.BytesIO()
         transformed, descriptors = self._transforms.transform_save_stream(item, stream)
         if item.type == _OBJECT:
-            data = _resolve_object(item, planner)
-            transformed.write(data.getbuffer())
+            transformed.write(resolver.object(item).getbuffer())
         else:
-            torch.save(_alone(_resolve_tensor(item, planner)), transformed)
+            torch.save(_alone(resolver.tensor(item).detach()), transformed)
         transformed.close()
         result = self._result(item, self._native.raw(stream.getvalue()))
         # In the order in which readers undo them; torch's own order loses all but single extensions.
@@ -213,49 +234,15 @@ class ShardFile:
         return result
 
 
-def _resolve_object(item: WriteItem, planner: SavePlanner) -> io.BytesIO:
-    """The pickled object of `item`; warns of one that readers refuse unless made with ``weights_only=False``."""
-    data = planner.resolve_data(item)
-    if not isinstance(data, io.BytesIO):
-        raise ValueError(f"{item.index.fqn}: the planner gave {type(data).__name__} for an object, not BytesIO")
-    data.seek(0)
-    try:
-        torch.load(data, weights_only=True)
-    except Exception:
-        warnings.warn(
-            f"{item.index.fqn}: loading this object runs code from the checkpoint; it will need "
-            "S3StorageReader(..., weights_only=False)",
-            stacklevel=2,
-        )
-    return data
-
-
-def _resolve_tensor(item: WriteItem, planner: SavePlanner) -> torch.Tensor:
-    """The tensor of `item`, checked against the plan, which may be a cached one of an earlier save."""
-    tensor = planner.resolve_data(item)
-    if not isinstance(tensor, torch.Tensor):
-        raise ValueError(f"{item.index.fqn}: the planner gave {type(tensor).__name__} for a tensor")
-    tensor = tensor.detach()
-    planned = item.tensor_data
-    assert planned is not None
-    if tensor.dtype != planned.properties.dtype or tensor.size() != torch.Size(planned.chunk.sizes):
-        raise ValueError(
-            f"{item.index.fqn}: the tensor is {tensor.dtype} {tuple(tensor.size())}, but the save plan says "
-            f"{planned.properties.dtype} {tuple(planned.chunk.sizes)}; a planner with enable_plan_caching=True "
-            "must not be used for another state"
-        )
-    return tensor
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """A dense tensor whose values are all there is to it, of a dtype whose archives are made here."""
-    return (
-        type(tensor) in (torch.Tensor, torch.nn.Parameter)
-        and tensor.dtype in NATIVE
-        and tensor.layout is torch.strided
-        and not tensor.is_quantized
-        and not tensor.is_meta
-    )
+def _direct(tensor: torch.Tensor) -> torch.Tensor | None:
+    """A tensor whose memory is what an archive of `tensor` stores: itself, or a copy of a small one."""
+    if tensor.dtype not in NATIVE or not is_plain(tensor):
+        return None
+    if is_direct(tensor):
+        return tensor
+    if tensor.nbytes >= _COPY_BELOW:
+        return None
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
@@ -263,11 +250,6 @@ def _alone(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.cpu()
     dense = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
     return tensor.clone() if dense and tensor.untyped_storage().size() != tensor.nbytes else tensor
-
-
-def _is_direct(tensor: torch.Tensor) -> bool:
-    """Whether the bytes in memory are the bytes to store."""
-    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _safetensors_header(items: list[WriteItem]) -> bytes:

@@ -26,6 +26,7 @@ from torch.futures import Future
 
 from . import _native
 from ._progress import Progress, ProgressCallback
+from ._resolve import Resolver
 from ._shards import ShardFile, split_into_files
 from .client_config import S3ClientConfig
 from .errors import ConfigError
@@ -214,6 +215,7 @@ class S3StorageWriter(FileSystemWriter):
         files = split_into_files(plan.items, self.thread_count, self.single_file_per_rank, self.serialization_format)
         results: list[WriteResult] = []
         open_files: list[ShardFile] = []
+        resolver = Resolver(planner)
         total = sum(file.nbytes for file in files)
         prefix = save.prefix(ranks)
         with Progress(self.progress, "save", self.fs.client, "bytes_sent", total, save.rank):
@@ -223,7 +225,7 @@ class S3StorageWriter(FileSystemWriter):
                     key = join_key(save.path_key, name)
                     shard = ShardFile(self.fs.client, save.bucket, key, name, self.transforms, file.nbytes)
                     open_files.append(shard)
-                    results += shard.write(file, planner)
+                    results += shard.write(file, resolver)
                     shard.start_finishing()
                 for shard in open_files:
                     shard.wait()

@@ -39,4 +39,4 @@ pub use observe::{Observed, SeenIndex, observe};
 pub use pickle::scan::{AllowList, scan_index};
 pub use pickle::write::{PickleWriter, ValueStart};
 pub use read_plan::{Destination, ItemRead, Piece, ReadOptions, plan_reads};
-pub use shard_writer::{ItemRecord, ShardWriter};
+pub use shard_writer::{GATHER_BELOW, ItemRecord, ShardWriter};

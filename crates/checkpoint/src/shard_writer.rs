@@ -2,23 +2,30 @@
 //!
 //! Tensor bytes go to the engine as they came, cut only where a part or a checksum slice ends; each run's CRC-32 is
 //! computed once and combined into the slice's, the item's, the zip record's and the part's. What is small (archive
-//! heads and tails, tensors below a couple of KiB) is gathered into shared buffers, so that a file of many small
-//! tensors goes out in few segments; passing over such bytes twice costs less than combining.
+//! heads and tails, tensors of a few KiB) is gathered into shared buffers, so that a file of many small tensors goes
+//! out in few segments; passing over such bytes twice costs less than combining. What surrounds the data of tensors
+//! of one shape is made once.
 //!
 //! The writer does not choose the file's name, its parts or its place in any index.
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use s3dcp_s3::{Error, Upload, UploadOutput, crc32, crc32_combine};
 
 use crate::archive::spec::TensorSpec;
-use crate::archive::write::ArchiveWriter;
+use crate::archive::write::Archive;
 use crate::checksums::{Accumulator, ItemChecksums, crc32_extend};
 use crate::error::config;
 
-/// Runs below this many bytes are copied into the gathering buffer: an archive has 1.6 KB around its data anyway.
-const GATHER_BELOW: usize = 2 << 10;
+/// Runs below this many bytes are copied into the gathering buffer, where they need no owner: an archive has 1.6 KB
+/// around its data anyway.
+pub const GATHER_BELOW: usize = 8 << 10;
 /// The gathering buffer goes out when it holds this many bytes.
 const GATHER_SIZE: usize = 64 << 10;
+/// Archives remembered at a time, of 2 KiB each.
+const ARCHIVES: usize = 256;
 
 /// What an index keeps of a written item.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,9 +43,9 @@ pub struct ItemRecord {
 /// An item being written.
 struct Open {
     offset: u64,
-    /// The archive around the data, for a tensor; its head has been written when `head_length` is set.
-    archive: Option<ArchiveWriter>,
-    head_length: Option<u64>,
+    /// The archive around the data, for a tensor.
+    archive: Option<Arc<Archive>>,
+    head_written: bool,
     sums: Accumulator,
     data_crc: u32,
     data_length: u64,
@@ -49,6 +56,7 @@ pub struct ShardWriter {
     upload: Upload,
     position: u64,
     gathered: BytesMut,
+    archives: HashMap<TensorSpec, Arc<Archive>>,
     open: Option<Open>,
     broken: bool,
 }
@@ -57,7 +65,14 @@ impl ShardWriter {
     /// Writes into this upload, from its first byte.
     #[must_use]
     pub fn new(upload: Upload) -> ShardWriter {
-        ShardWriter { upload, position: 0, gathered: BytesMut::new(), open: None, broken: false }
+        ShardWriter {
+            upload,
+            position: 0,
+            gathered: BytesMut::new(),
+            archives: HashMap::new(),
+            open: None,
+            broken: false,
+        }
     }
 
     /// Bytes written so far: where the next item begins.
@@ -66,14 +81,66 @@ impl ShardWriter {
         self.position
     }
 
-    /// Writes a whole tensor: its storage's bytes, little-endian.
+    /// Writes a whole tensor: its storage's bytes, little-endian. Fewer than [`GATHER_BELOW`] are copied; only more
+    /// are taken over.
     ///
     /// # Errors
     /// Those of [`ShardWriter::begin_tensor`], [`ShardWriter::write`] and [`ShardWriter::end`].
-    pub async fn tensor(&mut self, spec: &TensorSpec, data: Bytes) -> Result<ItemRecord, Error> {
-        self.begin_tensor(spec)?;
-        self.write(data).await?;
+    pub async fn tensor(
+        &mut self,
+        spec: &TensorSpec,
+        data: impl AsRef<[u8]> + Into<Bytes>,
+    ) -> Result<ItemRecord, Error> {
+        let archive = self.archive(spec)?;
+        if data.as_ref().len() < GATHER_BELOW
+            && let Some(record) = self.gather(&archive, data.as_ref()).await?
+        {
+            return Ok(record);
+        }
+        self.begin(Some(archive))?;
+        self.write(data.into()).await?;
         self.end().await
+    }
+
+    /// Writes a small tensor at once; `None` when a part or the writer's order of calls does not allow it.
+    async fn gather(&mut self, archive: &Archive, data: &[u8]) -> Result<Option<ItemRecord>, Error> {
+        let Some(length) = archive.length().filter(|&length| length <= GATHER_SIZE as u64) else {
+            return Ok(None);
+        };
+        if self.open.is_some() || self.broken || data.len() as u64 != archive.data_length() {
+            return Ok(None);
+        }
+        self.make_room(length as usize).await?;
+        if self.gathered.len() as u64 + length > self.upload.part_remaining() {
+            return Ok(None);
+        }
+        let data_offset = archive.head().len();
+        let start = self.gathered.len();
+        self.gathered.extend_from_slice(archive.head());
+        self.gathered.extend_from_slice(data);
+        archive.tail(crc32(data), &mut self.gathered);
+        let item = crc32_extend(archive.head_crc(), &self.gathered[start + data_offset..]);
+        let record = ItemRecord {
+            offset: self.position,
+            length,
+            data_offset: data_offset as u64,
+            checksums: ItemChecksums { item, slices: Vec::new() },
+        };
+        self.position += length;
+        Ok(Some(record))
+    }
+
+    /// What surrounds the data of tensors of this spec.
+    fn archive(&mut self, spec: &TensorSpec) -> Result<Arc<Archive>, Error> {
+        if let Some(archive) = self.archives.get(spec) {
+            return Ok(Arc::clone(archive));
+        }
+        let archive = Arc::new(Archive::new(spec)?);
+        if self.archives.len() >= ARCHIVES {
+            self.archives.clear();
+        }
+        self.archives.insert(spec.clone(), Arc::clone(&archive));
+        Ok(archive)
     }
 
     /// Begins a tensor, whose storage follows by [`ShardWriter::write`].
@@ -81,7 +148,7 @@ impl ShardWriter {
     /// # Errors
     /// `Config` when an item is open already or the spec does not fill a storage of its own.
     pub fn begin_tensor(&mut self, spec: &TensorSpec) -> Result<(), Error> {
-        let archive = ArchiveWriter::new(spec)?;
+        let archive = self.archive(spec)?;
         self.begin(Some(archive))
     }
 
@@ -93,14 +160,14 @@ impl ShardWriter {
         self.begin(None)
     }
 
-    fn begin(&mut self, archive: Option<ArchiveWriter>) -> Result<(), Error> {
+    fn begin(&mut self, archive: Option<Arc<Archive>>) -> Result<(), Error> {
         if self.open.is_some() || self.broken {
             return Err(self.out_of_order("an item begins before the last one ended"));
         }
         self.open = Some(Open {
             offset: self.position,
             archive,
-            head_length: None,
+            head_written: false,
             sums: Accumulator::default(),
             data_crc: 0,
             data_length: 0,
@@ -124,7 +191,7 @@ impl ShardWriter {
             return Err(self.out_of_order("bytes before an item begins"));
         };
         let total = open.data_length + data.len() as u64;
-        if let Some(wanted) = open.archive.as_ref().map(ArchiveWriter::data_length)
+        if let Some(wanted) = open.archive.as_ref().map(|archive| archive.data_length())
             && total > wanted
         {
             return Err(self.out_of_order(&format!("{total} bytes for a tensor of {wanted}")));
@@ -142,14 +209,16 @@ impl ShardWriter {
         let Some(open) = &mut self.open else {
             return Err(self.out_of_order("an item ends before it begins"));
         };
-        let data_offset = open.head_length.unwrap_or(0);
+        let mut data_offset = 0;
         if let Some(archive) = open.archive.take() {
             let (wanted, got) = (archive.data_length(), open.data_length);
             if got != wanted {
                 return Err(self.out_of_order(&format!("{got} bytes for a tensor of {wanted}")));
             }
-            let tail = archive.tail(data_offset, open.data_crc);
-            self.emit(tail.into(), false).await?;
+            let mut tail = BytesMut::new();
+            archive.tail(open.data_crc, &mut tail);
+            data_offset = archive.head().len() as u64;
+            self.emit(tail.freeze(), false).await?;
         }
         let Some(open) = self.open.take() else {
             return Err(self.out_of_order("an item ends before it begins"));
@@ -161,12 +230,12 @@ impl ShardWriter {
     /// Writes the head of the open tensor if that has not been done.
     async fn head(&mut self) -> Result<(), Error> {
         if let Some(open) = &mut self.open
-            && let Some(archive) = &mut open.archive
-            && open.head_length.is_none()
+            && let Some(archive) = &open.archive
+            && !open.head_written
         {
-            let head = archive.take_head();
-            open.head_length = Some(head.len() as u64);
-            self.emit(head.into(), false).await?;
+            let head = archive.head().clone();
+            open.head_written = true;
+            self.emit(head, false).await?;
         }
         Ok(())
     }
@@ -204,13 +273,8 @@ impl ShardWriter {
                     open.data_crc = crc32_extend(open.data_crc, &run);
                     open.data_length += take;
                 }
-                if self.gathered.capacity() - self.gathered.len() < run.len() {
-                    self.gathered.reserve(GATHER_SIZE);
-                }
+                self.make_room(run.len()).await?;
                 self.gathered.extend_from_slice(&run);
-                if self.gathered.len() + GATHER_BELOW > GATHER_SIZE {
-                    self.flush().await?;
-                }
             } else {
                 let crc = crc32(&run);
                 open.sums.add(crc, take);
@@ -226,13 +290,26 @@ impl ShardWriter {
         Ok(())
     }
 
+    /// Lets the gathering buffer take `more` bytes, which may not pass its size.
+    async fn make_room(&mut self, more: usize) -> Result<(), Error> {
+        if self.gathered.capacity() - self.gathered.len() < more {
+            self.flush().await?;
+            self.gathered.reserve(GATHER_SIZE);
+        }
+        Ok(())
+    }
+
     async fn flush(&mut self) -> Result<(), Error> {
         if self.gathered.is_empty() {
             return Ok(());
         }
         let segment = self.gathered.split().freeze();
         let crc = crc32(&segment);
-        self.upload.push(segment, crc).await
+        // as in `emit`
+        let broken = std::mem::replace(&mut self.broken, true);
+        self.upload.push(segment, crc).await?;
+        self.broken = broken;
+        Ok(())
     }
 
     /// Completes the file.

@@ -9,38 +9,47 @@
 use bytes::Bytes;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use s3dcp_checkpoint::Destination;
+use s3dcp_checkpoint::{Destination, GATHER_BELOW};
 
-/// Below this many bytes a copy costs less than keeping the owner.
-const COPY_BELOW: usize = 4096;
-
-struct TensorMemory {
+/// Memory of a tensor for the duration of one call, or for as long as its owner is held.
+pub(crate) struct TensorMemory {
     address: usize,
     length: usize,
-    _owner: Py<PyAny>,
+    owner: Option<Py<PyAny>>,
+}
+
+impl TensorMemory {
+    /// `length` bytes at `address`, memory of `owner`. The owner of little is not kept: whoever calls keeps it alive
+    /// until this is dropped.
+    pub(crate) fn new(address: usize, length: usize, owner: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if address == 0 && length > 0 {
+            return Err(PyValueError::new_err("address=0: the tensor has no memory"));
+        }
+        let owner = (length >= GATHER_BELOW).then(|| owner.clone().unbind());
+        Ok(Self { address, length, owner })
+    }
 }
 
 impl AsRef<[u8]> for TensorMemory {
     fn as_ref(&self) -> &[u8] {
-        // SAFETY: `address..address + length` is memory of `_owner`, alive as long as `self`. That nobody changes it
-        // meanwhile is the caller's promise (torch: a state dict must not change during a save).
+        if self.length == 0 {
+            return &[];
+        }
+        // SAFETY: `address..address + length` is memory of `owner`, or of an object that the caller of `new` keeps
+        // alive, so it lives as long as `self`. That nobody changes it meanwhile is the caller's promise (torch: a
+        // state dict must not change during a save).
         unsafe { std::slice::from_raw_parts(self.address as *const u8, self.length) }
     }
 }
 
-/// `length` bytes at `address`, memory of `owner`, without a copy (small ones are copied).
-pub(crate) fn tensor_bytes(address: usize, length: usize, owner: Py<PyAny>) -> PyResult<Bytes> {
-    if length == 0 {
-        return Ok(Bytes::new());
+/// Without a copy where the owner is held.
+impl From<TensorMemory> for Bytes {
+    fn from(memory: TensorMemory) -> Bytes {
+        match memory.owner {
+            Some(_) => Bytes::from_owner(memory),
+            None => Bytes::copy_from_slice(memory.as_ref()),
+        }
     }
-    if address == 0 {
-        return Err(PyValueError::new_err("address=0: the tensor has no memory"));
-    }
-    let memory = TensorMemory { address, length, _owner: owner };
-    if length < COPY_BELOW {
-        return Ok(Bytes::copy_from_slice(memory.as_ref()));
-    }
-    Ok(Bytes::from_owner(memory))
 }
 
 /// Tensor memory that a download writes into.

@@ -1,14 +1,15 @@
 //! One object on its way up, driven from Python.
 
 use bytes::Bytes;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyString};
 use s3dcp_checkpoint::{DType, ItemRecord, TensorSpec};
 use s3dcp_s3::{Error, ErrorKind, UploadOutput};
 use tokio::task::JoinHandle;
 
 use crate::errors::to_python;
-use crate::memory::tensor_bytes;
+use crate::memory::TensorMemory;
 use crate::runtime;
 use crate::staging::StagingBuffer;
 
@@ -20,6 +21,9 @@ enum State {
 
 /// Offset, length, start of the raw bytes (None for an object), packed checksums.
 type Record<'py> = (u64, u64, Option<u64>, Bound<'py, PyBytes>);
+
+/// Dtype, shape, address, owner.
+type TensorItem<'py> = (Bound<'py, PyString>, Vec<u64>, usize, Bound<'py, PyAny>);
 
 /// Writes the items of one shard file in order; bytes go up while later items are still being written.
 #[pyclass(module = "s3dcp._native")]
@@ -59,22 +63,27 @@ impl ShardWriter {
 
 #[pymethods]
 impl ShardWriter {
-    /// Write a whole tensor from `nbytes` contiguous row-major bytes at `address`, memory of `owner`, which is kept
-    /// alive until they are up.
-    fn tensor<'py>(
-        &mut self,
-        py: Python<'py>,
-        dtype: &str,
-        shape: Vec<u64>,
-        address: usize,
-        nbytes: usize,
-        owner: Py<PyAny>,
-    ) -> PyResult<Record<'py>> {
-        let spec = tensor_spec(py, dtype, shape)?;
-        let data = tensor_bytes(address, nbytes, owner)?;
+    /// Write whole tensors one after another, each given as its dtype, its shape, the address of its contiguous
+    /// row-major bytes and the object whose memory they are, which is kept alive until they are up.
+    fn tensors<'py>(&mut self, py: Python<'py>, items: Vec<TensorItem<'py>>) -> PyResult<Vec<Record<'py>>> {
+        let mut tensors = Vec::with_capacity(items.len());
+        let mut owners = Vec::with_capacity(items.len());
+        for (dtype, shape, address, owner) in items {
+            let spec = tensor_spec(py, dtype.to_str()?, shape)?;
+            let memory = TensorMemory::new(address, byte_count(&spec)?, &owner)?;
+            tensors.push((spec, memory));
+            owners.push(owner);
+        }
         let writer = self.open(py)?;
-        let record = runtime::wait(py, writer.tensor(&spec, data))?;
-        Ok(to_record(py, &record, true))
+        // `owners` outlives the future
+        let records = runtime::wait(py, async {
+            let mut records = Vec::with_capacity(tensors.len());
+            for (spec, memory) in tensors {
+                records.push(writer.tensor(&spec, memory).await?);
+            }
+            Ok(records)
+        })?;
+        Ok(records.iter().map(|record| to_record(py, record, true)).collect())
     }
 
     /// Begin a tensor whose bytes follow in `write_staged` or `write`; `end` gives its record.
@@ -128,9 +137,9 @@ impl ShardWriter {
         py: Python<'py>,
         address: usize,
         nbytes: usize,
-        owner: Py<PyAny>,
+        owner: Bound<'py, PyAny>,
     ) -> PyResult<Record<'py>> {
-        self.whole_raw(py, tensor_bytes(address, nbytes, owner)?)
+        self.whole_raw(py, TensorMemory::new(address, nbytes, &owner)?.into())
     }
 
     /// Let the rest go up in the background; `wait` tells how it ended.
@@ -183,6 +192,16 @@ fn tensor_spec(py: Python<'_>, dtype: &str, shape: Vec<u64>) -> PyResult<TensorS
         )
     })?;
     Ok(TensorSpec::contiguous(dtype, shape))
+}
+
+fn byte_count(spec: &TensorSpec) -> PyResult<usize> {
+    let bytes = spec.numel().and_then(|count| count.checked_mul(spec.dtype.item_size()));
+    bytes
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .filter(|&bytes| bytes <= isize::MAX as usize)
+        .ok_or_else(|| {
+            PyValueError::new_err(format!("shape={:?}: more elements than memory can hold", spec.shape))
+        })
 }
 
 fn to_record<'py>(py: Python<'py>, record: &ItemRecord, is_tensor: bool) -> Record<'py> {

@@ -9,7 +9,7 @@ use crate::error::config;
 pub(crate) const MAX_DIMENSIONS: usize = 64;
 
 /// One tensor as an archive describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TensorSpec {
     /// Element type.
     pub dtype: DType,

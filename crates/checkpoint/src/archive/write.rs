@@ -5,6 +5,9 @@
 //! that rebuilds the tensor, and torch's fingerprint record. Sizes and offsets of 4 GiB and more take the zip64
 //! forms.
 
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
 use s3dcp_s3::{Error, crc32};
 
 use super::spec::TensorSpec;
@@ -16,6 +19,12 @@ const ALIGNMENT: u64 = 64;
 const ZIP64_FROM: u64 = u32::MAX as u64;
 /// torch's hash of the names of the six records, the first half of its fingerprint.
 const NAMES_FINGERPRINT: &str = "15728199511854643026";
+/// Decimal digits of each half of the fingerprint, and of the whole.
+const FINGERPRINT_DIGITS: usize = 20;
+const ID_LENGTH: usize = NAMES_FINGERPRINT.len() + FINGERPRINT_DIGITS;
+/// Where a data descriptor and a central header hold the CRC-32.
+const DESCRIPTOR_CRC: usize = 4;
+const CENTRAL_CRC: usize = 16;
 
 /// One record of the archive, as the central directory will name it.
 #[derive(Clone, Copy)]
@@ -113,16 +122,29 @@ impl Record {
     }
 }
 
-/// The head of one archive, and what its tail will need.
-pub(crate) struct ArchiveWriter {
-    head: Vec<u8>,
-    records: [Record; 5],
+/// What surrounds the raw data of every tensor of one spec: a head, and a tail that depends on the data by nothing
+/// but its CRC-32.
+pub(crate) struct Archive {
+    head: Bytes,
+    head_crc: u32,
+    data_length: u64,
+    /// The tail of data whose CRC-32 is 0, its fingerprint left out.
+    tail: Vec<u8>,
+    /// Where the tail holds the CRC-32 of the data; nowhere when there is none.
+    data_crc_at: Vec<usize>,
+    /// Where the last digits of the id begin and end: the fingerprint.
+    id_at: Range<usize>,
+    /// Where the tail holds the CRC-32 of the id.
+    id_crc_at: [usize; 2],
+    /// The fingerprint of the records before the data, and the CRC-32 of the one after it.
+    fingerprint: u64,
+    version_crc: u32,
 }
 
-impl ArchiveWriter {
+impl Archive {
     /// # Errors
     /// `Config` as for [`TensorSpec::dense_bytes`].
-    pub(crate) fn new(spec: &TensorSpec) -> Result<ArchiveWriter, Error> {
+    pub(crate) fn new(spec: &TensorSpec) -> Result<Archive, Error> {
         let data_length = spec.dense_bytes()?;
         let mut head = Vec::with_capacity(768);
         let first = Record { name: "archive/data.pkl", offset: 0, length: 1, crc: 0 };
@@ -132,48 +154,50 @@ impl ArchiveWriter {
         let pickled = &head[start..];
         let first = Record { length: pickled.len() as u64, crc: crc32(pickled), ..first };
         first.descriptor(&mut head);
-        let version = stored("archive/.format_version", b"1", 0, &mut head);
+        let format = stored("archive/.format_version", b"1", 0, &mut head);
         let alignment = stored("archive/.storage_alignment", b"64", 0, &mut head);
         let order = stored("archive/byteorder", b"little", 0, &mut head);
         let data = Record { name: "archive/data/0", offset: head.len() as u64, length: data_length, crc: 0 };
         data.local_header(&mut head);
-        Ok(ArchiveWriter { head, records: [first, version, alignment, order, data] })
-    }
+        let before = [first, format, alignment, order];
+        let fingerprint =
+            before.iter().fold(0, |fingerprint, record| hash_combine(fingerprint, u64::from(record.crc)));
 
-    /// The bytes before the raw data; can be taken once.
-    pub(crate) fn take_head(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.head)
-    }
-
-    /// How many raw bytes must follow the head.
-    pub(crate) fn data_length(&self) -> u64 {
-        self.records[4].length
-    }
-
-    /// The bytes after the raw data, whose CRC-32 is `data_crc`. `data_offset` is the head's length.
-    pub(crate) fn tail(mut self, data_offset: u64, data_crc: u32) -> Vec<u8> {
+        let base = head.len() as u64 + data_length;
         let mut tail = Vec::with_capacity(1024);
-        let data = &mut self.records[4];
-        if data.length > 0 {
-            data.crc = data_crc;
+        let mut data_crc_at = Vec::new();
+        if data_length > 0 {
+            data_crc_at.push(tail.len() + DESCRIPTOR_CRC);
         }
-        let base = data_offset + data.length;
         data.descriptor(&mut tail);
         let version = stored("archive/version", b"3\n", base, &mut tail);
-        let mut fingerprint = 0u64;
-        for record in self.records.iter().chain([&version]).filter(|record| record.length > 0) {
-            fingerprint = hash_combine(fingerprint, u64::from(record.crc));
-        }
-        let id = format!("{NAMES_FINGERPRINT}{fingerprint:020}");
-        let id = stored("archive/.data/serialization_id", id.as_bytes(), base, &mut tail);
+        let id = Record {
+            name: "archive/.data/serialization_id",
+            offset: base + tail.len() as u64,
+            length: ID_LENGTH as u64,
+            crc: 0,
+        };
+        id.local_header(&mut tail);
+        tail.extend_from_slice(NAMES_FINGERPRINT.as_bytes());
+        tail.resize(tail.len() + FINGERPRINT_DIGITS, b'0');
+        let id_at = tail.len() - FINGERPRINT_DIGITS..tail.len();
+        let id_descriptor = tail.len() + DESCRIPTOR_CRC;
+        id.descriptor(&mut tail);
 
         let directory = base + tail.len() as u64;
-        for record in self.records.iter().chain([&version, &id]) {
+        for record in &before {
             record.central_header(&mut tail);
         }
+        if data_length > 0 {
+            data_crc_at.push(tail.len() + CENTRAL_CRC);
+        }
+        data.central_header(&mut tail);
+        version.central_header(&mut tail);
+        let id_crc_at = [id_descriptor, tail.len() + CENTRAL_CRC];
+        id.central_header(&mut tail);
         let end = base + tail.len() as u64;
         let size = end - directory;
-        let count = self.records.len() as u64 + 2;
+        let count = before.len() as u64 + 3;
         tail.extend_from_slice(b"PK\x06\x06");
         put64(&mut tail, 44);
         put16(&mut tail, 0x031e);
@@ -192,7 +216,61 @@ impl ArchiveWriter {
         put32(&mut tail, size as u32);
         put32(&mut tail, directory.min(ZIP64_FROM) as u32);
         put16(&mut tail, 0);
-        tail
+
+        Ok(Archive {
+            head_crc: crc32(&head),
+            head: head.into(),
+            data_length,
+            tail,
+            data_crc_at,
+            id_at,
+            id_crc_at,
+            fingerprint,
+            version_crc: version.crc,
+        })
+    }
+
+    /// The bytes before the raw data.
+    pub(crate) fn head(&self) -> &Bytes {
+        &self.head
+    }
+
+    /// CRC-32 of the head.
+    pub(crate) fn head_crc(&self) -> u32 {
+        self.head_crc
+    }
+
+    /// How many raw bytes must follow the head.
+    pub(crate) fn data_length(&self) -> u64 {
+        self.data_length
+    }
+
+    /// Bytes of the whole archive; `None` when that passes `u64`.
+    pub(crate) fn length(&self) -> Option<u64> {
+        (self.head.len() as u64 + self.tail.len() as u64).checked_add(self.data_length)
+    }
+
+    /// Appends the bytes after the raw data, whose CRC-32 is `data_crc`.
+    pub(crate) fn tail(&self, data_crc: u32, out: &mut BytesMut) {
+        let start = out.len();
+        out.extend_from_slice(&self.tail);
+        let tail = &mut out[start..];
+        let mut fingerprint = self.fingerprint;
+        for &at in &self.data_crc_at {
+            tail[at..at + 4].copy_from_slice(&data_crc.to_le_bytes());
+        }
+        if self.data_length > 0 {
+            fingerprint = hash_combine(fingerprint, u64::from(data_crc));
+        }
+        fingerprint = hash_combine(fingerprint, u64::from(self.version_crc));
+        for digit in tail[self.id_at.clone()].iter_mut().rev() {
+            *digit = b'0' + (fingerprint % 10) as u8;
+            fingerprint /= 10;
+        }
+        let id_crc = crc32(&tail[self.id_at.end - ID_LENGTH..self.id_at.end]);
+        for at in self.id_crc_at {
+            tail[at..at + 4].copy_from_slice(&id_crc.to_le_bytes());
+        }
     }
 }
 
@@ -211,13 +289,7 @@ fn stored(name: &'static str, content: &[u8], base: u64, out: &mut Vec<u8>) -> R
 /// # Errors
 /// `Config` when the spec does not describe a tensor that fills its storage.
 pub fn archive_size(spec: &TensorSpec) -> Result<u64, Error> {
-    let mut writer = ArchiveWriter::new(spec)?;
-    let head = writer.take_head().len() as u64;
-    let data = writer.data_length();
-    let tail = writer.tail(head, 0).len() as u64;
-    head.checked_add(data)
-        .and_then(|sum| sum.checked_add(tail))
-        .ok_or_else(|| config("tensor spec: the archive is too long"))
+    Archive::new(spec)?.length().ok_or_else(|| config("tensor spec: the archive is too long"))
 }
 
 /// torch's way to fold one number into a fingerprint.
@@ -347,14 +419,15 @@ mod tests {
     }
 
     fn archive(spec: &TensorSpec, raw: &[u8]) -> Vec<u8> {
-        let mut writer = ArchiveWriter::new(spec).unwrap();
-        let mut archive = writer.take_head();
-        assert_eq!(archive.len() as u64 % ALIGNMENT, 0);
-        assert_eq!(writer.data_length(), raw.len() as u64);
-        let head = archive.len() as u64;
-        archive.extend_from_slice(raw);
-        archive.extend(writer.tail(head, crc32(raw)));
-        archive
+        let archive = Archive::new(spec).unwrap();
+        assert_eq!(archive.head().len() as u64 % ALIGNMENT, 0);
+        assert_eq!(archive.head_crc(), crc32(archive.head()));
+        assert_eq!(archive.data_length(), raw.len() as u64);
+        let mut bytes = BytesMut::from(&archive.head()[..]);
+        bytes.extend_from_slice(raw);
+        archive.tail(crc32(raw), &mut bytes);
+        assert_eq!(archive.length(), Some(bytes.len() as u64));
+        bytes.to_vec()
     }
 
     fn unhex(text: &Value) -> Vec<u8> {
@@ -420,10 +493,10 @@ mod tests {
         assert_eq!(cases.len(), 4);
         for case in cases {
             let length = case["bytes"].as_u64().unwrap();
-            let mut writer = ArchiveWriter::new(&TensorSpec::contiguous(DType::UInt8, vec![length])).unwrap();
-            let head = writer.take_head();
-            assert!(head == unhex(&case["head"]), "head of {length}");
-            let tail = writer.tail(head.len() as u64, crc_of_zeros(length));
+            let archive = Archive::new(&TensorSpec::contiguous(DType::UInt8, vec![length])).unwrap();
+            assert!(archive.head()[..] == unhex(&case["head"]), "head of {length}");
+            let mut tail = BytesMut::new();
+            archive.tail(crc_of_zeros(length), &mut tail);
             assert!(tail == unhex(&case["tail"]), "tail of {length}");
         }
     }

@@ -1,0 +1,101 @@
+"""From a plan's item to its data, checked: the tensor or the pickled object that a save stores.
+
+A planner's ``resolve_data`` costs more than a small tensor does. Where the planner is torch's own in this, the
+plain tensors of its state dict are looked up here instead; all else, and all of any other planner, goes through it.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
+
+_TENSOR = WriteItemType.TENSOR
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+_SCALARS = frozenset((bool, int, float, str, type(None)))
+_TORCHS_OWN = {
+    name: getattr(DefaultSavePlanner, name) for name in ("resolve_data", "lookup_object", "transform_object")
+}
+
+
+class Resolver:
+    """Gives the data of the items of `planner`'s plan."""
+
+    def __init__(self, planner: SavePlanner) -> None:
+        self._planner = planner
+        self._state: dict[str, Any] = {}
+        if isinstance(planner, DefaultSavePlanner) and all(
+            getattr(getattr(planner, name), "__func__", None) is own for name, own in _TORCHS_OWN.items()
+        ):
+            state = getattr(planner, "state_dict", None)
+            self._state = state if isinstance(state, dict) else {}
+
+    def tensor(self, item: WriteItem) -> torch.Tensor:
+        """The tensor of `item`, checked against the plan, which may be a cached one of an earlier save.
+
+        Raises:
+            ValueError: the planner gave something else than its plan says.
+        """
+        index, planned = item.index, item.tensor_data
+        assert planned is not None
+        chunk = planned.chunk
+        tensor: Any = self._state.get(index.fqn)
+        if (
+            type(tensor) not in _PLAIN
+            or item.type is not _TENSOR
+            or (index.offset is not None and (any(index.offset) or len(index.offset) != tensor.dim()))
+            or hasattr(tensor, "global_shape")
+        ):
+            tensor = self._planner.resolve_data(item)
+            if not isinstance(tensor, torch.Tensor):
+                raise ValueError(f"{index.fqn}: the planner gave {type(tensor).__name__} for a tensor")
+            tensor = tensor.detach()
+        if tensor.dtype != planned.properties.dtype or tensor.shape != tuple(chunk.sizes):
+            raise ValueError(
+                f"{index.fqn}: the tensor is {tensor.dtype} {tuple(tensor.size())}, but the save plan says "
+                f"{planned.properties.dtype} {tuple(chunk.sizes)}; a planner with enable_plan_caching=True must not "
+                "be used for another state"
+            )
+        found: torch.Tensor = tensor
+        return found
+
+    def object(self, item: WriteItem) -> io.BytesIO:
+        """The pickled object of `item`; warns of one that readers refuse unless made with ``weights_only=False``.
+
+        Raises:
+            ValueError: the planner gave something else.
+        """
+        data = self._planner.resolve_data(item)
+        if not isinstance(data, io.BytesIO):
+            raise ValueError(f"{item.index.fqn}: the planner gave {type(data).__name__} for an object, not BytesIO")
+        if item.index.fqn in self._state and _is_harmless(self._state[item.index.fqn]):
+            return data
+        data.seek(0)
+        try:
+            torch.load(data, weights_only=True)
+        except Exception:
+            warnings.warn(
+                f"{item.index.fqn}: loading this object runs code from the checkpoint; it will need "
+                "S3StorageReader(..., weights_only=False)",
+                stacklevel=2,
+            )
+        return data
+
+
+def _is_harmless(value: Any) -> bool:
+    """Whether any unpickler takes `value`: a number, a text or None, exactly of these types."""
+    return type(value) in _SCALARS and (type(value) is not int or value.bit_length() < 64)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """A dense tensor whose values are all there is to it."""
+    return type(tensor) in _PLAIN and tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
+def is_direct(tensor: torch.Tensor) -> bool:
+    """Whether the bytes in memory are the bytes to store, for a plain tensor."""
+    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
