@@ -38,6 +38,7 @@ from .s3_prefix_strategy import (
 
 if TYPE_CHECKING:
     from .file_system import S3FileSystem
+    from .planner import FastLoadPlanner, FastSavePlanner
     from .storage_reader import S3StorageReader
     from .storage_writer import S3StorageWriter
 
@@ -50,6 +51,8 @@ __all__ = [
     "Corrupt",
     "DefaultPrefixStrategy",
     "Denied",
+    "FastLoadPlanner",
+    "FastSavePlanner",
     "HexPrefixStrategy",
     "Interrupted",
     "NotFound",
@@ -69,6 +72,8 @@ __all__ = [
 ]
 
 _NEEDS_TORCH = {
+    "FastLoadPlanner": "planner",
+    "FastSavePlanner": "planner",
     "S3FileSystem": "file_system",
     "S3StorageReader": "storage_reader",
     "S3StorageWriter": "storage_writer",
