@@ -1,7 +1,8 @@
 """Reading a checkpoint's index without running anything it says.
 
 The native module walks every opcode of the pickle first: only known opcodes, only allow-listed globals, bounded
-lengths and memo. What passes is unpickled here, again by an allow-list, and its parts are checked.
+lengths and memo, and what comes out must be a checkpoint's metadata. What passes is unpickled here, again by an
+allow-list.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import gc
 import io
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata
 
 from . import _native
 from .errors import Corrupt
@@ -36,23 +38,34 @@ def allowed_global_names(extra: Iterable[str | type]) -> frozenset[tuple[str, st
     return frozenset(names)
 
 
+@contextmanager
+def without_gc() -> Iterator[None]:
+    """Make millions of objects that all stay without looking through them again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def read_index(body: bytes, where: str, extra_globals: frozenset[tuple[str, str]]) -> Metadata:
     """The index in `body`, read from `where` (for messages).
 
     Raises:
         Corrupt: damaged, not an index, or it names what the allow-list does not hold.
     """
-    end, sealed = _native.open_index(body, where, sorted(extra_globals))
-    collecting = gc.isenabled()
-    gc.disable()
+    _native.check_index(body, where, sorted(extra_globals))
     try:
-        metadata: Any = _Unpickler(io.BytesIO(memoryview(body)[:end]), extra_globals).load()
+        with without_gc():
+            # BytesIO shares the memory of bytes; the unpickler stops where the pickle does.
+            metadata: Metadata = _Unpickler(io.BytesIO(body), extra_globals).load()
     except Exception as error:
         raise Corrupt(f"{where}: the index cannot be read: {type(error).__name__}: {error}") from error
-    finally:
-        if collecting:
-            gc.enable()
-    return _checked(metadata, where, sealed)
+    if not isinstance(metadata.state_dict_metadata, dict):
+        raise Corrupt(f"{where}: the index is malformed: state_dict_metadata is not a dict")
+    return metadata
 
 
 class _Unpickler(pickle.Unpickler):
@@ -64,38 +77,6 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) not in self._allowed:
             raise pickle.UnpicklingError(f"global {module}.{name} is not allowed")
         return super().find_class(module, name)
-
-
-def _checked(metadata: Any, where: str, sealed: bool) -> Metadata:
-    """`metadata` itself, seen to be an index."""
-
-    def require(ok: bool, what: str) -> None:
-        if not ok:
-            raise Corrupt(f"{where}: the index is malformed: {what}")
-
-    require(isinstance(metadata, Metadata), f"it holds {type(metadata).__name__}, not Metadata")
-    require(isinstance(metadata.state_dict_metadata, dict), "state_dict_metadata is not a dict")
-    require(isinstance(metadata.storage_data, dict), "storage_data is not a dict")
-    has_checksums = False
-    for index, info in metadata.storage_data.items():
-        fields = getattr(info, "__dict__", {})
-        if not (
-            isinstance(index, MetadataIndex)
-            and isinstance(fields.get("relative_path"), str)
-            and _is_size(fields.get("offset"))
-            and _is_size(fields.get("length"))
-        ):
-            require(False, f"entry {getattr(index, 'fqn', index)!r} of storage_data")
-        has_checksums = has_checksums or "crc32" in fields
-    require(sealed or not has_checksums, "its trailer is missing, so it was cut short or changed")
-    meta = getattr(metadata, "storage_meta", None)
-    require(meta is None or isinstance(meta, StorageMeta), "storage_meta")
-    assert isinstance(metadata, Metadata)
-    return metadata
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**63
 
 
 def index_facts(metadata: Metadata) -> dict[str, Any]:

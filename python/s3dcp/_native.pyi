@@ -20,6 +20,7 @@ __all__ = [
     "StagingPool",
     "Stats",
     "__version__",
+    "check_index",
     "check_user_prefix",
     "default_globals",
     "default_prefixes",
@@ -29,7 +30,6 @@ __all__ = [
     "numeric_pattern",
     "numeric_patterns",
     "numeric_prefixes",
-    "open_index",
     "parse_archive_head",
     "parse_s3_uri",
     "resolve_key",
@@ -200,7 +200,7 @@ class Index:
     def seal(self, prefix: str) -> bytes: ...
 
 def parse_archive_head(head: bytes | bytearray, name: str) -> ArchiveHead | int | None: ...
-def open_index(body: bytes, location: str, extra_globals: Sequence[tuple[str, str]]) -> tuple[int, bool]: ...
+def check_index(body: bytes, location: str, extra_globals: Sequence[tuple[str, str]]) -> None: ...
 def write_index(metadata: object, save_id: str) -> Index: ...
 def default_globals() -> frozenset[tuple[str, str]]: ...
 def dtype_names() -> frozenset[str]: ...

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from . import _native
+from ._index import without_gc
 from ._progress import Progress, ProgressCallback
 from ._resolve import Resolver
 from ._shards import ShardFile, split_into_files
@@ -247,11 +248,13 @@ class S3StorageWriter(FileSystemWriter):
         save = self._save
         if save.observed is None:
             raise RuntimeError("prepare_local_plan() must be called before finish()")
-        storage_data = {result.index: result.storage_data for rank_results in results for result in rank_results}
         metadata.version = CURRENT_DCP_VERSION
-        metadata.storage_data = storage_data
         metadata.storage_meta = self._storage_meta(save)
-        index = _native.write_index(metadata, save.save_id)
+        with without_gc():
+            metadata.storage_data = {
+                result.index: result.storage_data for rank_results in results for result in rank_results
+            }
+            index = _native.write_index(metadata, save.save_id)
         committed = self.fs.client.commit(
             save.bucket, save.path_key, save.epoch, save.index_rank, save.observed, index, self.conditional_commit
         )

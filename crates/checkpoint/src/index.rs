@@ -4,13 +4,12 @@
 //! because they stop at the pickle's end; with it a damaged index is known as such before anything is unpickled.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 
 use s3dcp_s3::{Error, crc32};
 
 use crate::error::corrupt;
-use crate::pickle::machine;
-use crate::pickle::value::{Tree, Value};
+use crate::pickle::allow::AllowList;
+use crate::pickle::scan::{Others, Survey};
 
 const MAGIC: &[u8; 8] = b"S3DCPIDX";
 /// Magic, pickle length (`u64`), CRC-32 of the pickle (`u32`), little-endian.
@@ -33,43 +32,50 @@ pub fn seal_index(mut pickle: Vec<u8>) -> Vec<u8> {
     pickle
 }
 
-/// Where an index's pickle lies.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenedIndex {
-    /// The pickle's bytes.
-    pub pickle: Range<usize>,
-    /// A trailer vouches for them.
-    pub sealed: bool,
+/// The pickle of a sealed index, once its trailer fits it; `None` for bytes without a trailer.
+fn sealed_pickle(bytes: &[u8]) -> Result<Option<&[u8]>, Error> {
+    let Some((pickle, trailer)) = bytes.split_last_chunk::<TRAILER>() else { return Ok(None) };
+    let Some(fields) = trailer.strip_prefix(MAGIC) else { return Ok(None) };
+    let mut length = [0; 8];
+    length.copy_from_slice(&fields[..8]);
+    if u64::from_le_bytes(length) != pickle.len() as u64 {
+        return Err(corrupt(format!(
+            "index: its trailer speaks of {} bytes, there are {}",
+            u64::from_le_bytes(length),
+            pickle.len()
+        )));
+    }
+    let mut crc = [0; 4];
+    crc.copy_from_slice(&fields[8..]);
+    if u32::from_le_bytes(crc) != crc32(pickle) {
+        return Err(corrupt("index: its checksum does not fit"));
+    }
+    Ok(Some(pickle))
 }
 
-/// Finds the pickle in the bytes of an index and checks its trailer, if it has one.
+/// Walks an index; with it whether a trailer vouches for the bytes.
+fn survey<'a>(bytes: &'a [u8], allow: &AllowList, others: Others) -> Result<(Survey<'a>, bool), Error> {
+    let sealed = sealed_pickle(bytes)?;
+    let survey = Survey::of(sealed.unwrap_or(bytes), allow, others)?;
+    Ok((survey, sealed.is_some()))
+}
+
+/// Sees that the bytes of an index may be unpickled: every opcode is known, every global on the list, the trailer
+/// fits if there is one, and what comes out is a checkpoint's `Metadata` whose items have a name, offset and length.
 ///
 /// # Errors
-/// `Corrupt` when a trailer does not fit the pickle, or, without one, when no pickle ends within the bytes.
-pub fn open_index(bytes: &[u8]) -> Result<OpenedIndex, Error> {
-    if let Some(start) = bytes.len().checked_sub(TRAILER)
-        && let Some(fields) = bytes[start..].strip_prefix(MAGIC)
-    {
-        let mut length = [0; 8];
-        length.copy_from_slice(&fields[..8]);
-        if u64::from_le_bytes(length) != start as u64 {
-            return Err(corrupt(format!(
-                "index: its trailer speaks of {} bytes, there are {start}",
-                u64::from_le_bytes(length)
-            )));
-        }
-        let mut crc = [0; 4];
-        crc.copy_from_slice(&fields[8..]);
-        if u32::from_le_bytes(crc) != crc32(&bytes[..start]) {
-            return Err(corrupt("index: its checksum does not fit"));
-        }
-        return Ok(OpenedIndex { pickle: 0..start, sealed: true });
+/// `Corrupt`, saying what was refused; also for an index whose items carry checksums while its trailer is missing.
+pub fn check_index(bytes: &[u8], allow: &AllowList) -> Result<(), Error> {
+    let (survey, sealed) = survey(bytes, allow, Others::Refused)?;
+    let has_checksums = survey.check()?;
+    if has_checksums && !sealed {
+        return Err(cut_off());
     }
-    let length = machine::length(bytes).map_err(|error| {
-        let message = format!("index: {}", error.message());
-        error.with_message(message)
-    })?;
-    Ok(OpenedIndex { pickle: 0..length, sealed: false })
+    Ok(())
+}
+
+fn cut_off() -> Error {
+    corrupt("index: its trailer is missing, the end was cut off")
 }
 
 /// What commit, clean-up and listing need to know of an index.
@@ -89,51 +95,16 @@ pub struct IndexFacts {
     pub has_checksums: bool,
 }
 
-/// Reads the facts from the bytes of an index, without unpickling it.
+/// Reads the facts from the bytes of an index, without unpickling it. Which globals it names does not matter here.
 ///
 /// # Errors
-/// `Corrupt` as for [`open_index`]; also for a pickle that is no checkpoint metadata, for items that name no shard
-/// file, and for an index whose items carry checksums while its trailer is missing (it was cut off).
+/// `Corrupt` for a trailer that does not fit and a pickle that is malformed or no checkpoint metadata, for items that
+/// name no shard file, and for an index whose items carry checksums while its trailer is missing (it was cut off).
 pub fn read_facts(index: &[u8]) -> Result<IndexFacts, Error> {
-    let opened = open_index(index)?;
-    let tree = Tree::read(&index[opened.pickle])?;
-    let metadata = tree.root();
-    if tree.maker(metadata) != Some(("torch.distributed.checkpoint.metadata", "Metadata")) {
-        return Err(corrupt("index: not a pickled checkpoint Metadata"));
-    }
-    let mut facts = IndexFacts::default();
-    let items = match tree.attribute(metadata, "storage_data") {
-        Some(Value::None) => &[],
-        Some(value) => tree.dict(value).ok_or_else(|| corrupt("index: storage_data is no dict"))?,
-        None => return Err(corrupt("index: storage_data is missing")),
-    };
-    facts.item_count = items.len() as u64;
-    let mut last = "";
-    for &(_, info) in items {
-        let Some(Value::Text(path)) = tree.attribute(info, "relative_path") else {
-            return Err(corrupt("index: an item names no shard file"));
-        };
-        if path != last || facts.relative_paths.is_empty() {
-            facts.relative_paths.insert(path.to_owned());
-            last = path;
-        }
-        facts.has_checksums |= matches!(tree.attribute(info, "crc32"), Some(Value::Bytes));
-    }
-    if let Some(meta) = tree.attribute(metadata, "storage_meta") {
-        if let Some(Value::Text(id)) = tree.attribute(meta, "save_id") {
-            facts.save_id = Some(id.to_owned());
-        }
-        if let Some(ours) = tree.attribute(meta, "s3dcp") {
-            if let Some(Value::Int(ranks)) = tree.entry(ours, "ranks") {
-                facts.ranks = u64::try_from(ranks).ok();
-            }
-            if let Some(Value::Int(epoch)) = tree.entry(ours, "epoch") {
-                facts.epoch = Some(epoch);
-            }
-        }
-    }
-    if facts.has_checksums && !opened.sealed {
-        return Err(corrupt("index: its trailer is missing, the end was cut off"));
+    let (survey, sealed) = survey(index, &AllowList::default_globals(), Others::Ignored)?;
+    let facts = survey.facts()?;
+    if facts.has_checksums && !sealed {
+        return Err(cut_off());
     }
     Ok(facts)
 }

@@ -3,8 +3,8 @@
 //! - Tensor archives: [`TensorSpec`], [`parse_archive_head`], [`archive_size`].
 //! - Writing a shard file: [`ShardWriter`] with [`ItemChecksums`].
 //! - Reading: [`plan_reads`] turns wanted bytes of items into ranges of shard files.
-//! - The index: [`scan_index`] judges it before Python unpickles it, [`read_facts`] reads what this crate needs,
-//!   [`seal_index`] and [`open_index`] add and check its trailer, [`resolve_key`] places its shard files.
+//! - The index: [`IndexWriter`] writes it, [`check_index`] judges it before Python unpickles it, [`read_facts`] reads
+//!   what this crate needs, [`resolve_key`] places its shard files.
 //! - Commit: [`observe`] before a save, [`commit`] at its end.
 //!
 //! Errors are the engine's, [`s3dcp_s3::Error`].
@@ -32,11 +32,12 @@ pub use checksums::{ItemChecksums, SLICE_SIZE};
 pub use commit::{Committed, commit};
 pub use conditions::ConditionalCommit;
 pub use dtype::DType;
-pub use index::{IndexFacts, OpenedIndex, open_index, read_facts, seal_index};
+pub use index::{IndexFacts, check_index, read_facts, seal_index};
 pub use index_writer::{Index, IndexWriter, SealedIndex};
 pub use keys::{Target, resolve_key};
 pub use observe::{Observed, SeenIndex, observe};
-pub use pickle::scan::{AllowList, scan_index};
+pub use pickle::allow::AllowList;
+pub use pickle::scan::scan_index;
 pub use pickle::write::{PickleWriter, ValueStart};
 pub use read_plan::{Destination, ItemRead, Piece, ReadOptions, plan_reads};
 pub use shard_writer::{GATHER_BELOW, ItemRecord, ShardWriter};

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
-use s3dcp_checkpoint::{AllowList, IndexFacts, open_index, read_facts, scan_index, seal_index};
+use s3dcp_checkpoint::{AllowList, IndexFacts, check_index, read_facts, scan_index, seal_index};
 use s3dcp_s3::ErrorKind;
 
 const NAMES: [&str; 6] =
@@ -106,11 +106,91 @@ fn bytes_after_a_foreign_pickle_are_no_trailer() {
     let pickle = golden("torch");
     let mut longer = pickle.clone();
     longer.extend_from_slice(b"something else, more than twenty bytes");
-    let opened = open_index(&longer).unwrap();
-    assert_eq!(opened.pickle, 0..pickle.len());
-    assert!(!opened.sealed);
-    assert!(open_index(&seal_index(pickle.clone())).unwrap().sealed);
-    assert!(open_index(&pickle[..pickle.len() - 1]).is_err());
+    let allow = AllowList::default_globals();
+    check_index(&longer, &allow).unwrap();
+    assert_eq!(read_facts(&longer).unwrap(), read_facts(&pickle).unwrap());
+    check_index(&seal_index(pickle.clone()), &allow).unwrap();
+    check_index(&pickle[..pickle.len() - 1], &allow).unwrap_err();
+}
+
+/// An index of one item whose storage data is these opcodes.
+fn index_of(storage_data: &[u8]) -> Vec<u8> {
+    let mut out = b"\x80\x04ctorch.distributed.checkpoint.metadata\nMetadata\n)\x81}(".to_vec();
+    out.extend(b"\x8c\x13state_dict_metadata}\x8c\x0cstorage_data");
+    out.extend(storage_data);
+    out.extend(b"ub.");
+    out
+}
+
+const INDEX: &[u8] = b"ctorch.distributed.checkpoint.metadata\nMetadataIndex\n)\x81}\x8c\x03fqn\x8c\x01xsb";
+const INFO: &[u8] = b"ctorch.distributed.checkpoint.filesystem\n_StorageInfo\n)\x81";
+const STATE: &[u8] = b"}(\x8c\x0drelative_path\x8c\x01f\x8c\x06offsetK\x05\x8c\x06lengthJ\xff\xff\xff\x7fu";
+
+#[test]
+fn every_item_needs_an_index_a_file_an_offset_and_a_length() {
+    let allow = AllowList::default_globals();
+    let good = index_of(&[b"}", INDEX, INFO, STATE, b"bs"].concat());
+    check_index(&good, &allow).unwrap();
+    assert_eq!(read_facts(&good).unwrap().relative_paths, BTreeSet::from(["f".to_owned()]));
+    for (what, storage_data) in [
+        ("a list", b"]".to_vec()),
+        ("none", b"N".to_vec()),
+        ("a number as index", [b"}K\x01", INFO, STATE, b"bs"].concat()),
+        ("a text as index", [b"}\x8c\x01x", INFO, STATE, b"bs"].concat()),
+        ("a number as item", [b"}", INDEX, b"K\x01s"].concat()),
+        ("an index as item", [b"}", INDEX, INDEX, b"s"].concat()),
+        ("no state", [b"}", INDEX, INFO, b"s"].concat()),
+        ("a state that is none", [b"}", INDEX, INFO, b"Nbs"].concat()),
+        ("a state of slots", [b"}", INDEX, INFO, b"N", STATE, b"\x86bs"].concat()),
+        ("a state later on", [b"}", INDEX, INFO, b"\x94s", b"h\x00", STATE, b"b0"].concat()),
+        ("another state", [b"}", INDEX, INFO, STATE, b"b}\x8c\x06offsetNsbs"].concat()),
+        ("no name", [b"}", INDEX, INFO, STATE, b"\x8c\x0drelative_pathNsbs"].concat()),
+        ("a negative offset", [b"}", INDEX, INFO, STATE, b"\x8c\x06offsetJ\xff\xff\xff\xffsbs"].concat()),
+        ("a long length", [b"}", INDEX, INFO, STATE, b"\x8c\x06length\x8a\x09", &[1; 9], b"sbs"].concat()),
+        ("a true length", [b"}", INDEX, INFO, STATE, b"\x8c\x06length\x88sbs"].concat()),
+        ("a bad one after a good one", [b"}(", INDEX, INFO, STATE, b"bNNu"].concat()),
+    ] {
+        let error = check_index(&index_of(&storage_data), &allow).expect_err(what);
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}");
+    }
+}
+
+#[test]
+fn what_was_checked_cannot_be_changed_afterwards() {
+    let allow = AllowList::default_globals();
+    let good = [b"}", INDEX, INFO, STATE, b"bs"].concat();
+    let pickle = index_of(&good);
+    let state = &pickle[pickle.len() - 2..];
+    assert_eq!(state, b"b.");
+    for change in [
+        &b"}\x8c\x0cstorage_dataNsb."[..],
+        b"ctorch.distributed.checkpoint.metadata\nMetadata\n)\x81}\x8c\x0cstorage_dataNsb0.",
+        b"0ctorch.distributed.checkpoint.metadata\nMetadata\n)\x81.",
+    ] {
+        let mut changed = pickle[..pickle.len() - 1].to_vec();
+        changed.extend(change);
+        check_index(&changed, &allow).unwrap_err();
+        read_facts(&changed).unwrap_err();
+    }
+}
+
+#[test]
+fn checksums_without_a_trailer_are_refused_and_with_one_are_facts() {
+    let allow = AllowList::default_globals();
+    let index = index_of(&[b"}", INDEX, INFO, STATE, b"\x8c\x05crc32C\x01xsbs"].concat());
+    check_index(&index, &allow).unwrap_err();
+    read_facts(&index).unwrap_err();
+    let sealed = seal_index(index);
+    check_index(&sealed, &allow).unwrap();
+    assert!(read_facts(&sealed).unwrap().has_checksums);
+}
+
+#[test]
+fn facts_do_not_care_which_classes_an_index_names() {
+    let index = index_of(&[b"}", INDEX, b"cmypackage\nInfo\n)\x81", STATE, b"bs"].concat());
+    check_index(&index, &AllowList::default_globals()).unwrap_err();
+    check_index(&index, &AllowList::default_globals().with([("mypackage", "Info")])).unwrap();
+    assert_eq!(read_facts(&index).unwrap().relative_paths, BTreeSet::from(["f".to_owned()]));
 }
 
 #[test]

@@ -69,19 +69,17 @@ fn parse_archive_head(py: Python<'_>, head: PyBackedBytes, name: &str) -> PyResu
     })
 }
 
-/// End of the pickle in `body` and whether a trailer vouches for it; every opcode has been checked.
+/// See that an index may be unpickled and is one; every opcode has been checked then.
 #[pyfunction]
-fn open_index(
+fn check_index(
     py: Python<'_>,
     body: &[u8],
     location: &str,
     extra_globals: Vec<(String, String)>,
-) -> PyResult<(usize, bool)> {
+) -> PyResult<()> {
     py.detach(|| {
-        let opened = s3dcp_checkpoint::open_index(body)?;
         let allow = AllowList::default_globals().with(extra_globals);
-        s3dcp_checkpoint::scan_index(&body[opened.pickle.clone()], &allow)?;
-        Ok((opened.pickle.end, opened.sealed))
+        s3dcp_checkpoint::check_index(body, &allow)
     })
     .map_err(|error: s3dcp_s3::Error| to_python(py, &about(location, error)))
 }
@@ -108,7 +106,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<ArchiveHead>()?;
     module.add_class::<Index>()?;
     module.add_function(wrap_pyfunction!(parse_archive_head, module)?)?;
-    module.add_function(wrap_pyfunction!(open_index, module)?)?;
+    module.add_function(wrap_pyfunction!(check_index, module)?)?;
     module.add_function(wrap_pyfunction!(write_index, module)?)?;
     module.add_function(wrap_pyfunction!(default_globals, module)?)?;
     module.add_function(wrap_pyfunction!(dtype_names, module)?)?;

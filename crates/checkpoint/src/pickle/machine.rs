@@ -71,13 +71,6 @@ pub(crate) fn run<'a, B: Builder<'a>>(bytes: &'a [u8], builder: &mut B) -> Resul
     }
 }
 
-/// The length of the pickle at the front of `bytes`, by its opcodes alone.
-pub(crate) fn length(bytes: &[u8]) -> Result<usize, Error> {
-    let mut opcodes = Opcodes::new(bytes);
-    while opcodes.next()? != Op::Stop {}
-    Ok(opcodes.position())
-}
-
 struct Machine<I> {
     stack: Vec<I>,
     marks: Vec<usize>,

@@ -1,127 +1,30 @@
-//! Judges an index pickle before Python unpickles it: an allow-list of globals, and bounds on what they may cost.
+//! Judges an index pickle before Python unpickles it, and notes what commit and clean-up need to know of it.
 //!
 //! The whole pickle is walked on an abstract stack, so that a name taken through the memo or built by STACK_GLOBAL
 //! is seen as what it is. Beyond the names, the walk refuses what no index needs and an attack would use: calling
 //! or changing anything but an allowed global, changing a class itself or a shared enum member, persistent ids,
 //! tuples nested so deep that hashing them would overflow the C stack, and copying one large container over and
 //! over (arguments and states are paid for from a budget in proportion to the input).
+//!
+//! Of the values themselves only as much is kept as [`Survey`] answers: no tree, but a few bytes per object, dict
+//! and text, and eight per place of the memo.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 
 use s3dcp_s3::Error;
 
+use super::allow::{AllowList, FILE_SYSTEM, METADATA, Trust};
 use super::machine::{self, Builder};
 use super::opcode::Op;
-use crate::dtype::DType;
 use crate::error::corrupt;
+use crate::index::IndexFacts;
 
 /// Deepest nesting of tuples and frozen sets, which Python hashes by recursion.
-const MAX_DEPTH: u16 = 100;
+const MAX_DEPTH: u8 = 100;
 /// Elements and text bytes that calls and states may copy, per byte of the pickle.
 const COPIES_PER_BYTE: u64 = 16;
 /// What is free of that charge, so that small pickles are never refused.
 const FREE_COPIES: u64 = 1 << 16;
-
-const METADATA: &str = "torch.distributed.checkpoint.metadata";
-const METADATA_NAMES: [&str; 8] = [
-    "Metadata",
-    "MetadataIndex",
-    "TensorStorageMetadata",
-    "BytesStorageMetadata",
-    "ChunkStorageMetadata",
-    "TensorProperties",
-    "StorageMeta",
-    "_MEM_FORMAT_ENCODING",
-];
-/// Where torch kept two of those names before 2.3.
-const OLD_METADATA: &str = "torch.distributed._shard.sharded_tensor.metadata";
-const PATHS: [&str; 6] = ["PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path", "PurePath"];
-
-/// How far a global is trusted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trust {
-    /// Makes a fresh small object.
-    Maker,
-    /// Makes or is something shared by the whole process: its attributes must stay.
-    Shared,
-    /// Named by the caller, who answers for it.
-    Caller,
-}
-
-/// The globals an index may name.
-#[derive(Clone, Debug)]
-pub struct AllowList {
-    names: HashMap<String, HashMap<String, Trust>>,
-}
-
-impl AllowList {
-    /// What the indexes of torch, of `s3torchconnector` and of this project name.
-    #[must_use]
-    pub fn default_globals() -> AllowList {
-        let mut list = AllowList { names: HashMap::new() };
-        for name in METADATA_NAMES {
-            list.insert(METADATA, name, Trust::Maker);
-        }
-        list.insert(METADATA, "_MEM_FORMAT_ENCODING", Trust::Shared);
-        list.insert(OLD_METADATA, "TensorProperties", Trust::Maker);
-        list.insert(OLD_METADATA, "MEM_FORMAT_ENCODING", Trust::Shared);
-        list.insert("torch.distributed.checkpoint.filesystem", "_StorageInfo", Trust::Maker);
-        list.insert("torch.distributed.checkpoint.filesystem", "_StoragePrefix", Trust::Maker);
-        list.insert("torch", "Size", Trust::Maker);
-        list.insert("torch", "device", Trust::Maker);
-        list.insert("torch.serialization", "_get_layout", Trust::Shared);
-        for dtype in DType::all() {
-            list.insert("torch", dtype.torch_name(), Trust::Shared);
-        }
-        for name in ["quint8", "qint8", "qint32", "quint4x2", "quint2x4", "float4_e2m1fn_x2", "bcomplex32"] {
-            list.insert("torch", name, Trust::Shared);
-        }
-        for name in ["bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"] {
-            list.insert("torch", name, Trust::Shared);
-        }
-        list.insert("collections", "OrderedDict", Trust::Maker);
-        for module in ["pathlib", "pathlib._local"] {
-            for name in PATHS {
-                list.insert(module, name, Trust::Maker);
-            }
-        }
-        list
-    }
-
-    /// The same list and these (module, name) pairs, which the caller trusts with any argument.
-    #[must_use]
-    pub fn with<M: AsRef<str>, N: AsRef<str>>(
-        mut self,
-        extra: impl IntoIterator<Item = (M, N)>,
-    ) -> AllowList {
-        for (module, name) in extra {
-            let names = self.names.entry(module.as_ref().to_owned()).or_default();
-            names.entry(name.as_ref().to_owned()).or_insert(Trust::Caller);
-        }
-        self
-    }
-
-    /// Whether this global is on the list.
-    #[must_use]
-    pub fn allows(&self, module: &str, name: &str) -> bool {
-        self.trust(module, name).is_some()
-    }
-
-    /// Every (module, name) pair, in no particular order.
-    pub fn globals(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.names
-            .iter()
-            .flat_map(|(module, names)| names.keys().map(move |name| (module.as_str(), name.as_str())))
-    }
-
-    fn insert(&mut self, module: &str, name: &str, trust: Trust) {
-        self.names.entry(module.to_owned()).or_default().insert(name.to_owned(), trust);
-    }
-
-    fn trust(&self, module: &str, name: &str) -> Option<Trust> {
-        self.names.get(module)?.get(name).copied()
-    }
-}
 
 /// Walks the pickle at the front of `pickle` and answers its length, STOP included.
 ///
@@ -129,83 +32,292 @@ impl AllowList {
 /// `Corrupt`, saying what was refused: a global that is not on the list (named in the message), a malformed or
 /// unusual opcode, or one of the bounds.
 pub fn scan_index(pickle: &[u8], allow: &AllowList) -> Result<usize, Error> {
-    let budget = FREE_COPIES + pickle.len() as u64 * COPIES_PER_BYTE;
-    let mut judge = Judge { allow, budget, lengths: Vec::new() };
-    machine::run(pickle, &mut judge).map(|outcome| outcome.length)
+    Survey::of(pickle, allow, Others::Refused).map(|survey| survey.length)
+}
+
+/// What to do about globals that are not on the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Others {
+    /// The pickle is refused.
+    Refused,
+    /// They are as good as any: nobody will unpickle this.
+    Ignored,
 }
 
 /// What the walk knows of an item.
-#[derive(Clone, Copy)]
-enum Abstract<'a> {
+#[derive(Clone, Copy, Debug)]
+enum Abstract {
+    /// Booleans and floats.
     Scalar,
-    Text(&'a str),
-    Bytes(u64),
+    None,
+    Int(i32),
+    /// A place in `longs`.
+    Long(u32),
+    /// A place in `texts`.
+    Text(u32),
+    Bytes(u32),
+    /// An integer of more than 64 bits, of this many bytes.
+    Huge(u32),
     /// A tuple or frozen set: elements and text bytes in it all the way down, and whether a list or dict is in it.
     Fixed {
-        weight: u64,
-        depth: u16,
+        weight: u32,
+        depth: u8,
         holds_mutable: bool,
     },
-    List(u32),
+    List,
+    Set,
+    /// A place in `dicts`.
     Dict(u32),
-    Set(u32),
-    Global(Trust),
-    Object(Trust),
+    Global(Trust, Class),
+    /// A place in `objects`.
+    Object(Trust, Class, u32),
 }
 
-impl Abstract<'_> {
+/// The classes whose objects are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    StorageInfo,
+    Other,
+}
+
+impl Class {
+    fn of(module: &str, name: &str) -> Class {
+        match (module, name) {
+            (METADATA, "Metadata") => Class::Metadata,
+            (METADATA, "MetadataIndex") => Class::MetadataIndex,
+            (METADATA, "StorageMeta") => Class::StorageMeta,
+            (FILE_SYSTEM, "_StorageInfo") => Class::StorageInfo,
+            _ => Class::Other,
+        }
+    }
+}
+
+/// The attributes that are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attribute {
+    StorageData,
+    StateDictMetadata,
+    StorageMeta,
+    SaveId,
+    Ours,
+    Ranks,
+    Epoch,
+}
+
+impl Attribute {
+    fn of(name: &str) -> Option<Attribute> {
+        Some(match name {
+            "storage_data" => Attribute::StorageData,
+            "state_dict_metadata" => Attribute::StateDictMetadata,
+            "storage_meta" => Attribute::StorageMeta,
+            "save_id" => Attribute::SaveId,
+            "s3dcp" => Attribute::Ours,
+            "ranks" => Attribute::Ranks,
+            "epoch" => Attribute::Epoch,
+            _ => return None,
+        })
+    }
+}
+
+/// What is known of a dict.
+#[derive(Clone, Copy, Debug)]
+struct Dict {
+    length: u32,
+    /// As a state: the text of `relative_path`.
+    path: u32,
+    flags: u8,
+}
+
+/// `relative_path` is a text; of an object: it is built and names a shard file.
+const NAMES_FILE: u8 = 1;
+/// `offset`, `length` are sizes; of an object: both are.
+const HAS_OFFSET: u8 = 2;
+const HAS_LENGTH: u8 = 4;
+/// There is a `crc32`; of a dict as storage data: an entry has one.
+const HAS_CRC32: u8 = 8;
+/// A value is no object that names a shard file.
+const HOLDS_UNNAMED: u8 = 16;
+/// An entry is not a `MetadataIndex` and an object with a name and sizes.
+const HOLDS_OTHERS: u8 = 32;
+/// Of an object: it has its state.
+const BUILT: u8 = 64;
+
+impl Abstract {
     fn is_mutable(self) -> bool {
         match self {
-            Abstract::List(_) | Abstract::Dict(_) | Abstract::Set(_) => true,
+            Abstract::List | Abstract::Dict(_) | Abstract::Set => true,
             Abstract::Fixed { holds_mutable, .. } => holds_mutable,
             _ => false,
         }
     }
+}
 
-    fn weight(self) -> u64 {
-        match self {
-            Abstract::Text(text) => 1 + text.len() as u64,
-            Abstract::Bytes(length) => 1 + length,
+/// An index that was walked.
+pub(crate) struct Survey<'a> {
+    /// Bytes of the pickle, STOP included.
+    pub(crate) length: usize,
+    judge: Judge<'a>,
+}
+
+impl<'a> Survey<'a> {
+    /// Walks the pickle at the front of `pickle`.
+    ///
+    /// # Errors
+    /// As for [`scan_index`].
+    pub(crate) fn of(pickle: &'a [u8], allow: &AllowList, others: Others) -> Result<Survey<'a>, Error> {
+        let judge = Judge {
+            budget: FREE_COPIES + pickle.len() as u64 * COPIES_PER_BYTE,
+            texts: Vec::new(),
+            longs: Vec::new(),
+            dicts: Vec::new(),
+            objects: Vec::new(),
+            attributes: Vec::new(),
+            files: BTreeSet::new(),
+            last_file: "",
+            metadata: None,
+            storage_meta: None,
+        };
+        let mut walk = Walk { judge, allow, others };
+        let outcome = machine::run(pickle, &mut walk)?;
+        let mut judge = walk.judge;
+        if !matches!((outcome.item, &judge.metadata),
+            (Abstract::Object(_, _, root), Some(metadata)) if root == metadata.object)
+        {
+            judge.metadata = None;
+        }
+        Ok(Survey { length: outcome.length, judge })
+    }
+
+    /// What commit, clean-up and listing need to know.
+    ///
+    /// # Errors
+    /// `Corrupt` for a pickle that is no checkpoint metadata, and for items that name no shard file.
+    pub(crate) fn facts(&self) -> Result<IndexFacts, Error> {
+        let judge = &self.judge;
+        let metadata = judge.metadata()?;
+        let items = match metadata.storage_data {
+            Some(Abstract::None) => None,
+            Some(Abstract::Dict(items)) => Some(judge.dicts[items as usize]),
+            Some(_) => return Err(corrupt("index: storage_data is no dict")),
+            None => return Err(corrupt("index: storage_data is missing")),
+        };
+        if items.is_some_and(|items| items.flags & HOLDS_UNNAMED != 0) {
+            return Err(corrupt("index: an item names no shard file"));
+        }
+        let mut facts = IndexFacts {
+            relative_paths: judge.files.iter().map(|&file| file.to_owned()).collect(),
+            item_count: items.map_or(0, |items| items.length.into()),
+            has_checksums: items.is_some_and(|items| items.flags & HAS_CRC32 != 0),
+            ..IndexFacts::default()
+        };
+        if let Some(meta) = &judge.storage_meta
+            && matches!(metadata.storage_meta, Some(Abstract::Object(_, _, object)) if object == meta.object)
+        {
+            facts.save_id = judge.text_of(meta.save_id).map(str::to_owned);
+            if let Some(Abstract::Dict(ours)) = meta.ours {
+                let number = |name| judge.int_of(judge.attribute(ours, name));
+                facts.ranks = number(Attribute::Ranks).and_then(|ranks| u64::try_from(ranks).ok());
+                facts.epoch = number(Attribute::Epoch);
+            }
+        }
+        Ok(facts)
+    }
+
+    /// Sees that what Python will make of this is an index, with a name, offset and length of every item; whether an
+    /// item has a checksum.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub(crate) fn check(&self) -> Result<bool, Error> {
+        let judge = &self.judge;
+        let malformed = |what: &str| Err(corrupt(format!("the index is malformed: {what}")));
+        let metadata = judge.metadata()?;
+        match metadata.state_dict_metadata {
+            Some(Abstract::Dict(_) | Abstract::Object(Trust::Maker | Trust::Caller, Class::Other, _)) => {}
+            _ => return malformed("state_dict_metadata is not a dict"),
+        }
+        match metadata.storage_meta {
+            None
+            | Some(Abstract::None | Abstract::Object(_, Class::StorageMeta, _))
+            | Some(Abstract::Object(Trust::Caller, _, _)) => {}
+            _ => return malformed("storage_meta"),
+        }
+        let Some(Abstract::Dict(items)) = metadata.storage_data else {
+            return malformed("storage_data is not a dict");
+        };
+        let items = judge.dicts[items as usize];
+        if items.flags & HOLDS_OTHERS != 0 {
+            return malformed("an entry of storage_data has no index, file name, offset or length");
+        }
+        Ok(items.flags & HAS_CRC32 != 0)
+    }
+}
+
+/// The attributes of the `Metadata` object when it was built.
+struct BuiltMetadata {
+    object: u32,
+    state_dict_metadata: Option<Abstract>,
+    storage_data: Option<Abstract>,
+    storage_meta: Option<Abstract>,
+}
+
+/// The attributes of the `StorageMeta` object when it was built.
+struct BuiltStorageMeta {
+    object: u32,
+    save_id: Option<Abstract>,
+    ours: Option<Abstract>,
+}
+
+struct Judge<'a> {
+    budget: u64,
+    texts: Vec<&'a str>,
+    /// Integers beyond 32 bits.
+    longs: Vec<i64>,
+    dicts: Vec<Dict>,
+    /// Flags of the objects.
+    objects: Vec<u8>,
+    /// Values of the few attributes that are asked for by name: dict, name, value.
+    attributes: Vec<(u32, Attribute, Abstract)>,
+    /// The shard files that the items name.
+    files: BTreeSet<&'a str>,
+    last_file: &'a str,
+    metadata: Option<BuiltMetadata>,
+    storage_meta: Option<BuiltStorageMeta>,
+}
+
+impl<'a> Judge<'a> {
+    fn metadata(&self) -> Result<&BuiltMetadata, Error> {
+        self.metadata.as_ref().ok_or_else(|| corrupt("index: not a pickled checkpoint Metadata"))
+    }
+
+    fn pay(&mut self, cost: u32) -> Result<(), Error> {
+        match self.budget.checked_sub(cost.into()) {
+            Some(left) if cost < u32::MAX => {
+                self.budget = left;
+                Ok(())
+            }
+            _ => Err(corrupt("index: its objects copy far more than its size accounts for")),
+        }
+    }
+
+    fn weight(&self, item: Abstract) -> u32 {
+        match item {
+            Abstract::Text(place) => clamp(self.texts[place as usize].len()).saturating_add(1),
+            Abstract::Bytes(length) | Abstract::Huge(length) => length.saturating_add(1),
             Abstract::Fixed { weight, .. } => weight,
             _ => 1,
         }
     }
-}
 
-struct Judge<'l> {
-    allow: &'l AllowList,
-    budget: u64,
-    /// The lengths, so far, of the lists, dicts and sets.
-    lengths: Vec<u64>,
-}
-
-impl Judge<'_> {
-    fn pay(&mut self, cost: u64) -> Result<(), Error> {
-        match self.budget.checked_sub(cost) {
-            Some(left) => {
-                self.budget = left;
-                Ok(())
-            }
-            None => Err(corrupt("index: its objects copy far more than its size accounts for")),
-        }
-    }
-
-    fn container(&mut self) -> Result<u32, Error> {
-        let place = u32::try_from(self.lengths.len()).map_err(|_| corrupt("index: too many containers"))?;
-        self.lengths.push(0);
-        Ok(place)
-    }
-
-    fn grow(&mut self, place: u32, count: usize) {
-        self.lengths[place as usize] += count as u64;
-    }
-
-    fn fixed<'a>(&self, items: &[Abstract<'a>]) -> Result<Abstract<'a>, Error> {
-        let mut weight = 1u64;
+    fn fixed(&self, items: &[Abstract]) -> Result<Abstract, Error> {
+        let mut weight = 1u32;
         let mut depth = 1;
         let mut holds_mutable = false;
         for &item in items {
-            weight = weight.saturating_add(item.weight());
+            weight = weight.saturating_add(self.weight(item));
             holds_mutable |= item.is_mutable();
             if let Abstract::Fixed { depth: inner, .. } = item {
                 depth = depth.max(inner + 1);
@@ -216,52 +328,207 @@ impl Judge<'_> {
         }
         Ok(Abstract::Fixed { weight, depth, holds_mutable })
     }
+
+    fn text_of(&self, item: Option<Abstract>) -> Option<&'a str> {
+        match item {
+            Some(Abstract::Text(place)) => self.texts.get(place as usize).copied(),
+            _ => None,
+        }
+    }
+
+    fn int_of(&self, item: Option<Abstract>) -> Option<i64> {
+        match item {
+            Some(Abstract::Int(value)) => Some(value.into()),
+            Some(Abstract::Long(place)) => self.longs.get(place as usize).copied(),
+            _ => None,
+        }
+    }
+
+    /// The value last set for this attribute in a dict.
+    fn attribute(&self, dict: u32, name: Attribute) -> Option<Abstract> {
+        let found = self.attributes.iter().rev().find(|known| known.0 == dict && known.1 == name);
+        found.map(|known| known.2)
+    }
+
+    /// Notes what a dict holds from now on.
+    fn set(&mut self, place: u32, key: Abstract, value: Abstract) {
+        let dict = &mut self.dicts[place as usize];
+        let item = match value {
+            Abstract::Object(Trust::Maker, Class::StorageInfo, object)
+            | Abstract::Object(Trust::Caller, _, object) => self.objects[object as usize],
+            _ => 0,
+        };
+        let whole = NAMES_FILE | HAS_OFFSET | HAS_LENGTH;
+        dict.flags |= item & HAS_CRC32;
+        if item & NAMES_FILE == 0 {
+            dict.flags |= HOLDS_UNNAMED;
+        }
+        let is_index = matches!(
+            key,
+            Abstract::Object(_, Class::MetadataIndex, _) | Abstract::Object(Trust::Caller, _, _)
+        );
+        if !is_index || item & whole != whole {
+            dict.flags |= HOLDS_OTHERS;
+        }
+        let Abstract::Text(name) = key else { return };
+        let name = self.texts[name as usize];
+        let (flag, holds) = match name {
+            "relative_path" => {
+                if let Abstract::Text(path) = value {
+                    dict.path = path;
+                }
+                (NAMES_FILE, matches!(value, Abstract::Text(_)))
+            }
+            "offset" | "length" => {
+                let is_size = match value {
+                    Abstract::Int(number) => number >= 0,
+                    Abstract::Long(place) => self.longs[place as usize] >= 0,
+                    _ => false,
+                };
+                (if name == "offset" { HAS_OFFSET } else { HAS_LENGTH }, is_size)
+            }
+            "crc32" => (HAS_CRC32, true),
+            _ => {
+                if let Some(name) = Attribute::of(name) {
+                    self.attributes.push((place, name, value));
+                }
+                return;
+            }
+        };
+        dict.flags = if holds { dict.flags | flag } else { dict.flags & !flag };
+    }
+
+    /// Notes the state that an object gets from a dict.
+    fn built(&mut self, class: Class, object: u32, state: u32) -> Result<(), Error> {
+        let dict = self.dicts[state as usize];
+        let flags = &mut self.objects[object as usize];
+        let again = *flags & BUILT != 0;
+        match class {
+            // what was noted of them is what they are: they must not change afterwards
+            Class::Metadata | Class::StorageMeta | Class::StorageInfo if again => {
+                return Err(corrupt("index: sets the state of an object twice"));
+            }
+            Class::Metadata if self.metadata.is_some() => {
+                return Err(corrupt("index: holds more than one Metadata"));
+            }
+            Class::StorageMeta if self.storage_meta.is_some() => {
+                return Err(corrupt("index: holds more than one StorageMeta"));
+            }
+            _ => {}
+        }
+        *flags = BUILT | dict.flags & (NAMES_FILE | HAS_OFFSET | HAS_LENGTH | HAS_CRC32);
+        match class {
+            Class::Metadata => {
+                self.metadata = Some(BuiltMetadata {
+                    object,
+                    state_dict_metadata: self.attribute(state, Attribute::StateDictMetadata),
+                    storage_data: self.attribute(state, Attribute::StorageData),
+                    storage_meta: self.attribute(state, Attribute::StorageMeta),
+                });
+            }
+            Class::StorageMeta => {
+                self.storage_meta = Some(BuiltStorageMeta {
+                    object,
+                    save_id: self.attribute(state, Attribute::SaveId),
+                    ours: self.attribute(state, Attribute::Ours),
+                });
+            }
+            Class::StorageInfo | Class::Other if dict.flags & NAMES_FILE != 0 => {
+                let file = self.texts[dict.path as usize];
+                if !std::ptr::eq(file, self.last_file) {
+                    self.files.insert(file);
+                    self.last_file = file;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
 }
 
-impl<'a> Builder<'a> for Judge<'_> {
-    type Item = Abstract<'a>;
+/// A length, as far as it goes; where it ends nothing can be paid for any more.
+fn clamp(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
 
-    fn plain(&mut self, op: Op<'a>) -> Result<Abstract<'a>, Error> {
+/// The next place of a table.
+fn place(length: usize) -> Result<u32, Error> {
+    u32::try_from(length).map_err(|_| corrupt("index: too many objects"))
+}
+
+/// The judge on its walk.
+struct Walk<'a, 'l> {
+    judge: Judge<'a>,
+    allow: &'l AllowList,
+    others: Others,
+}
+
+impl<'a> Builder<'a> for Walk<'a, '_> {
+    type Item = Abstract;
+
+    fn plain(&mut self, op: Op<'a>) -> Result<Abstract, Error> {
+        let judge = &mut self.judge;
         Ok(match op {
-            Op::Text(text) => Abstract::Text(text),
-            Op::Bytes(bytes) | Op::LongInt(bytes) => Abstract::Bytes(bytes.len() as u64),
+            Op::None => Abstract::None,
+            Op::Int(value) => match i32::try_from(value) {
+                Ok(value) => Abstract::Int(value),
+                Err(_) => {
+                    judge.longs.push(value);
+                    Abstract::Long(place(judge.longs.len() - 1)?)
+                }
+            },
+            Op::Text(text) => {
+                judge.texts.push(text);
+                Abstract::Text(place(judge.texts.len() - 1)?)
+            }
+            Op::Bytes(bytes) => Abstract::Bytes(clamp(bytes.len())),
+            Op::LongInt(bytes) => Abstract::Huge(clamp(bytes.len())),
             Op::EmptyTuple => Abstract::Fixed { weight: 1, depth: 1, holds_mutable: false },
-            Op::EmptyList => Abstract::List(self.container()?),
-            Op::EmptyDict => Abstract::Dict(self.container()?),
-            Op::EmptySet => Abstract::Set(self.container()?),
+            Op::EmptyList => Abstract::List,
+            Op::EmptySet => Abstract::Set,
+            Op::EmptyDict => {
+                judge.dicts.push(Dict { length: 0, path: 0, flags: 0 });
+                Abstract::Dict(place(judge.dicts.len() - 1)?)
+            }
             _ => Abstract::Scalar,
         })
     }
 
-    fn tuple(&mut self, items: &[Abstract<'a>]) -> Result<Abstract<'a>, Error> {
-        self.fixed(items)
+    fn tuple(&mut self, items: &[Abstract]) -> Result<Abstract, Error> {
+        self.judge.fixed(items)
     }
 
-    fn frozen_set(&mut self, items: &[Abstract<'a>]) -> Result<Abstract<'a>, Error> {
-        self.fixed(items)
+    fn frozen_set(&mut self, items: &[Abstract]) -> Result<Abstract, Error> {
+        self.judge.fixed(items)
     }
 
-    fn extend(&mut self, target: Abstract<'a>, items: &[Abstract<'a>]) -> Result<(), Error> {
+    fn extend(&mut self, target: Abstract, _items: &[Abstract]) -> Result<(), Error> {
         match target {
-            Abstract::List(place) | Abstract::Set(place) => self.grow(place, items.len()),
-            Abstract::Object(Trust::Caller) => {}
-            _ => return Err(corrupt("index: appends to something that is no list")),
+            Abstract::List | Abstract::Set | Abstract::Object(Trust::Caller, _, _) => Ok(()),
+            _ => Err(corrupt("index: appends to something that is no list")),
         }
-        Ok(())
     }
 
-    fn set_items(&mut self, target: Abstract<'a>, pairs: &[Abstract<'a>]) -> Result<(), Error> {
+    fn set_items(&mut self, target: Abstract, pairs: &[Abstract]) -> Result<(), Error> {
         match target {
-            Abstract::Dict(place) => self.grow(place, pairs.len() / 2),
-            Abstract::Object(Trust::Maker | Trust::Caller) => {}
+            Abstract::Dict(place) => {
+                let dict = &mut self.judge.dicts[place as usize];
+                dict.length = dict.length.saturating_add(clamp(pairs.len() / 2));
+                for pair in pairs.chunks_exact(2) {
+                    self.judge.set(place, pair[0], pair[1]);
+                }
+            }
+            Abstract::Object(Trust::Maker | Trust::Caller, _, _) => {}
             _ => return Err(corrupt("index: sets items of something that is no dict")),
         }
         Ok(())
     }
 
-    fn global(&mut self, module: &'a str, name: &'a str) -> Result<Abstract<'a>, Error> {
+    fn global(&mut self, module: &'a str, name: &'a str) -> Result<Abstract, Error> {
+        let class = Class::of(module, name);
         match self.allow.trust(module, name) {
-            Some(trust) => Ok(Abstract::Global(trust)),
+            Some(trust) => Ok(Abstract::Global(trust, class)),
+            None if self.others == Others::Ignored => Ok(Abstract::Global(Trust::Caller, class)),
             None => {
                 let name = format!("{module}.{name}").chars().take(200).collect::<String>();
                 Err(corrupt(format!("index: refers to {name}, which is not allowed")))
@@ -269,20 +536,17 @@ impl<'a> Builder<'a> for Judge<'_> {
         }
     }
 
-    fn text(&self, item: Abstract<'a>) -> Option<&'a str> {
-        match item {
-            Abstract::Text(text) => Some(text),
-            _ => None,
-        }
+    fn text(&self, item: Abstract) -> Option<&'a str> {
+        self.judge.text_of(Some(item))
     }
 
     fn call(
         &mut self,
-        callable: Abstract<'a>,
-        arguments: Abstract<'a>,
-        keywords: Option<Abstract<'a>>,
-    ) -> Result<Abstract<'a>, Error> {
-        let Abstract::Global(trust) = callable else {
+        callable: Abstract,
+        arguments: Abstract,
+        keywords: Option<Abstract>,
+    ) -> Result<Abstract, Error> {
+        let Abstract::Global(trust, class) = callable else {
             return Err(corrupt("index: calls something that is no global"));
         };
         if trust != Trust::Caller {
@@ -292,23 +556,39 @@ impl<'a> Builder<'a> for Judge<'_> {
             if keywords.is_some() {
                 return Err(corrupt("index: a call with keyword arguments"));
             }
-            self.pay(weight)?;
+            self.judge.pay(weight)?;
         }
-        Ok(Abstract::Object(trust))
+        self.judge.objects.push(0);
+        Ok(Abstract::Object(trust, class, place(self.judge.objects.len() - 1)?))
     }
 
-    fn build(&mut self, object: Abstract<'a>, state: Abstract<'a>) -> Result<(), Error> {
+    fn build(&mut self, object: Abstract, state: Abstract) -> Result<(), Error> {
         match (object, state) {
-            (Abstract::Object(Trust::Caller), _) => Ok(()),
-            (Abstract::Object(Trust::Maker), Abstract::Dict(place)) => self.pay(self.lengths[place as usize]),
-            (Abstract::Object(Trust::Maker), Abstract::Fixed { weight, holds_mutable: false, .. }) => {
-                self.pay(weight)
+            (
+                Abstract::Object(trust @ (Trust::Maker | Trust::Caller), class, object),
+                Abstract::Dict(state),
+            ) => {
+                if trust == Trust::Maker {
+                    self.judge.pay(self.judge.dicts[state as usize].length)?;
+                }
+                self.judge.built(class, object, state)
             }
+            (Abstract::Object(Trust::Caller, _, _), _) => Ok(()),
+            (
+                Abstract::Object(Trust::Maker, class, _),
+                Abstract::Fixed { weight, holds_mutable: false, .. },
+            ) => match class {
+                // their states are dicts
+                Class::Metadata | Class::StorageMeta | Class::StorageInfo => {
+                    Err(corrupt("index: an unusual state"))
+                }
+                _ => self.judge.pay(weight),
+            },
             _ => Err(corrupt("index: sets the state of something shared, or an unusual state")),
         }
     }
 
-    fn persistent(&mut self, _id: Abstract<'a>) -> Result<Abstract<'a>, Error> {
+    fn persistent(&mut self, _id: Abstract) -> Result<Abstract, Error> {
         Err(corrupt("index: a persistent id"))
     }
 }

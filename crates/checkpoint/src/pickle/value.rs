@@ -1,8 +1,8 @@
 //! A pickle as a tree of plain data: globals stay names, calls stay unexecuted records.
 //!
-//! Values are 24 bytes and copied; containers live in one arena and refer to each other by number, so a million
-//! index items cost some hundreds of bytes each, and reference cycles are harmless. What objects do with appended
-//! or set items is unknown here and not kept.
+//! For the small pickles inside tensor archives. Values are copied; tuples, globals and calls live in one arena and
+//! refer to each other by number, so reference cycles are harmless. Contents of lists, dicts and sets, and states of
+//! objects, are not kept: nobody here asks for them.
 
 use s3dcp_s3::Error;
 
@@ -27,11 +27,10 @@ pub(crate) enum Value<'a> {
 #[derive(Debug)]
 enum Node<'a> {
     Tuple(Box<[Value<'a>]>),
-    List(Vec<Value<'a>>),
-    Dict(Vec<(Value<'a>, Value<'a>)>),
-    Set,
+    /// A list, dict or set: nobody here asks what is in it.
+    Container,
     Global(&'a str, &'a str),
-    Object(Box<Object<'a>>),
+    Object(Object<'a>),
     Persistent(Value<'a>),
 }
 
@@ -39,7 +38,6 @@ enum Node<'a> {
 struct Object<'a> {
     callable: Value<'a>,
     arguments: Value<'a>,
-    state: Value<'a>,
 }
 
 /// A whole pickle, read.
@@ -88,14 +86,6 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// The pairs of a dict, in the order in which they were set.
-    pub(crate) fn dict(&self, value: Value<'a>) -> Option<&[(Value<'a>, Value<'a>)]> {
-        match self.node(value) {
-            Some(Node::Dict(pairs)) => Some(pairs),
-            _ => None,
-        }
-    }
-
     /// Module and name of a global.
     pub(crate) fn global(&self, value: Value<'a>) -> Option<(&'a str, &'a str)> {
         match self.node(value) {
@@ -129,21 +119,6 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// The value under a text key of a dict.
-    pub(crate) fn entry(&self, dict: Value<'a>, key: &str) -> Option<Value<'a>> {
-        let pairs = self.dict(dict)?;
-        pairs
-            .iter()
-            .rev()
-            .find(|(name, _)| matches!(name, Value::Text(name) if *name == key))
-            .map(|pair| pair.1)
-    }
-
-    /// An attribute of an object whose state is a dict.
-    pub(crate) fn attribute(&self, object: Value<'a>, name: &str) -> Option<Value<'a>> {
-        self.entry(self.object(object)?.state, name)
-    }
-
     fn push(&mut self, node: Node<'a>) -> Result<Value<'a>, Error> {
         let place = u32::try_from(self.nodes.len()).map_err(|_| corrupt("pickle: too many objects"))?;
         self.nodes.push(node);
@@ -162,9 +137,7 @@ impl<'a> Builder<'a> for Tree<'a> {
             Op::Text(value) => Value::Text(value),
             Op::Bytes(_) => Value::Bytes,
             Op::EmptyTuple => self.push(Node::Tuple(Box::default()))?,
-            Op::EmptyList => self.push(Node::List(Vec::new()))?,
-            Op::EmptyDict => self.push(Node::Dict(Vec::new()))?,
-            Op::EmptySet => self.push(Node::Set)?,
+            Op::EmptyList | Op::EmptyDict | Op::EmptySet => self.push(Node::Container)?,
             _ => Value::Other,
         })
     }
@@ -174,27 +147,14 @@ impl<'a> Builder<'a> for Tree<'a> {
     }
 
     fn frozen_set(&mut self, _items: &[Value<'a>]) -> Result<Value<'a>, Error> {
-        self.push(Node::Set)
+        self.push(Node::Container)
     }
 
-    fn extend(&mut self, target: Value<'a>, items: &[Value<'a>]) -> Result<(), Error> {
-        if let Value::Node(place) = target
-            && let Some(Node::List(list)) = self.nodes.get_mut(place as usize)
-        {
-            list.extend_from_slice(items);
-        }
+    fn extend(&mut self, _target: Value<'a>, _items: &[Value<'a>]) -> Result<(), Error> {
         Ok(())
     }
 
-    fn set_items(&mut self, target: Value<'a>, pairs: &[Value<'a>]) -> Result<(), Error> {
-        if let Value::Node(place) = target
-            && let Some(Node::Dict(dict)) = self.nodes.get_mut(place as usize)
-        {
-            if dict.is_empty() {
-                dict.reserve_exact(pairs.len() / 2);
-            }
-            dict.extend(pairs.chunks_exact(2).map(|pair| (pair[0], pair[1])));
-        }
+    fn set_items(&mut self, _target: Value<'a>, _pairs: &[Value<'a>]) -> Result<(), Error> {
         Ok(())
     }
 
@@ -215,15 +175,10 @@ impl<'a> Builder<'a> for Tree<'a> {
         arguments: Value<'a>,
         _keywords: Option<Value<'a>>,
     ) -> Result<Value<'a>, Error> {
-        self.push(Node::Object(Box::new(Object { callable, arguments, state: Value::None })))
+        self.push(Node::Object(Object { callable, arguments }))
     }
 
-    fn build(&mut self, object: Value<'a>, state: Value<'a>) -> Result<(), Error> {
-        if let Value::Node(place) = object
-            && let Some(Node::Object(object)) = self.nodes.get_mut(place as usize)
-        {
-            object.state = state;
-        }
+    fn build(&mut self, _object: Value<'a>, _state: Value<'a>) -> Result<(), Error> {
         Ok(())
     }
 
