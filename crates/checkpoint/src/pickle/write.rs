@@ -1,7 +1,7 @@
 //! Writes a pickle of protocol 4, opcode by opcode, in frames as Python's pickler does.
 //!
 //! Values that are equal and never changed may be written once: [`PickleWriter::share`] looks the bytes of a value
-//! up among those written before. That makes an index half as long as Python's, and what is not referred to again
+//! up among those written before. That makes an index much shorter than Python's, and what is not referred to again
 //! takes no place in the memo, here or in whoever reads it.
 
 use std::collections::HashMap;
