@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH_VENV := .cache/bench
 NATIVE := python/s3dcp/_native.abi3.so
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
@@ -47,13 +48,24 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(NATIVE)
-	$(BIN)/python bench/save_load.py $(BENCH)
+bench: $(NATIVE) $(BENCH_VENV)/ready
+	cargo build --locked --release --quiet -p s3dcp-bench-server
+	cargo build --locked --release --quiet -p s3dcp-s3 --example transfer
+	$(BENCH_VENV)/bin/python bench/run.py $(BENCH)
 
 $(VENV)/ready: requirements-dev.txt
 	@echo "Installing Python packages into $(VENV) (torch is large: some minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	@touch $@
+
+# Sees all of .venv, and holds what only the peers need: they want other releases of boto3 than the tests.
+$(BENCH_VENV)/ready: bench/requirements.txt $(VENV)/ready
+	@echo "Installing the benchmark's peers into $(BENCH_VENV)"
+	@$(BIN)/python -m venv $(BENCH_VENV)
+	@$(BIN)/python -c 'import sysconfig; print(f"import site; site.addsitedir({sysconfig.get_path("purelib")!r})")' \
+		>"$$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BENCH_VENV)/bin/python -m pip install --quiet --requirement $<
 	@touch $@
 
 # Stripped and installed in place; Python sources are used where they are.
@@ -63,4 +75,4 @@ $(NATIVE): $(VENV)/ready $(RUST_SOURCES)
 	@touch $@
 
 clean:
-	rm -rf target $(VENV) $(NATIVE)
+	rm -rf target $(VENV) $(BENCH_VENV) $(NATIVE)

@@ -1,0 +1,108 @@
+"""The measured process: one save or load by one candidate, printed as one JSON line.
+
+    python bench/worker.py '{"candidate": "s3dcp", "operation": "save", "gib": 0.25, "uri": "s3://bench/x"}'
+
+The endpoint and the credentials come from the environment. With WORLD_SIZE in the environment it is one rank of a gloo
+group; `pretend_ranks` makes it one rank of a group whose others do not exist, for loads that need no other rank.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+
+def measured(action: Callable[[], Any]) -> dict[str, float]:
+    """Wall, CPU and extra peak memory of calling `action` in this process."""
+    with open("/proc/self/clear_refs", "w") as refs:
+        refs.write("5")  # the high-water mark starts anew
+    resident, before, began = _memory("VmRSS"), resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    action()
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall": wall, "cpu": cpu, "peak_mib": (_memory("VmHWM") - resident) / 2**20}
+
+
+def _memory(field: str) -> int:
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def importing(spec: dict[str, Any]) -> dict[str, Any]:
+    """What a second import costs once the first is done."""
+    __import__(spec["after"])
+    return measured(lambda: __import__(spec["module"]))
+
+
+def raw(spec: dict[str, Any]) -> dict[str, Any]:
+    from floor import prepared
+
+    action, nbytes = prepared(spec["operation"], spec)
+    return {**measured(action), "bytes": nbytes}
+
+
+def checkpoint(spec: dict[str, Any]) -> dict[str, Any]:
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+
+    import states
+    from candidates import FACTORIES
+
+    group = "WORLD_SIZE" in os.environ
+    if group:
+        dist.init_process_group("gloo")
+    elif spec.get("pretend_ranks"):
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=spec["pretend_ranks"])
+
+    operation = spec["operation"]
+    state, nbytes = states.build(spec, fill=operation == "save")
+    if spec.get("fast_planner"):
+        from s3dcp.planner import FastLoadPlanner, FastSavePlanner
+
+        save_planner, load_planner = FastSavePlanner, FastLoadPlanner
+    else:
+        save_planner, load_planner = DefaultSavePlanner, DefaultLoadPlanner
+    if spec["candidate"] == "nothing" and operation == "load":
+        # Only its own process knows what a writer that writes nothing has saved.
+        writer = FACTORIES["nothing"]("save", spec)()
+        dcp.save(state, storage_writer=writer, planner=save_planner(), no_dist=True)
+    make = FACTORIES[spec["candidate"]](operation, spec)
+
+    def save() -> None:
+        dcp.save(state, storage_writer=make(), planner=save_planner(), no_dist=not group)
+
+    def load() -> None:
+        dcp.load(state, storage_reader=make(), planner=load_planner(), no_dist=not group)
+
+    if group:
+        dist.barrier()
+    result = measured(save if operation == "save" else load)
+    if operation == "load" and spec["candidate"] != "nothing":
+        broken = list(states.wrong(spec, state))
+        if broken:
+            raise SystemExit(f"{spec['candidate']}: loaded wrong: {', '.join(broken[:5])} ({len(broken)} in all)")
+    if group:
+        dist.barrier()
+        dist.destroy_process_group()
+    return {**result, "bytes": nbytes}
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    spec = json.loads(sys.argv[1])
+    kinds = {"floor": raw, "import": importing}
+    print(json.dumps(kinds.get(spec["candidate"], checkpoint)(spec)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
