@@ -28,11 +28,17 @@ impl Pace {
 
     /// Accounts for bytes that were moved: sleeps for as long as they take at this rate.
     pub(crate) fn spend(&mut self, bytes: usize) {
-        let Some(rate) = self.bytes_per_second else { return };
-        let now = Instant::now();
+        if self.bytes_per_second.is_some() {
+            std::thread::sleep(self.wait(bytes, Instant::now()));
+        }
+    }
+
+    /// How long to wait from `now` when `bytes` have just been moved.
+    fn wait(&mut self, bytes: usize, now: Instant) -> Duration {
+        let Some(rate) = self.bytes_per_second else { return Duration::ZERO };
         let start = now.checked_sub(CATCH_UP).map_or(self.free_at, |earliest| self.free_at.max(earliest));
         self.free_at = start + Duration::from_secs_f64(bytes as f64 / rate);
-        std::thread::sleep(self.free_at.saturating_duration_since(now));
+        self.free_at.saturating_duration_since(now)
     }
 }
 
@@ -40,21 +46,33 @@ impl Pace {
 mod tests {
     use super::*;
 
+    const RATE: u64 = 1 << 20;
+
     #[test]
-    fn bytes_take_at_least_as_long_as_the_rate_says() {
-        let mut pace = Pace::new(Some(1 << 20));
-        let began = Instant::now();
-        for _ in 0..10 {
-            pace.spend(pace.slice());
+    fn a_busy_connection_moves_as_much_as_its_rate_says() {
+        let mut pace = Pace::new(Some(RATE));
+        let began = pace.free_at;
+        let mut now = began;
+        for _ in 0..1000 {
+            // Every sleep runs over by a millisecond, which the next ones make up for.
+            now += pace.wait(pace.slice(), now) + Duration::from_millis(1);
         }
-        let least = SLICE * 9 - CATCH_UP;
-        assert!(began.elapsed() >= least, "{:?} is under {least:?}", began.elapsed());
+        let expected = 1000.0 * pace.slice() as f64 / RATE as f64;
+        let took = (now - began).as_secs_f64();
+        assert!((took - expected).abs() < 0.01, "{took} s where {expected} s were due");
+    }
+
+    #[test]
+    fn an_idle_time_is_not_saved_up_for_later() {
+        let mut pace = Pace::new(Some(RATE));
+        let later = pace.free_at + Duration::from_secs(10);
+        assert_eq!(pace.wait(RATE as usize, later), Duration::from_secs(1) - CATCH_UP);
     }
 
     #[test]
     fn without_a_rate_nothing_waits() {
         let mut pace = Pace::new(None);
-        pace.spend(usize::MAX);
+        assert_eq!(pace.wait(usize::MAX, Instant::now()), Duration::ZERO);
         assert_eq!(pace.slice(), UNPACED);
     }
 }
