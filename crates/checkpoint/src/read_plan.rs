@@ -9,18 +9,26 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Range;
+use std::sync::Arc;
 
 use s3dcp_s3::{Error, RangeRead};
 
 use crate::checksums::{ItemChecksums, SLICE_SIZE};
 use crate::error::config;
-use crate::read_sink::{Check, ReadSink, Target, share};
+use crate::read_sink::{Check, Names, ReadSink, Target, share};
 
 /// Memory that a piece of an item goes to.
 pub trait Destination: Send {
     /// Takes bytes at `offset` from the piece's first byte. Within one range bytes come in order; when a range is
     /// read again they come again.
     fn write(&mut self, offset: u64, bytes: &[u8]);
+
+    /// The piece's memory from `offset` on, to be filled in place of a `write`; empty (the default) where bytes must
+    /// be written.
+    fn memory(&mut self, offset: u64) -> &mut [u8] {
+        let _ = offset;
+        &mut []
+    }
 
     /// Cuts this destination at `at`: `self` keeps what lies before, the answer takes what lies from there on, with
     /// offsets from its own first byte. Both are then written at the same time by different requests. `None` (the
@@ -92,14 +100,17 @@ struct File {
 /// The answer is in file order within each key, and the keys take turns.
 ///
 /// # Errors
-/// `Config` for a piece outside its item, an item outside `i64`, or a range size of 0; `Corrupt` when checksums do
+/// `Config` for a piece outside its item, an item outside `i64`, a range size of 0, or more than 2^32 items; `Corrupt` when checksums do
 /// not fit their item.
 pub fn plan_reads(items: Vec<ItemRead>, options: &ReadOptions) -> Result<Vec<RangeRead>, Error> {
     if options.range_size == 0 {
         return Err(config("range_size is 0, must be at least 1"));
     }
+    let count = u32::try_from(items.len()).map_err(|_| config(format!("{} items", items.len())))?;
     let mut files: BTreeMap<String, File> = BTreeMap::new();
-    for item in items {
+    let mut names = Vec::with_capacity(items.len());
+    let mut wanted: Vec<Range<u64>> = Vec::new();
+    for (number, item) in (0..count).zip(items) {
         let end = item.offset.checked_add(item.length).filter(|&end| end <= i64::MAX as u64);
         if end.is_none() {
             return Err(config(format!("{}: item of {} bytes at {}", item.name, item.length, item.offset)));
@@ -111,7 +122,7 @@ pub fn plan_reads(items: Vec<ItemRead>, options: &ReadOptions) -> Result<Vec<Ran
                 error.with_message(message).with_key(item.key.clone())
             })?;
         }
-        let mut wanted = Vec::with_capacity(item.pieces.len());
+        wanted.clear();
         for piece in &item.pieces {
             let Range { start, end } = piece.item_range;
             if start > end || end > item.length {
@@ -125,6 +136,7 @@ pub fn plan_reads(items: Vec<ItemRead>, options: &ReadOptions) -> Result<Vec<Ran
             }
         }
         if wanted.is_empty() {
+            names.push(item.name);
             continue;
         }
         wanted.sort_unstable_by_key(|range| (range.start, range.end));
@@ -133,7 +145,7 @@ pub fn plan_reads(items: Vec<ItemRead>, options: &ReadOptions) -> Result<Vec<Ran
             None => files.entry(item.key.clone()).or_default(),
         };
         match checksums {
-            Some(checksums) => file.add_slices(&item, checksums, &wanted),
+            Some(checksums) => file.add_slices(number, &item, checksums, &wanted),
             None => file.add_wanted(item.offset, &wanted, options.range_size),
         }
         for piece in item.pieces {
@@ -143,10 +155,12 @@ pub fn plan_reads(items: Vec<ItemRead>, options: &ReadOptions) -> Result<Vec<Ran
                 file.targets.push(Target { start, end: item.offset + end, destination: piece.destination });
             }
         }
+        names.push(item.name);
     }
+    let names = Arc::new(names);
     let mut queues = Vec::with_capacity(files.len());
     for (key, file) in files {
-        queues.push(file.plan(&key, options).into_iter());
+        queues.push(file.plan(&key, &names, options).into_iter());
     }
     let mut reads = Vec::new();
     while !queues.is_empty() {
@@ -162,7 +176,7 @@ pub fn plan_reads(items: Vec<ItemRead>, options: &ReadOptions) -> Result<Vec<Ran
 
 impl File {
     /// Every slice that holds a wanted byte.
-    fn add_slices(&mut self, item: &ItemRead, checksums: &ItemChecksums, wanted: &[Range<u64>]) {
+    fn add_slices(&mut self, number: u32, item: &ItemRead, checksums: &ItemChecksums, wanted: &[Range<u64>]) {
         let mut next = 0; // slices below are in already
         for range in wanted {
             let last = (range.end - 1) / SLICE_SIZE;
@@ -174,7 +188,7 @@ impl File {
                     None => checksums.item,
                 };
                 self.runs.push(Run { start, end, checked: true });
-                self.checks.push(Check { start, end, crc, name: item.name.clone() });
+                self.checks.push(Check { start, end, crc, item: number });
             }
             next = next.max(last + 1);
         }
@@ -192,20 +206,24 @@ impl File {
         }
     }
 
-    fn plan(mut self, key: &str, options: &ReadOptions) -> Vec<RangeRead> {
-        let ranges = join_runs(std::mem::take(&mut self.runs), options);
-        self.checks.sort_unstable_by_key(|check| (check.start, check.end, check.crc));
-        self.checks.dedup_by(|a, b| (a.start, a.end, a.crc) == (b.start, b.end, b.crc));
-        let mut sinks: Vec<_> = ranges.iter().map(|range| ReadSink::new(key, range.clone())).collect();
-        let range_of = |place: u64| ranges.partition_point(|range| range.end <= place);
-        for check in self.checks {
-            sinks[range_of(check.start)].add_check(check);
+    fn plan(self, key: &str, names: &Names, options: &ReadOptions) -> Vec<RangeRead> {
+        let File { runs, mut checks, mut targets } = self;
+        let ranges = join_runs(runs, options);
+        let new_sink = |range: &Range<u64>| ReadSink::new(key, names.clone(), range.clone());
+        let mut sinks: Vec<_> = ranges.iter().map(new_sink).collect();
+        checks.sort_unstable_by_key(|check| (check.start, check.end, check.crc));
+        checks.dedup_by_key(|check| (check.start, check.end, check.crc));
+        let mut first = 0; // the range that the next place is in: places come in order
+        for check in checks {
+            first += ranges[first..].iter().take_while(|range| range.end <= check.start).count();
+            sinks[first].add_check(check);
         }
-        self.targets.sort_by_key(|target| target.start);
-        for target in self.targets {
-            let first = range_of(target.start);
-            let last = range_of(target.end - 1);
-            let cuts = ranges[first..last].iter().map(|range| range.end);
+        targets.sort_by_key(|target| target.start);
+        first = 0;
+        for target in targets {
+            first += ranges[first..].iter().take_while(|range| range.end <= target.start).count();
+            let cut = ranges[first..].iter().take_while(|range| range.end < target.end).count();
+            let cuts = ranges[first..first + cut].iter().map(|range| range.end);
             for (part, sink) in share(target, cuts).into_iter().zip(&mut sinks[first..]) {
                 sink.add_target(part);
             }
@@ -216,10 +234,18 @@ impl File {
 }
 
 /// Joins runs into ranges that do not overlap, in order.
-fn join_runs(runs: Vec<Run>, options: &ReadOptions) -> Vec<Range<u64>> {
+fn join_runs(mut runs: Vec<Run>, options: &ReadOptions) -> Vec<Range<u64>> {
+    runs.sort_unstable();
+    let mut runs = runs.into_iter().peekable();
+    let mut rests: BinaryHeap<Reverse<Run>> = BinaryHeap::new(); // of runs that overlap the range before
     let mut ranges: Vec<Range<u64>> = Vec::new();
-    let mut heap: BinaryHeap<Reverse<Run>> = runs.into_iter().map(Reverse).collect();
-    while let Some(Reverse(run)) = heap.pop() {
+    loop {
+        let rest_is_next = match (rests.peek(), runs.peek()) {
+            (Some(Reverse(rest)), Some(run)) => rest < run,
+            (rest, _) => rest.is_some(),
+        };
+        let next = if rest_is_next { rests.pop().map(|Reverse(rest)| rest) } else { runs.next() };
+        let Some(run) = next else { return ranges };
         let Some(current) = ranges.last_mut() else {
             ranges.push(run.start..run.end);
             continue;
@@ -231,7 +257,7 @@ fn join_runs(runs: Vec<Run>, options: &ReadOptions) -> Vec<Range<u64>> {
             if run.checked {
                 current.end = run.end; // items that overlap in a file: odd, but each slice stays whole
             } else {
-                heap.push(Reverse(Run { start: current.end, ..run }));
+                rests.push(Reverse(Run { start: current.end, ..run }));
             }
             continue;
         }
@@ -242,5 +268,4 @@ fn join_runs(runs: Vec<Run>, options: &ReadOptions) -> Vec<Range<u64>> {
             ranges.push(run.start..run.end);
         }
     }
-    ranges
 }

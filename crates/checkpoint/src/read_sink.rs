@@ -1,21 +1,36 @@
 //! What happens to the bytes of one range: each goes to the pieces that want it, and the checked runs are summed up.
+//!
+//! Long runs that one piece wants are read into its memory, and summed up while they are still in the processor's
+//! cache. Everything else (the heads and tails of archives, small tensors, pieces that overlap) is copied to its
+//! places, so that a thousand small tensors cost one read.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crc_fast::{CrcAlgorithm, Digest};
-use s3dcp_s3::{Error, RangeSink};
+use s3dcp_s3::{Error, RangeSink, Space};
 
+use crate::checksums::crc32_extend;
 use crate::error::corrupt;
 use crate::read_plan::Destination;
 
+/// Shortest run that is read into its memory, in bytes: below it, a copy costs less than a read of its own.
+const DIRECT: u64 = 32 << 10;
+
+/// How far to look for the next such run, in bytes; about what the engine reads at once.
+const LOOK_AHEAD: u64 = 256 << 10;
+
 /// A run of a file whose CRC-32 is known.
+#[derive(Clone, Copy)]
 pub(crate) struct Check {
     pub(crate) start: u64,
     pub(crate) end: u64,
     pub(crate) crc: u32,
-    pub(crate) name: String,
+    /// Its item, as a place in [`Names`].
+    pub(crate) item: u32,
 }
+
+/// The names of all items of a plan, for errors.
+pub(crate) type Names = Arc<Vec<String>>;
 
 /// A run of a file and where it goes.
 pub(crate) struct Target {
@@ -64,39 +79,101 @@ pub(crate) fn share(target: Target, cuts: impl Iterator<Item = u64>) -> Vec<Targ
     parts
 }
 
+/// Compares the bytes that pass with the checks of a range.
+struct Checks {
+    /// In the order of their starts.
+    all: Vec<Check>,
+    /// How many have begun.
+    begun: usize,
+    /// Those under way: which, and the CRC-32 so far.
+    sums: Vec<(usize, u32)>,
+    /// The first that does not fit.
+    failed: Option<usize>,
+}
+
+impl Checks {
+    /// The next bytes, which begin at `position`.
+    fn add(&mut self, position: u64, bytes: &[u8]) {
+        let Checks { all, begun, sums, failed } = self;
+        let end = position + bytes.len() as u64;
+        while all.get(*begun).is_some_and(|check| check.start < end) {
+            sums.push((*begun, 0));
+            *begun += 1;
+        }
+        sums.retain_mut(|(check, sum)| {
+            let Check { start, end: check_end, crc, .. } = all[*check];
+            *sum = crc32_extend(*sum, overlap(bytes, position, start, check_end));
+            if check_end <= end && *sum != crc {
+                failed.get_or_insert(*check);
+            }
+            check_end > end
+        });
+    }
+
+    fn restart(&mut self) {
+        self.begun = 0;
+        self.sums.clear();
+        self.failed = None;
+    }
+}
+
 /// The sink of one range.
 pub(crate) struct ReadSink {
     key: String,
+    names: Names,
     range: Range<u64>,
     position: u64,
-    checks: Vec<(Check, Digest)>,
+    checks: Checks,
+    /// In the order of their starts.
     targets: Vec<Target>,
-    /// Checks and targets below these places have ended.
-    done_checks: usize,
+    /// Targets below this place have ended.
     done_targets: usize,
 }
 
 impl ReadSink {
-    pub(crate) fn new(key: &str, range: Range<u64>) -> ReadSink {
+    pub(crate) fn new(key: &str, names: Names, range: Range<u64>) -> ReadSink {
         ReadSink {
             key: key.to_owned(),
+            names,
             position: range.start,
             range,
-            checks: Vec::new(),
+            checks: Checks { all: Vec::new(), begun: 0, sums: Vec::new(), failed: None },
             targets: Vec::new(),
-            done_checks: 0,
             done_targets: 0,
         }
     }
 
     /// To be called in the order of their starts.
     pub(crate) fn add_check(&mut self, check: Check) {
-        self.checks.push((check, Digest::new(CrcAlgorithm::Crc32IsoHdlc)));
+        self.checks.all.push(check);
     }
 
     /// To be called in the order of their starts.
     pub(crate) fn add_target(&mut self, target: Target) {
         self.targets.push(target);
+    }
+
+    /// The next bytes are summed up and in place.
+    fn advance(&mut self, end: u64) {
+        while self.targets.get(self.done_targets).is_some_and(|target| target.end <= end) {
+            self.done_targets += 1;
+        }
+        self.position = end;
+    }
+
+    /// How many of the next bytes go to one target alone, if its memory can take them.
+    fn direct(&mut self) -> Option<u64> {
+        let [first, rest @ ..] = &mut self.targets[self.done_targets..] else { return None };
+        let at = self.position.checked_sub(first.start)?;
+        let end = rest.first().map_or(first.end, |next| next.start.min(first.end));
+        let run = end.saturating_sub(self.position).min(self.range.end.saturating_sub(self.position));
+        (run >= DIRECT).then(|| run.min(first.destination.memory(at).len() as u64)).filter(|&run| run > 0)
+    }
+
+    /// The memory of the next bytes; only after [`ReadSink::direct`].
+    fn memory(&mut self) -> &mut [u8] {
+        let target = &mut self.targets[self.done_targets];
+        target.destination.memory(self.position - target.start)
     }
 }
 
@@ -108,18 +185,33 @@ fn overlap(bytes: &[u8], position: u64, start: u64, end: u64) -> &[u8] {
 }
 
 impl RangeSink for ReadSink {
+    fn space(&mut self) -> Space<'_> {
+        if let Some(run) = self.direct() {
+            return Space::Memory(&mut self.memory()[..run as usize]);
+        }
+        let ahead = self.targets[self.done_targets..].iter();
+        let next = ahead
+            .map(|target| (target.start.saturating_sub(self.position), target.end - target.start))
+            .take_while(|&(distance, _)| distance < LOOK_AHEAD)
+            .find(|&(distance, length)| distance > 0 && length >= DIRECT);
+        Space::Write(next.map_or(LOOK_AHEAD, |(distance, _)| distance) as usize)
+    }
+
+    fn filled(&mut self, count: usize) -> Result<(), Error> {
+        let ReadSink { checks, targets, position, done_targets, .. } = self;
+        let target = &mut targets[*done_targets];
+        checks.add(*position, &target.destination.memory(*position - target.start)[..count]);
+        self.advance(self.position + count as u64);
+        Ok(())
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let position = self.position;
         let end = position + bytes.len() as u64;
         if end > self.range.end {
             return Err(corrupt("more bytes than the range has").with_key(self.key.clone()));
         }
-        for (check, digest) in &mut self.checks[self.done_checks..] {
-            if check.start >= end {
-                break;
-            }
-            digest.update(overlap(bytes, position, check.start, check.end));
-        }
+        self.checks.add(position, bytes);
         for target in &mut self.targets[self.done_targets..] {
             if target.start >= end {
                 break;
@@ -129,23 +221,14 @@ impl RangeSink for ReadSink {
                 target.destination.write(position.max(target.start) - target.start, part);
             }
         }
-        while self.checks.get(self.done_checks).is_some_and(|(check, _)| check.end <= end) {
-            self.done_checks += 1;
-        }
-        while self.targets.get(self.done_targets).is_some_and(|target| target.end <= end) {
-            self.done_targets += 1;
-        }
-        self.position = end;
+        self.advance(end);
         Ok(())
     }
 
     fn restart(&mut self) {
         self.position = self.range.start;
-        self.done_checks = 0;
+        self.checks.restart();
         self.done_targets = 0;
-        for (_, digest) in &mut self.checks {
-            digest.reset();
-        }
     }
 
     fn finish(&mut self) -> Result<(), Error> {
@@ -156,15 +239,13 @@ impl RangeSink for ReadSink {
             ))
             .with_key(self.key.clone()));
         }
-        for (check, digest) in &self.checks {
-            if digest.finalize() != u64::from(check.crc) {
-                return Err(corrupt(format!(
-                    "{}: the checksum of bytes {}..{} does not fit",
-                    check.name, check.start, check.end
-                ))
-                .with_key(self.key.clone()));
-            }
+        match self.checks.failed.map(|failed| self.checks.all[failed]) {
+            None => Ok(()),
+            Some(Check { start, end, item, .. }) => Err(corrupt(format!(
+                "{}: the checksum of bytes {start}..{end} does not fit",
+                self.names[item as usize]
+            ))
+            .with_key(self.key.clone())),
         }
-        Ok(())
     }
 }

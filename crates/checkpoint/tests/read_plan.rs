@@ -7,33 +7,79 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use s3dcp_checkpoint::{Destination, ItemChecksums, ItemRead, Piece, ReadOptions, SLICE_SIZE, plan_reads};
-use s3dcp_s3::{ErrorKind, RangeRead, crc32};
+use s3dcp_s3::{ErrorKind, RangeRead, Space, crc32};
 
-/// Memory of one piece: the bytes, and how often each was written.
+/// The bytes of one piece, and how often each was written.
 #[derive(Clone)]
-struct Memory {
-    cells: Arc<Mutex<Vec<(u8, u32)>>>,
-    base: u64,
-    splits: bool,
-}
+struct Memory(Arc<Mutex<Vec<(u8, u32)>>>);
 
 impl Memory {
-    fn new(length: u64, splits: bool) -> Memory {
-        Memory { cells: Arc::new(Mutex::new(vec![(0, 0); length as usize])), base: 0, splits }
+    fn new(length: u64) -> Memory {
+        Memory(Arc::new(Mutex::new(vec![(0, 0); length as usize])))
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().iter().map(|cell| cell.0).collect()
     }
 }
 
-impl Destination for Memory {
-    fn write(&mut self, offset: u64, bytes: &[u8]) {
-        let mut cells = self.cells.lock().unwrap();
+/// What a destination can do.
+#[derive(Clone, Copy, Debug)]
+enum Can {
+    Write,
+    WriteAndSplit,
+    /// Splits too; its bytes arrive in the memory when it is dropped.
+    BeFilled,
+}
+
+/// A part of a piece's memory.
+struct Place {
+    memory: Memory,
+    base: u64,
+    can: Can,
+    own: Vec<u8>,
+}
+
+impl Place {
+    fn new(memory: &Memory, can: Can) -> Place {
+        let length = if matches!(can, Can::BeFilled) { memory.0.lock().unwrap().len() } else { 0 };
+        Place { memory: memory.clone(), base: 0, can, own: vec![0; length] }
+    }
+
+    fn put(&self, offset: u64, bytes: &[u8]) {
+        let mut cells = self.memory.0.lock().unwrap();
         let start = (self.base + offset) as usize;
         for (cell, &byte) in cells[start..start + bytes.len()].iter_mut().zip(bytes) {
             *cell = (byte, cell.1 + 1);
         }
     }
+}
+
+impl Destination for Place {
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        match self.can {
+            Can::BeFilled => self.memory(offset)[..bytes.len()].copy_from_slice(bytes),
+            _ => self.put(offset, bytes),
+        }
+    }
+
+    fn memory(&mut self, offset: u64) -> &mut [u8] {
+        self.own.get_mut(offset as usize..).unwrap_or_default()
+    }
 
     fn split(&mut self, at: u64) -> Option<Box<dyn Destination>> {
-        self.splits.then(|| Box::new(Memory { base: self.base + at, ..self.clone() }) as Box<dyn Destination>)
+        let own = match self.can {
+            Can::Write => return None,
+            Can::WriteAndSplit => Vec::new(),
+            Can::BeFilled => self.own.split_off(at as usize),
+        };
+        Some(Box::new(Place { memory: self.memory.clone(), base: self.base + at, can: self.can, own }))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.put(0, &self.own);
     }
 }
 
@@ -47,10 +93,35 @@ fn checksums(bytes: &[u8]) -> ItemChecksums {
     ItemChecksums { item: crc32(bytes), slices: if slices.len() > 1 { slices } else { Vec::new() } }
 }
 
-/// Feeds a range as a download would, in chunks of this size.
+/// Feeds a range as a download would, in pieces of this size at most: into the memory that the sink offers, or by
+/// `write`, every fifth time although memory is offered.
 fn feed(read: &mut RangeRead, file: &[u8], chunk: usize) -> Result<(), s3dcp_s3::Error> {
-    for bytes in file[read.range.start as usize..read.range.end as usize].chunks(chunk) {
-        read.sink.write(bytes)?;
+    let mut rest = &file[read.range.start as usize..read.range.end as usize];
+    for turn in 1.. {
+        if rest.is_empty() {
+            break;
+        }
+        let most = chunk.min(rest.len());
+        let count = match read.sink.space() {
+            Space::Memory(memory) if turn % 5 > 0 => {
+                let count = most.min(memory.len());
+                assert!(count > 0);
+                memory[..count].copy_from_slice(&rest[..count]);
+                read.sink.filled(count)?;
+                count
+            }
+            Space::Memory(_) => {
+                read.sink.write(&rest[..most])?;
+                most
+            }
+            Space::Write(limit) => {
+                let count = most.min(limit);
+                assert!(count > 0);
+                read.sink.write(&rest[..count])?;
+                count
+            }
+        };
+        rest = &rest[count..];
     }
     read.sink.finish()
 }
@@ -60,16 +131,18 @@ struct ItemCase {
     gap: u64,
     length: u64,
     checked: bool,
-    pieces: Vec<(prop::sample::Index, prop::sample::Index, bool)>,
+    pieces: Vec<(prop::sample::Index, prop::sample::Index, Can)>,
 }
 
 fn item_case() -> impl Strategy<Value = ItemCase> {
     let length = prop_oneof![
         6 => 0u64..3000,
+        2 => 30_000u64..100_000,
         1 => SLICE_SIZE - 2..SLICE_SIZE + 3,
         1 => 2 * SLICE_SIZE - 2..2 * SLICE_SIZE + 3000,
     ];
-    let piece = (any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<bool>());
+    let can = prop_oneof![Just(Can::Write), Just(Can::WriteAndSplit), Just(Can::BeFilled)];
+    let piece = (any::<prop::sample::Index>(), any::<prop::sample::Index>(), can);
     (0u64..500, length, any::<bool>(), prop::collection::vec(piece, 0..5))
         .prop_map(|(gap, length, checked, pieces)| ItemCase { gap, length, checked, pieces })
 }
@@ -104,11 +177,11 @@ proptest! {
                 let bytes = &file[offset as usize..(offset + case.length) as usize];
                 for _ in 0..if twice { 2 } else { 1 } {
                     let mut pieces = Vec::new();
-                    for (from, to, splits) in &case.pieces {
+                    for (from, to, can) in &case.pieces {
                         let from = from.index(case.length as usize + 1) as u64;
                         let to = to.index(case.length as usize + 1) as u64;
                         let item_range = from.min(to)..from.max(to);
-                        let memory = Memory::new(item_range.end - item_range.start, *splits);
+                        let memory = Memory::new(item_range.end - item_range.start);
                         let place = offset + item_range.start..offset + item_range.end;
                         if !item_range.is_empty() {
                             let mut fetched = place.clone();
@@ -119,8 +192,8 @@ proptest! {
                             }
                             needed.entry(key.clone()).or_default().push(fetched);
                         }
-                        expected.push((memory.clone(), key.clone(), place));
-                        pieces.push(Piece { item_range, destination: Box::new(memory) });
+                        pieces.push(Piece { item_range, destination: Box::new(Place::new(&memory, *can)) });
+                        expected.push((memory, key.clone(), place));
                     }
                     items.push(ItemRead {
                         name: format!("item {place}"),
@@ -148,11 +221,10 @@ proptest! {
             asked.entry(read.key.clone()).or_default().push(read.range.clone());
             feed(read, &contents[&read.key], chunk).unwrap();
         }
+        drop(reads);
         for (memory, key, place) in expected {
-            let cells = memory.cells.lock().unwrap();
-            let bytes: Vec<u8> = cells.iter().map(|cell| cell.0).collect();
-            prop_assert!(bytes == contents[&key][place.start as usize..place.end as usize]);
-            prop_assert!(cells.iter().all(|cell| cell.1 == 1), "each byte once");
+            prop_assert!(memory.bytes() == contents[&key][place.start as usize..place.end as usize]);
+            prop_assert!(memory.0.lock().unwrap().iter().all(|cell| cell.1 == 1), "each byte once");
         }
         // nothing is fetched but what is needed and gaps up to the limit between needed runs
         for (key, ranges) in asked {
@@ -173,8 +245,8 @@ proptest! {
 
 fn one_item(length: u64, wanted: Range<u64>, checked: bool) -> (ItemRead, Vec<u8>, Memory) {
     let file = content("k", length);
-    let memory = Memory::new(wanted.end - wanted.start, true);
-    let piece = Piece { item_range: wanted, destination: Box::new(memory.clone()) };
+    let memory = Memory::new(wanted.end - wanted.start);
+    let piece = Piece { item_range: wanted, destination: Box::new(Place::new(&memory, Can::WriteAndSplit)) };
     let item = ItemRead {
         name: "model.weight".into(),
         key: "k".into(),
@@ -201,8 +273,7 @@ fn a_damaged_slice_is_named_and_a_second_reading_mends_it() {
     file[place] ^= 1;
     reads[0].sink.restart();
     feed(&mut reads[0], &file, 100_000).unwrap();
-    let got: Vec<u8> = memory.cells.lock().unwrap().iter().map(|cell| cell.0).collect();
-    assert_eq!(got, &file[SLICE_SIZE as usize + 5..SLICE_SIZE as usize + 9]);
+    assert_eq!(memory.bytes(), &file[SLICE_SIZE as usize + 5..SLICE_SIZE as usize + 9]);
 }
 
 #[test]
@@ -255,4 +326,45 @@ fn files_take_turns() {
     let reads = plan_reads(vec![item("a"), item("b")], &options).unwrap();
     let keys: Vec<&str> = reads.iter().map(|read| &read.key[..]).collect();
     assert_eq!(keys, ["a", "b", "a", "b", "a", "b"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damage_is_found_in_whatever_pieces_the_bytes_come(
+        at in any::<prop::sample::Index>(),
+        chunk in prop_oneof![100usize..5000, 20_000usize..500_000],
+        small in prop::collection::vec(1u64..2000, 0..40),
+        large in 40_000u64..300_000,
+    ) {
+        let file = content("k", small.iter().sum::<u64>() + large);
+        let mut offset = 0;
+        let mut items = Vec::new();
+        let mut ends = Vec::new();
+        for (number, length) in small.into_iter().chain([large]).enumerate() {
+            let memory = Memory::new(length);
+            items.push(ItemRead {
+                name: format!("item<{number}>"),
+                key: "k".into(),
+                offset,
+                length,
+                checksums: Some(checksums(&file[offset as usize..(offset + length) as usize])),
+                pieces: vec![Piece { item_range: 0..length, destination: Box::new(Place::new(&memory, Can::BeFilled)) }],
+            });
+            offset += length;
+            ends.push(offset);
+        }
+        let mut reads = plan_reads(items, &ReadOptions::default()).unwrap();
+        prop_assert_eq!(reads.len(), 1);
+        let at = at.index(file.len());
+        let mut damaged = file.clone();
+        damaged[at] ^= 0x10;
+        let error = feed(&mut reads[0], &damaged, chunk).unwrap_err();
+        let item = ends.partition_point(|&end| end <= at as u64);
+        prop_assert_eq!(error.kind(), ErrorKind::Corrupt);
+        prop_assert!(error.message().contains(&format!("item<{item}>")), "{}", error);
+        reads[0].sink.restart();
+        feed(&mut reads[0], &file, chunk).unwrap();
+    }
 }

@@ -71,15 +71,19 @@ impl TensorDestination {
 
 impl Destination for TensorDestination {
     fn write(&mut self, offset: u64, bytes: &[u8]) {
-        let end = offset.checked_add(bytes.len() as u64);
-        assert!(end.is_some_and(|end| end <= self.length), "a write past the end of a tensor");
-        // SAFETY: the range was checked against `length`; the memory is alive and ours alone as `new` demands.
+        self.memory(offset)[..bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn memory(&mut self, offset: u64) -> &mut [u8] {
+        let length = self.length.checked_sub(offset).expect("an offset inside the tensor");
+        if length == 0 {
+            return &mut []; // perhaps there is no address either
+        }
+        // SAFETY: `offset..offset + length` lies within the memory that `new` was given, which is alive and which
+        // nobody else reads or writes meanwhile, as `new` demands. Every byte of it is initialised for this language:
+        // it comes from an allocator that Rust knows nothing of.
         unsafe {
-            std::ptr::copy_nonoverlapping(
-                bytes.as_ptr(),
-                (self.address as *mut u8).add(offset as usize),
-                bytes.len(),
-            );
+            std::slice::from_raw_parts_mut((self.address as *mut u8).add(offset as usize), length as usize)
         }
     }
 

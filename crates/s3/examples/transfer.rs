@@ -11,23 +11,43 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
-use s3dcp_s3::{Client, ClientConfig, Error, RangeRead, RangeSink, UploadOptions, crc32};
+use s3dcp_s3::{Client, ClientConfig, Error, RangeRead, RangeSink, Space, UploadOptions, crc32};
 
 const PART: usize = 16 << 20;
 /// Memory that is used over and over, so that first-touch page faults are not what is measured.
 const WARM: usize = 256 << 20;
 
 struct Memory {
-    place: Arc<Mutex<Vec<u8>>>,
+    place: Vec<u8>,
     at: usize,
+    /// Gets the memory back.
+    home: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl Memory {
+    /// Memory is taken when the first bytes come, so that a few places serve any number of ranges.
+    fn ahead(&mut self) -> &mut [u8] {
+        if self.place.is_empty() {
+            let spare = self.home.lock().expect("no sink panics").pop();
+            self.place = spare.unwrap_or_else(|| vec![1; PART]);
+        }
+        &mut self.place[self.at..]
+    }
 }
 
 impl RangeSink for Memory {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let mut place = self.place.lock().expect("no writer panics");
-        place[self.at..self.at + bytes.len()].copy_from_slice(bytes);
-        self.at += bytes.len();
+    fn space(&mut self) -> Space<'_> {
+        Space::Memory(self.ahead())
+    }
+
+    fn filled(&mut self, count: usize) -> Result<(), Error> {
+        self.at += count;
         Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.ahead()[..bytes.len()].copy_from_slice(bytes);
+        self.filled(bytes.len())
     }
 
     fn restart(&mut self) {
@@ -35,6 +55,7 @@ impl RangeSink for Memory {
     }
 
     fn finish(&mut self) -> Result<(), Error> {
+        self.home.lock().expect("no sink panics").push(std::mem::take(&mut self.place));
         Ok(())
     }
 }
@@ -74,13 +95,13 @@ async fn put(client: &Client, bucket: &str, key: &str, parts: usize) -> Result<(
 }
 
 async fn get(client: &Client, bucket: &str, key: &str, parts: usize) -> Result<(), Error> {
-    let places: Vec<_> = (0..WARM / PART).map(|_| Arc::new(Mutex::new(vec![1u8; PART]))).collect();
+    let home = Arc::new(Mutex::new((0..client.config().max_connections).map(|_| vec![1u8; PART]).collect()));
     let (started, cpu) = (now(), cpu_seconds());
     let reads = (0..parts)
         .map(|part| RangeRead {
             key: key.to_owned(),
             range: (part * PART) as u64..((part + 1) * PART) as u64,
-            sink: Box::new(Memory { place: Arc::clone(&places[part % places.len()]), at: 0 }),
+            sink: Box::new(Memory { place: Vec::new(), at: 0, home: Arc::clone(&home) }),
         })
         .collect();
     client.download(bucket, reads).await?;

@@ -2,22 +2,50 @@
 //!
 //! Ranges are read by as many tasks as there may be connections, so that copying and checking use all cores. A sink
 //! is reached through a slot that the download can empty: when it ends, for whatever reason, no sink is written to
-//! any more, which is what lets sinks point into memory that the caller owns.
+//! any more, which is what lets sinks point into memory that the caller owns. The slot is locked for one read from
+//! a socket that does not wait, or for one write.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 
 use http::HeaderMap;
 use tokio::task::JoinSet;
 
+use crate::body::{ReadInto, Received, Receiver};
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::fetch::Feed;
 use crate::upload::interrupted;
 
-/// Takes the bytes of a range. Called from the runtime's threads, one call at a time.
+/// Where the next bytes of a range go.
+#[derive(Debug)]
+pub enum Space<'a> {
+    /// Into this memory (not empty), from its start on: the engine reads from the socket into it, and calls
+    /// [`RangeSink::filled`].
+    Memory(&'a mut [u8]),
+    /// Through [`RangeSink::write`]. After so many bytes (at least 1) the engine asks again.
+    Write(usize),
+}
+
+/// Takes the bytes of a range, in order and each once; after a broken connection the engine asks for the rest only.
+/// Called from the runtime's threads, one call at a time.
 pub trait RangeSink: Send {
-    /// The next bytes, in order and each once; after a broken connection the engine asks for the rest only.
+    /// Where the next bytes go. Those that came along with an answer's head, or in frames, are written all the same.
+    fn space(&mut self) -> Space<'_> {
+        Space::Write(usize::MAX)
+    }
+
+    /// The first `count` bytes of the memory that [`RangeSink::space`] gave are now the next bytes of the range.
+    ///
+    /// # Errors
+    /// An error ends the whole download.
+    fn filled(&mut self, count: usize) -> Result<(), Error> {
+        let _ = count;
+        Ok(())
+    }
+
+    /// The next bytes.
     ///
     /// # Errors
     /// An error ends the whole download.
@@ -60,7 +88,7 @@ struct Job {
     slot: Slot,
 }
 
-/// Empties all slots when the download ends, also when its future is dropped. Waits for at most one write per slot.
+/// Empties all slots when the download ends, also when its future is dropped. Waits for at most one read or write per slot.
 struct Revoke(Vec<Slot>);
 
 impl Drop for Revoke {
@@ -82,12 +110,28 @@ impl SlotFeed {
     }
 }
 
-impl Feed for SlotFeed {
-    fn begin(&mut self, _headers: &HeaderMap, _length: Option<u64>) {}
+impl Receiver for SlotFeed {
+    fn receive(&mut self, read: ReadInto<'_>) -> Result<Received, Error> {
+        // The slot is held during the read, which waits for nothing.
+        self.with(|sink| {
+            let count = match sink.space() {
+                Space::Memory(memory) => read(memory),
+                Space::Write(most) => return Ok(Received::Copy(most)),
+            };
+            if let Poll::Ready(Ok(count)) = count {
+                sink.filled(count)?;
+            }
+            Ok(Received::Read(count))
+        })
+    }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.with(|sink| sink.write(bytes))
     }
+}
+
+impl Feed for SlotFeed {
+    fn begin(&mut self, _headers: &HeaderMap, _length: Option<u64>) {}
 
     fn restart(&mut self) {
         // A slot that was emptied fails at the next write.

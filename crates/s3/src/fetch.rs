@@ -1,14 +1,16 @@
-//! Reading an object or a range of it, straight from the connection's buffers to where the bytes belong.
+//! Reading an object or a range of it to where the bytes belong.
 //!
 //! Trust nothing that can be checked: status, `Content-Range`, lengths. When the connection breaks, only the rest is
 //! asked for, from the same version of the object (`If-Match`).
 
 use std::ops::Range;
+use std::task::Poll;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 
 use crate::answer::header;
+use crate::body::{ReadInto, Received, Receiver};
 use crate::checksum::{crc32, crc32_combine, parse_crc32};
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
@@ -18,12 +20,10 @@ use crate::retry::{Class, Failure};
 /// Most memory set aside on a service's word, in bytes; the rest comes as the bytes do.
 const MAX_RESERVED: u64 = 256 << 20;
 
-/// Where bytes go.
-pub(crate) trait Feed: Send {
+/// Where the bytes of a read go.
+pub(crate) trait Feed: Receiver {
     /// The first answer came: its headers, and the bytes to expect where known.
     fn begin(&mut self, headers: &HeaderMap, length: Option<u64>);
-    /// The next bytes, in order.
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Error>;
     /// Everything will come again from the first byte.
     fn restart(&mut self);
     /// All bytes were written. `Corrupt` makes the engine read once more.
@@ -95,14 +95,12 @@ impl Client {
             }
         }
         let mut received = 0u64;
-        while let Some(bytes) = answer.body.next().await? {
-            received += bytes.len() as u64;
-            if expected.is_some_and(|expected| received > expected) {
-                return Err(malformed(call.operation, "more bytes than its length"));
-            }
-            self.inner.counters.add_received(bytes.len() as u64);
-            feed.write(&bytes).map_err(Failure::fatal)?;
-            state.position += bytes.len() as u64;
+        while let Some(count) =
+            answer.body.read(feed, expected.map_or(u64::MAX, |expected| expected - received)).await?
+        {
+            received += count as u64;
+            self.inner.counters.add_received(count as u64);
+            state.position += count as u64;
         }
         let complete = match &state.wanted {
             Some(range) => state.position == range.end - range.start,
@@ -216,36 +214,66 @@ fn parse_content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
 /// New memory, checked against the CRC-32 of the whole object where the service sends one.
 #[derive(Default)]
 pub(crate) struct Buffer {
+    /// What has come, and zeros for what is expected to come.
     bytes: Vec<u8>,
+    filled: usize,
     crc32: u32,
     expected: Option<u32>,
 }
 
 impl Buffer {
-    pub(crate) fn into_bytes(self) -> Bytes {
+    pub(crate) fn into_bytes(mut self) -> Bytes {
+        self.bytes.truncate(self.filled);
         Bytes::from(self.bytes)
+    }
+
+    /// Counts so many bytes in, which are in place.
+    fn add(&mut self, count: usize) {
+        let bytes = &self.bytes[self.filled..self.filled + count];
+        if self.expected.is_some() {
+            self.crc32 = crc32_combine(self.crc32, crc32(bytes), count as u64);
+        }
+        self.filled += count;
+    }
+}
+
+impl Receiver for Buffer {
+    fn receive(&mut self, read: ReadInto<'_>) -> Result<Received, Error> {
+        let space = &mut self.bytes[self.filled..];
+        if space.is_empty() {
+            return Ok(Received::Copy(usize::MAX));
+        }
+        let count = read(space);
+        if let Poll::Ready(Ok(count)) = count {
+            self.add(count);
+        }
+        Ok(Received::Read(count))
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let end = self.filled + bytes.len();
+        if end > self.bytes.len() {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes[self.filled..end].copy_from_slice(bytes);
+        self.add(bytes.len());
+        Ok(())
     }
 }
 
 impl Feed for Buffer {
     fn begin(&mut self, headers: &HeaderMap, length: Option<u64>) {
         let reserved = length.unwrap_or(0).min(MAX_RESERVED);
-        self.bytes.reserve_exact(usize::try_from(reserved).unwrap_or(0));
+        // Zeros by the page, when a page is first touched.
+        self.bytes = vec![0; usize::try_from(reserved).unwrap_or(0)];
+        self.filled = 0;
         // A range has the checksum of the whole object, if any.
         let whole = !headers.contains_key("content-range");
         self.expected = header(headers, "x-amz-checksum-crc32").filter(|_| whole).and_then(parse_crc32);
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        if self.expected.is_some() {
-            self.crc32 = crc32_combine(self.crc32, crc32(bytes), bytes.len() as u64);
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
-    }
-
     fn restart(&mut self) {
-        self.bytes.clear();
+        self.filled = 0;
         self.crc32 = 0;
     }
 

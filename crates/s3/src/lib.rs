@@ -19,10 +19,12 @@
 
 mod address;
 mod answer;
+mod body;
 mod checksum;
 mod client;
 mod clock;
 mod config;
+mod connections;
 mod credentials;
 mod dates;
 mod delete;
@@ -54,7 +56,7 @@ pub use config::{
     ClientConfig, DEFAULT_PART_SIZE, MAX_PART_SIZE, MIN_PART_SIZE, ServerSideEncryption, StaticCredentials,
 };
 pub use delete::DeleteFailure;
-pub use download::{RangeRead, RangeSink};
+pub use download::{RangeRead, RangeSink, Space};
 pub use error::{Error, ErrorKind};
 pub use list::{Listing, MultipartUpload};
 pub use object::{Condition, GetOutput, ObjectInfo, PutOptions, PutOutput};

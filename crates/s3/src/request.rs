@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
 
 use crate::address::{check_bucket, check_key};
 use crate::answer::{Asked, error_inside, failure};
+use crate::body::BodyReader;
 use crate::client::Client;
 use crate::clock::{self, Instant};
 use crate::config::ServerSideEncryption;
@@ -24,7 +25,7 @@ use crate::progress::Progress;
 use crate::retry::{Attempts, Class, Failure, Policy, Remedy, Verdict};
 use crate::session::Session;
 use crate::sign::sign_request;
-use crate::transport::{BodyReader, Limits, deadline_passed};
+use crate::transport::{Limits, deadline_passed};
 
 /// Longest error document that is read.
 const MAX_ERROR_BODY: usize = 64 * 1024;

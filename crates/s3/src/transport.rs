@@ -1,31 +1,27 @@
 //! One HTTP request and its answer, with limits on silence: no retries, no S3.
 //!
-//! hyper's pooled client over plain TCP or rustls. Bodies are vectored writes of owned slices; answers come as
-//! hyper's own buffers, which the caller copies once to where they belong. What this does not do: HTTP proxies,
-//! redirects, HTTP/2 (S3 speaks 1.1).
+//! GETs go over connections of ours ([`crate::connections`]), so that their bodies can be read in place. Everything
+//! else goes through hyper's pooled client; its bodies are vectored writes of owned slices. Plain TCP or rustls.
+//! What this does not do: HTTP proxies, redirects, HTTP/2 (S3 speaks 1.1).
 
 use std::error::Error as StdError;
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::task::Poll;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http::{Request, Response};
-use http_body::Body;
-use hyper::body::Incoming;
+use http::{Method, Request, Response};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
+use crate::body::Body;
 use crate::clock::{self, Instant};
 use crate::config::ClientConfig;
+use crate::connections::{Connections, NoAnswer};
 use crate::error::{Error, ErrorKind};
 use crate::payload::PayloadBody;
 use crate::progress::Progress;
@@ -34,10 +30,6 @@ use crate::retry::{Class, Failure};
 /// Idle connections are closed after this time; S3 closes them after about 20 s.
 const IDLE: Duration = Duration::from_secs(15);
 
-/// Most bytes that a connection buffers each way. Reads of up to 1 MiB cost a fifth less CPU than the library's own
-/// limit of 400 KiB; larger ones fall out of the processor's cache before they are copied on.
-const BUFFER: usize = 1 << 20;
-
 /// The bounds of one attempt.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -45,13 +37,14 @@ pub(crate) struct Limits {
     pub(crate) deadline: Instant,
 }
 
-/// The connection pool.
+/// The connections to one endpoint.
 pub(crate) struct Transport {
+    connections: Connections,
     client: Client<HttpsConnector<HttpConnector>, PayloadBody>,
 }
 
 impl Transport {
-    /// A pool for one endpoint. `ca_pem` is trusted besides the system's certificates.
+    /// Connections to one endpoint, made when needed. `ca_pem` is trusted besides the system's certificates.
     pub(crate) fn new(config: &ClientConfig, tls: bool, ca_pem: Option<&[u8]>) -> Result<Transport, Error> {
         let mut tcp = HttpConnector::new();
         tcp.set_nodelay(true);
@@ -75,9 +68,8 @@ impl Transport {
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(config.max_connections)
             .http1_writev(true)
-            .http1_max_buf_size(BUFFER)
-            .build(connector);
-        Ok(Transport { client })
+            .build(connector.clone());
+        Ok(Transport { connections: Connections::new(connector, IDLE), client })
     }
 
     /// Sends a request and waits for the head of the answer, as long as bytes of the body go out.
@@ -86,90 +78,38 @@ impl Transport {
         request: Request<PayloadBody>,
         progress: &Progress,
         limits: Limits,
-    ) -> Result<Response<Incoming>, Failure> {
-        let mut answer = std::pin::pin!(self.client.request(request));
-        loop {
-            let silent_at = progress.last() + limits.read_timeout;
-            match clock::before(silent_at.min(limits.deadline), answer.as_mut()).await {
-                Some(Ok(response)) => return Ok(response),
-                Some(Err(error)) => return Err(connection_failure(&error)),
-                None if clock::now() >= limits.deadline => return Err(deadline_passed().ambiguous()),
-                None if clock::now() >= progress.last() + limits.read_timeout => {
-                    return Err(silence(limits.read_timeout, "while waiting for the answer").ambiguous());
-                }
-                None => {}
-            }
+    ) -> Result<Response<Body>, Failure> {
+        if request.method() == Method::GET {
+            let answer = answered(self.connections.get(request), progress, limits).await?;
+            return answer.map_err(|error| match error {
+                NoAnswer::Unconnected(error) => connection_failure(&*error, false),
+                NoAnswer::Broken(error) => connection_failure(&error, true),
+            });
+        }
+        match answered(self.client.request(request), progress, limits).await? {
+            Ok(answer) => Ok(answer.map(Body::Pooled)),
+            Err(error) => Err(connection_failure(&error, !error.is_connect())),
         }
     }
 }
 
-/// Reads an answer's body, with the same limits.
-pub(crate) struct BodyReader {
-    body: Incoming,
-    timer: Pin<Box<tokio::time::Sleep>>,
-    limits: Limits,
-}
-
-impl BodyReader {
-    pub(crate) fn new(body: Incoming, limits: Limits) -> BodyReader {
-        BodyReader { body, timer: Box::pin(clock::timer(limits.deadline)), limits }
-    }
-
-    /// The next bytes; `None` at the end.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
-        let BodyReader { body, timer, limits } = self;
-        let mut armed = false;
-        loop {
-            let frame = poll_fn(|context| {
-                if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(context) {
-                    return Poll::Ready(Ok(frame));
-                }
-                if !armed {
-                    armed = true;
-                    timer.as_mut().reset((clock::now() + limits.read_timeout).min(limits.deadline));
-                }
-                timer.as_mut().poll(context).map(|()| Err(()))
-            })
-            .await;
-            match frame {
-                Ok(None) => return Ok(None),
-                Ok(Some(Ok(frame))) => {
-                    if let Ok(data) = frame.into_data()
-                        && !data.is_empty()
-                    {
-                        return Ok(Some(data));
-                    }
-                }
-                Ok(Some(Err(error))) => {
-                    let text = format!("the connection broke while reading the answer: {}", causes(&error));
-                    return Err(
-                        Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text)).ambiguous()
-                    );
-                }
-                Err(()) if clock::now() >= limits.deadline => return Err(deadline_passed().ambiguous()),
-                Err(()) => return Err(silence(limits.read_timeout, "while reading the answer").ambiguous()),
+/// The output of `exchange`, unless bytes stop moving or the deadline passes.
+async fn answered<F: Future>(exchange: F, progress: &Progress, limits: Limits) -> Result<F::Output, Failure> {
+    let mut exchange = std::pin::pin!(exchange);
+    loop {
+        let silent_at = progress.last() + limits.read_timeout;
+        match clock::before(silent_at.min(limits.deadline), exchange.as_mut()).await {
+            Some(output) => return Ok(output),
+            None if clock::now() >= limits.deadline => return Err(deadline_passed().ambiguous()),
+            None if clock::now() >= progress.last() + limits.read_timeout => {
+                return Err(silence(limits.read_timeout, "while waiting for the answer").ambiguous());
             }
+            None => {}
         }
-    }
-
-    /// The whole body, at most `limit` bytes.
-    pub(crate) async fn collect(&mut self, limit: usize) -> Result<Bytes, Failure> {
-        let Some(first) = self.next().await? else { return Ok(Bytes::new()) };
-        let mut whole = BytesMut::new();
-        let mut next = Some(first);
-        while let Some(bytes) = next {
-            if whole.len() + bytes.len() > limit {
-                let text = format!("the service's answer is longer than {limit} bytes");
-                return Err(Failure::fatal(Error::new(ErrorKind::Service, text)));
-            }
-            whole.extend_from_slice(&bytes);
-            next = self.next().await?;
-        }
-        Ok(whole.freeze())
     }
 }
 
-fn silence(limit: Duration, when: &str) -> Failure {
+pub(crate) fn silence(limit: Duration, when: &str) -> Failure {
     let text = format!("no byte moved for {:.1} s {when} (read_timeout)", limit.as_secs_f64());
     Failure::new(Class::Transient, Error::new(ErrorKind::Timeout, text))
 }
@@ -179,7 +119,8 @@ pub(crate) fn deadline_passed() -> Failure {
     Failure::fatal(Error::new(ErrorKind::Timeout, "the deadline of the operation passed"))
 }
 
-fn connection_failure(error: &ClientError) -> Failure {
+/// A failure of the connection; `connected`: the request may have arrived.
+fn connection_failure(error: &(dyn StdError + 'static), connected: bool) -> Failure {
     let text = causes(error);
     if let Some(tls) = find_tls_error(error)
         && matches!(tls, rustls::Error::InvalidCertificate(_))
@@ -188,7 +129,7 @@ fn connection_failure(error: &ClientError) -> Failure {
             format!("the service's TLS certificate is not trusted: {tls}; see ca_bundle and AWS_CA_BUNDLE");
         return Failure::fatal(Error::new(ErrorKind::Config, text));
     }
-    if error.is_connect() {
+    if !connected {
         let text = format!("cannot connect: {text}");
         return Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text));
     }
@@ -197,7 +138,7 @@ fn connection_failure(error: &ClientError) -> Failure {
 }
 
 /// An error with all its causes, each once.
-fn causes(error: &(dyn StdError + 'static)) -> String {
+pub(crate) fn causes(error: &(dyn StdError + 'static)) -> String {
     let mut texts: Vec<String> = Vec::new();
     let mut cause = Some(error);
     while let Some(error) = cause {

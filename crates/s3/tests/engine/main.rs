@@ -7,3 +7,4 @@ mod faults;
 mod server;
 mod support;
 mod tls;
+mod wire;

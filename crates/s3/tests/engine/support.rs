@@ -1,9 +1,10 @@
 //! What the tests of this crate share: clients, and a responder that misbehaves on purpose.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use s3dcp_s3::{Client, ClientConfig, Error, RangeRead, RangeSink, StaticCredentials};
+use s3dcp_s3::{Client, ClientConfig, Error, RangeRead, RangeSink, Space, StaticCredentials};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -79,6 +80,7 @@ pub(crate) fn error(status: &str, code: &str) -> Vec<u8> {
 pub(crate) struct Responder {
     url: String,
     seen: Arc<Mutex<Vec<Seen>>>,
+    connections: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -87,14 +89,16 @@ impl Responder {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
-        let (script, log) = (Arc::new(script), Arc::clone(&seen));
+        let connections: Arc<AtomicUsize> = Arc::default();
+        let (script, log, count) = (Arc::new(script), Arc::clone(&seen), Arc::clone(&connections));
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
                 let (script, log) = (Arc::clone(&script), Arc::clone(&log));
                 tokio::spawn(async move { serve(stream, &*script, &log).await });
             }
         });
-        Responder { url, seen, task }
+        Responder { url, seen, connections, task }
     }
 
     pub(crate) fn config(&self) -> ClientConfig {
@@ -112,6 +116,11 @@ impl Responder {
     /// All requests so far.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
+    }
+
+    /// How many connections were made so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     /// Waits until a request with this method and a target that contains this text has come.
@@ -210,13 +219,29 @@ pub(crate) struct Fed {
     pub(crate) dropped: bool,
 }
 
-/// A sink that keeps what it gets; `verdict` answers the n-th `finish` (from 0).
+/// A sink that keeps what it gets, in turns through memory and through `write`; `verdict` answers the n-th `finish`
+/// (from 0).
 pub(crate) struct Sink {
     pub(crate) fed: Arc<Mutex<Fed>>,
     pub(crate) verdict: fn(u32) -> Result<(), Error>,
+    memory: [u8; 97],
+    turn: usize,
 }
 
 impl RangeSink for Sink {
+    fn space(&mut self) -> Space<'_> {
+        self.turn += 1;
+        match self.turn % 2 {
+            0 => Space::Memory(&mut self.memory),
+            _ => Space::Write(31),
+        }
+    }
+
+    fn filled(&mut self, count: usize) -> Result<(), Error> {
+        self.fed.lock().unwrap().bytes.extend_from_slice(&self.memory[..count]);
+        Ok(())
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.fed.lock().unwrap().bytes.extend_from_slice(bytes);
         Ok(())
@@ -253,7 +278,7 @@ pub(crate) fn read_with(
     verdict: fn(u32) -> Result<(), Error>,
 ) -> (RangeRead, Arc<Mutex<Fed>>) {
     let fed: Arc<Mutex<Fed>> = Arc::default();
-    let sink = Box::new(Sink { fed: Arc::clone(&fed), verdict });
+    let sink = Box::new(Sink { fed: Arc::clone(&fed), verdict, memory: [0; 97], turn: 0 });
     (RangeRead { key: key.to_owned(), range, sink }, fed)
 }
 

@@ -10,7 +10,7 @@ use s3dcp_s3::{Client, ClientConfig, ErrorKind, Payload, PutOptions, crc32};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::support::{Act, Responder, pattern, response};
+use crate::support::{Act, Responder, pattern, read, response};
 
 const CERTIFICATE: &[u8] = include_bytes!("tls/server.pem");
 const KEY: &[u8] = include_bytes!("tls/server.key");
@@ -69,6 +69,11 @@ async fn an_unknown_authority_is_a_config_error_and_a_bundle_makes_it_known() {
     put(client.clone()).await.unwrap();
     assert_eq!(crc32(&plain.seen()[0].body), crc32(&bytes));
     assert_eq!(client.get_object("bkt", "k").await.unwrap().body, bytes);
+    let (job, fed) = read("k", 0..3 << 20);
+    client.download("bkt", vec![job]).await.unwrap();
+    assert!(fed.lock().unwrap().bytes == bytes);
+    // One connection per pool: the second answer came over the first's.
+    assert_eq!(plain.connections(), 2);
 
     let missing = ClientConfig { ca_bundle: Some("/no/such/file.pem".into()), ..config };
     let error = put(Client::new(missing).unwrap()).await.unwrap_err();
