@@ -10,7 +10,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo test test-rust test-python check check-rust check-python format bench clean
+.PHONY: help demo test test-rust test-python check check-rust check-python format bench bench-micro clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -22,11 +22,11 @@ test: test-rust test-python
 
 test-rust:
 ifeq ($(NEXTEST),yes)
-	cargo nextest run --locked --release --workspace --no-fail-fast
+	cargo nextest run --locked --release --workspace --exclude s3dcp-bench-micro --no-fail-fast
 else
-	cargo test --locked --release --workspace --lib --bins --tests
+	cargo test --locked --release --workspace --exclude s3dcp-bench-micro --lib --bins --tests
 endif
-	cargo test --locked --release --workspace --doc --quiet
+	cargo test --locked --release --workspace --exclude s3dcp-bench-micro --doc --quiet
 
 test-python: $(NATIVE)
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
@@ -58,6 +58,11 @@ $(VENV)/ready: requirements-dev.txt
 	@$(PYTHON) -m venv $(VENV)
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	@touch $@
+
+# Criterion is built for this alone; instructions are counted where valgrind is installed.
+bench-micro:
+	cargo build --locked --release --quiet -p s3dcp-bench-micro
+	$(PYTHON) bench/micro.py
 
 # Sees all of .venv, and holds what only the peers need: they want other releases of boto3 than the tests.
 $(BENCH_VENV)/ready: bench/requirements.txt $(VENV)/ready
