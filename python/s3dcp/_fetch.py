@@ -1,48 +1,45 @@
 """From a load plan to bytes in tensors.
 
-Every tensor that is wanted has a `Source`: where its raw bytes lie in a shard file, in which dtype and shape. A
-wanted block that is one run of stored bytes of the tensor's own dtype goes straight into the tensor's memory.
-Everything else (other dtype, other layout, other device, blocks out of the middle of rows, objects) passes through
-a bounded arena, some rows at a time. All fetches of a round run at once, over all files.
+Every tensor that is wanted has a `Source`: where its raw bytes lie in a shard file, in which dtype and shape. Stored
+bytes of the tensor's own dtype go straight into the tensor's memory, as one run or as the runs of a block.
+Everything else (other dtype, other device, odd layouts, objects) passes through the slots of a `Transfer`.
+
+The most usual item by far, a whole plain tensor in memory of its own kind, has a path of its own: no object is made
+for it, and torch's default planner is not asked for what it would answer.
 """
 
 from __future__ import annotations
 
 import ctypes
 import io
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import operator
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.distributed._shard._utils import narrow_tensor_by_index
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import _StorageReaderTransforms
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 
 from . import _native
+from ._blocks import Packed, apart, boxes, joined
 from ._sources import Index, Source
+from ._transfer import SLOT_BYTES, Transfer
 from .errors import Corrupt
 
-ARENA_BYTES = 64 * 1024 * 1024
-BLOCK_BYTES = 32 * 1024 * 1024
-ALIGNMENT = 64
-
-
-@dataclass
-class _Read:
-    """Bytes of one item and where they go."""
-
-    name: str
-    key: str
-    offset: int
-    length: int
-    checksums: bytes | None
-    pieces: list[tuple[int, int, int]]  # start and end within the item, address
-
-
-Step = Callable[[], object]
+SLICE_BYTES = _native.SLICE_BYTES
+# Shorter runs are copied by torch, from a slot, rather than one by one.
+MIN_RUN_BYTES = 64
+# What lies between two blocks is fetched along when it is less than this.
+GAP_BYTES = 256 * 1024
+# Heads of foreign items are read for so many at a time, 2 KiB each.
+FOREIGN_ITEMS = 4096
+# What a planner must not have overridden for its targets to be known without asking it.
+PLANNER_HOOKS = ("resolve_tensor", "commit_tensor", "lookup_tensor", "transform_tensor")
 
 
 class Fetch:
@@ -67,16 +64,10 @@ class Fetch:
         verify: bool,
         weights_only: bool,
     ) -> None:
-        self._client = client
-        self._bucket = bucket
         self._index = Index(client, bucket, path_key, metadata, verify)
         self._transforms = transforms
-        self._verify = verify
         self._weights_only = weights_only
-        self._arena = torch.empty(0, dtype=torch.uint8)
-        self._arena_used = 0
-        self._reads: list[_Read] = []
-        self._steps: list[Step] = []
+        self._transfer = Transfer(client, bucket, verify)
 
     def expected_bytes(self, plan: LoadPlan) -> int:
         """About how many bytes the load will move."""
@@ -84,25 +75,74 @@ class Fetch:
 
     def run(self, plan: LoadPlan, planner: LoadPlanner) -> None:
         """Load every item of `plan`; returns when all bytes are in place and verified."""
-        infos = {id(item): self._index.info(item.storage_index) for item in plan.items}
-        items = sorted(plan.items, key=lambda item: (infos[id(item)].relative_path, infos[id(item)].offset))
-        tensors = []
-        for item in items:
-            info = infos[id(item)]
-            if item.type == LoadItemType.BYTE_IO or getattr(info, "transform_descriptors", None):
-                self._whole_item(item, info, planner)
-            else:
-                tensors.append(item)
-        sources = self._index.sources(tensors, infos)
-        for item in tensors:
-            source = sources[id(item)]
-            if source is None:
-                self._whole_item(item, infos[id(item)], planner)
-            else:
-                self._tensor(item, source, planner)
-        self._flush()
+        with self._transfer:
+            foreign: list[tuple[ReadItem, Any]] = []
+            for item, info in self._own_tensors(plan, planner):
+                if item.type == LoadItemType.BYTE_IO or getattr(info, "transform_descriptors", None):
+                    self._whole_item(item, info, planner)
+                elif getattr(info, "data_offset", None) is None:
+                    foreign.append((item, info))
+                else:
+                    self._tensor(item, self._index.source(item.storage_index, info), planner)
+            for start in range(0, len(foreign), FOREIGN_ITEMS):
+                some = foreign[start : start + FOREIGN_ITEMS]
+                for (item, info), source in zip(some, self._index.foreign_sources(some), strict=True):
+                    if source is None:
+                        self._whole_item(item, info, planner)
+                    else:
+                        self._tensor(item, source, planner)
+            self._transfer.finish()
 
     # -- what goes where
+
+    def _own_tensors(self, plan: LoadPlan, planner: LoadPlanner) -> Iterator[tuple[ReadItem, Any]]:
+        """Note whole plain tensors that go straight into their targets; yields all other items with their entries."""
+        index, transfer = self._index, self._transfer
+        targets = _plain_targets(planner)
+        contents = index.contents
+        tensor_types = (torch.Tensor, torch.nn.Parameter)
+        tensor = LoadItemType.TENSOR
+        batch = transfer.direct
+        for item, info in _in_file_order(plan.items, index.infos(plan.items)):
+            name, lengths = item.storage_index.fqn, item.lengths
+            target: Any = targets.get(item.dest_index.fqn)
+            data_offset = getattr(info, "data_offset", None)
+            if type(target) not in tensor_types or data_offset is None:
+                yield item, info
+                continue
+            content: Any = contents.get(name)
+            chunks: Any = getattr(content, "chunks", ())
+            if not (
+                item.type is tensor
+                and target.shape == lengths
+                and len(chunks) == 1
+                and chunks[0].sizes == lengths
+                and target.dtype is content.properties.dtype
+                and not any(item.storage_offsets)
+                and not any(item.dest_index.offset or ())
+                and item.storage_index.offset in (None, chunks[0].offsets)
+                and not getattr(info, "transform_descriptors", None)
+                and not hasattr(target, "__get_tensor_shard__")
+                and target.is_contiguous()
+                and _is_direct(target)
+            ):
+                yield item, info
+                continue
+            nbytes = target.nbytes
+            index.must_hold(name, info, nbytes)
+            if not nbytes:
+                continue
+            if transfer.direct is not batch:
+                batch = transfer.direct
+            batch.names.append(name)
+            batch.keys.append(index.key(info.relative_path))
+            batch.offsets.append(info.offset)
+            batch.lengths.append(info.length)
+            batch.checksums.append(index.checksums(info))
+            batch.starts.append(data_offset)
+            batch.ends.append(data_offset + nbytes)
+            batch.addresses.append(target.data_ptr())
+            transfer.keep(target)
 
     def _tensor(self, item: ReadItem, source: Source, planner: LoadPlanner) -> None:
         target = planner.resolve_tensor(item).detach()
@@ -116,62 +156,112 @@ class Fetch:
         ):
             raise ValueError(f"{name}: block {offsets}+{lengths} is outside the stored chunk {source.shape}")
         if 0 in lengths:
-            self._steps.append(lambda: planner.commit_tensor(item, target))
+            self._transfer.at_last(lambda: planner.commit_tensor(item, target))
             return
-        run = _single_run(source, offsets, lengths)
-        if run is not None and _is_direct(target, source.dtype):
-            start = source.data_offset + run[0] * source.dtype.itemsize
-            self._read(name, source, [(start, start + target.nbytes, target.data_ptr())])
-            self._steps.append(lambda: planner.commit_tensor(item, target))
+        order = source.nesting()
+        if order is None:
+            self._whole_storage(name, source, offsets, target)
+            self._transfer.then(lambda: planner.commit_tensor(item, target))
             return
-        if source.is_contiguous:
-            for block, rows in _row_blocks(target, offsets, source.shape, 0, source.dtype.itemsize):
-                self._buffered(name, source, block, rows)
-        else:
-            self._buffered_strided(name, source, offsets, lengths, target)
-        self._steps.append(lambda: planner.commit_tensor(item, target))
+        start = source.storage_offset + sum(map(operator.mul, offsets, source.strides))
+        strides = tuple(source.strides[dim] for dim in order)
+        block = target.permute(order)
+        is_direct = target.dtype == source.dtype and type(target) is torch.Tensor and _is_direct(target)
+        staged = False
+        for part, first, steps in apart(block, start, strides, GAP_BYTES // source.dtype.itemsize):
+            if not (is_direct and self._direct(name, source, part, first, steps)):
+                self._staged(name, source, part, first, steps)
+                staged = True
+        after = self._transfer.then if staged else self._transfer.at_last
+        after(lambda: planner.commit_tensor(item, target))
 
-    def _buffered(self, name: str, source: Source, block: torch.Tensor, rows: _Rows) -> None:
-        """Fetch whole rows that cover `block` into the arena, then copy the block out of them."""
+    def _direct(self, name: str, source: Source, block: torch.Tensor, start: int, strides: tuple[int, ...]) -> bool:
+        """Read a block straight into its memory, if its runs are long enough for that."""
         itemsize = source.dtype.itemsize
-        nbytes = (rows.end - rows.start) * itemsize
-        memory = self._allocate(nbytes)
-        start = source.data_offset + rows.start * itemsize
-        self._read(name, source, [(start, start + nbytes, memory.data_ptr())])
-        stored = memory.view(source.dtype).view(rows.shape)
-        self._steps.append(lambda: block.copy_(narrow_tensor_by_index(stored, rows.offsets, block.size())))
+        run, dims = joined(block.shape, strides, block.stride())
+        if dims and (run * itemsize < MIN_RUN_BYTES or any(step < 1 for _, _, step in dims)):
+            return False
+        begin = source.data_offset + start * itemsize
+        end = begin + (run + sum((count - 1) * step for count, step, _ in dims)) * itemsize
+        runs = None
+        if dims:
+            room = (run + sum((count - 1) * step for count, _, step in dims)) * itemsize
+            scaled = [(count, stored * itemsize, step * itemsize) for count, stored, step in dims]
+            runs = (run * itemsize, room, (0, 0), scaled)
+        self._transfer.direct.add(
+            name, source.key, source.offset, source.length, source.checksums, begin, end, block.data_ptr(), runs
+        )
+        self._transfer.keep(block)
+        return True
 
-    def _buffered_strided(
-        self,
-        name: str,
-        source: Source,
-        offsets: tuple[int, ...],
-        lengths: tuple[int, ...],
-        target: torch.Tensor,
-    ) -> None:
-        """A foreign tensor in another layout: fetch its whole storage."""
+    def _staged(self, name: str, source: Source, block: torch.Tensor, start: int, strides: tuple[int, ...]) -> None:
+        """Read a block into slots, a piece at a time, and copy it out of them.
+
+        Pieces end where slices do, so that no slice is fetched twice.
+        """
+        itemsize = source.dtype.itemsize
+        packed = Packed(start, block.shape, strides)
+        to_cut = SLICE_BYTES - (source.data_offset + start * itemsize) % SLICE_BYTES
+        cuts = range(
+            start + -(-to_cut // itemsize), packed.place(packed.count - 1) + 1, max(SLICE_BYTES // itemsize, 1)
+        )
+        for first, end in packed.pieces(max(SLOT_BYTES // itemsize, 1), cuts):
+            nbytes = (end - first) * itemsize
+            memory = self._transfer.stage(nbytes)
+            at, last = packed.place(first), packed.place(end - 1)
+            dims = [(count, stored * itemsize, step * itemsize) for count, stored, step in packed.dims]
+            runs = (packed.run * itemsize, nbytes, ((at - start) * itemsize, first * itemsize), dims)
+            self._transfer.staged.add(
+                name,
+                source.key,
+                source.offset,
+                source.length,
+                source.checksums,
+                source.data_offset + at * itemsize,
+                source.data_offset + (last + 1) * itemsize,
+                memory.data_ptr(),
+                runs if dims else None,
+            )
+            stored, used = memory.view(source.dtype), 0
+            for box in boxes(block, first, end):
+                values = stored.narrow(0, used, box.numel()).view(box.shape)
+                used += box.numel()
+                self._transfer.then(partial(box.copy_, values))
+
+    def _whole_storage(self, name: str, source: Source, offsets: tuple[int, ...], target: torch.Tensor) -> None:
+        """A foreign tensor whose elements overlap in the file: fetch its whole storage."""
         nbytes = source.elements * source.dtype.itemsize
-        memory = self._allocate(nbytes)
-        self._read(name, source, [(source.data_offset, source.data_offset + nbytes, memory.data_ptr())])
+        memory = self._transfer.stage(nbytes)
+        self._transfer.staged.add(
+            name,
+            source.key,
+            source.offset,
+            source.length,
+            source.checksums,
+            source.data_offset,
+            source.data_offset + nbytes,
+            memory.data_ptr(),
+        )
         elements = memory.view(source.dtype)
-        first = elements.storage_offset() + source.storage_offset  # as_strided counts from the arena's start
+        first = elements.storage_offset() + source.storage_offset  # as_strided counts from the slot's start
         stored = elements.as_strided(source.shape, source.strides, first)
-        self._steps.append(lambda: target.copy_(narrow_tensor_by_index(stored, offsets, lengths)))
+        self._transfer.then(lambda: target.copy_(narrow_tensor_by_index(stored, offsets, target.size())))
 
     def _whole_item(self, item: ReadItem, info: Any, planner: LoadPlanner) -> None:
         """An object, a transformed stream, or a tensor that only torch can read: fetch all of it."""
         name = item.storage_index.fqn
-        memory = self._allocate(info.length)
+        memory = self._transfer.stage(info.length)
         if info.length:
-            read = _Read(
+            self._transfer.staged.add(
                 name,
                 self._index.key(info.relative_path),
                 info.offset,
                 info.length,
                 self._index.checksums(info),
-                [(0, info.length, memory.data_ptr())],
+                0,
+                info.length,
+                memory.data_ptr(),
             )
-            self._reads.append(read)
 
         def load() -> None:
             stream: Any = io.BytesIO(ctypes.string_at(memory.data_ptr(), info.length))
@@ -195,109 +285,41 @@ class Fetch:
             target.copy_(block)
             planner.commit_tensor(item, target)
 
-        self._steps.append(load)
-
-    # -- moving bytes
-
-    def _read(self, name: str, source: Source, pieces: list[tuple[int, int, int]]) -> None:
-        last = self._reads[-1] if self._reads else None
-        if last is not None and (last.key, last.offset, last.length) == (
-            source.key,
-            source.offset,
-            source.length,
-        ):
-            last.pieces += pieces
-        else:
-            self._reads.append(_Read(name, source.key, source.offset, source.length, source.checksums, pieces))
-
-    def _allocate(self, nbytes: int) -> torch.Tensor:
-        """`nbytes` of the arena; when it is used up, first fetch and copy out what is in it."""
-        used = -(-self._arena_used // ALIGNMENT) * ALIGNMENT
-        if used + nbytes > len(self._arena):
-            if used:
-                self._flush()
-                used = 0
-            if nbytes > len(self._arena):
-                pin = torch.cuda.is_available()
-                self._arena = torch.empty(max(nbytes, ARENA_BYTES), dtype=torch.uint8, pin_memory=pin)
-        self._arena_used = used + nbytes
-        return self._arena[used : used + nbytes]
-
-    def _flush(self) -> None:
-        """Fetch everything noted so far, then run what waits for it."""
-        reads, steps = self._reads, self._steps
-        self._reads, self._steps, self._arena_used = [], [], 0
-        if reads:
-            self._client.download(
-                self._bucket,
-                [(read.name, read.key, read.offset, read.length, read.checksums, read.pieces) for read in reads],
-                self._verify,
-            )
-        for step in steps:
-            step()
+        self._transfer.then(load)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A run of stored elements, seen as `shape`, in which the wanted block starts at `offsets`."""
-
-    start: int
-    end: int
-    shape: tuple[int, ...]
-    offsets: tuple[int, ...]
-
-
-def _row_blocks(
-    target: torch.Tensor, offsets: tuple[int, ...], shape: tuple[int, ...], base: int, itemsize: int
-) -> Iterator[tuple[torch.Tensor, _Rows]]:
-    """Cut the wanted block along its first dimension so that each piece's covering rows stay below `BLOCK_BYTES`.
-
-    Yields each piece of `target` with the stored run that covers it; the block starts at `offsets` of a stored
-    tensor of `shape`, whose first element is number `base`. Single rows above the limit are cut along their next
-    dimension, and so on.
-    """
-    if not shape:
-        yield target, _Rows(base, base + 1, (), ())
-        return
-    row = math.prod(shape[1:])
-    rows_per_block = max(1, BLOCK_BYTES // (row * itemsize))
-    if row * itemsize > BLOCK_BYTES:
-        for number in range(target.shape[0]):
-            start = base + (offsets[0] + number) * row
-            yield from _row_blocks(target[number], offsets[1:], shape[1:], start, itemsize)
-        return
-    for first in range(0, target.shape[0], rows_per_block):
-        count = min(rows_per_block, target.shape[0] - first)
-        start = base + (offsets[0] + first) * row
-        rows = _Rows(start, start + count * row, (count, *shape[1:]), (0, *offsets[1:]))
-        yield target.narrow(0, first, count), rows
+def _in_file_order(items: list[ReadItem], infos: list[Any]) -> Iterator[tuple[ReadItem, Any]]:
+    """Items with their entries, file by file and from front to back."""
+    files: dict[str, list[int]] = {}
+    for number, info in enumerate(infos):
+        files.setdefault(info.relative_path, []).append(number)
+    for _, numbers in sorted(files.items()):
+        offsets = [infos[number].offset for number in numbers]
+        if not all(map(operator.le, offsets, islice(offsets, 1, None))):
+            numbers.sort(key=lambda number: infos[number].offset)
+        for number in numbers:
+            yield items[number], infos[number]
 
 
-def _single_run(source: Source, offsets: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[int, int] | None:
-    """The wanted block as one run of stored elements (start, end), or None if it is several."""
-    if not source.is_contiguous:
-        return None
-    inner_whole = True
-    for dim in reversed(range(len(lengths))):
-        if not inner_whole and lengths[dim] != 1:
-            return None
-        if lengths[dim] != source.shape[dim]:
-            inner_whole = False
-    start = sum(offset * stride for offset, stride in zip(offsets, source.strides, strict=True))
-    return start, start + math.prod(lengths)
+def _plain_targets(planner: LoadPlanner) -> dict[str, Any]:
+    """The state by name, where `planner` answers with what is in it, as torch's default planner does; else nothing."""
+    kind = type(planner)
+    for hook in PLANNER_HOOKS:
+        default = getattr(DefaultLoadPlanner, hook)
+        if getattr(kind, hook, None) is not default or hook in getattr(planner, "__dict__", ()):
+            return {}
+    state = planner.state_dict  # type: ignore[attr-defined]
+    return state if type(state) is dict else {}
 
 
-def _is_direct(target: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether stored bytes can be written into the tensor's memory as they are."""
+def _is_direct(target: torch.Tensor) -> bool:
+    """Whether elements can be written into the tensor's memory as they are."""
     return (
         target.is_cpu
         and target.layout is torch.strided
-        and target.dtype == dtype
-        and target.is_contiguous()
         and not target.is_conj()
         and not target.is_neg()
         and not target.is_quantized
-        and type(target) in (torch.Tensor, torch.nn.Parameter)
     )
 
 

@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import final
 
+from ._transfer import Batch
+
 __all__ = [
     "MAX_BASE",
     "MAX_KEY_BYTES",
+    "SLICE_BYTES",
     "ArchiveHead",
     "Client",
     "Committed",
+    "Download",
     "Index",
     "ObjectInfo",
     "Observed",
@@ -97,6 +101,11 @@ class Committed:
     def left(self) -> list[str]: ...
 
 @final
+class Download:
+    def wait(self) -> None: ...
+    def cancel(self) -> None: ...
+
+@final
 class Client:
     def __new__(
         cls,
@@ -125,12 +134,7 @@ class Client:
     def copy_object(self, bucket: str, source_key: str, key: str) -> None: ...
     def delete_objects(self, bucket: str, keys: Sequence[str]) -> None: ...
     def read_ranges(self, bucket: str, ranges: Sequence[tuple[str, int, int]]) -> list[bytearray]: ...
-    def download(
-        self,
-        bucket: str,
-        items: Sequence[tuple[str, str, int, int, bytes | None, Sequence[tuple[int, int, int]]]],
-        verify: bool,
-    ) -> None: ...
+    def download(self, bucket: str, batch: Batch, verify: bool) -> Download: ...
     def shard_writer(
         self, bucket: str, key: str, size_hint: int, requests_per_second: float | None = None
     ) -> ShardWriter: ...
@@ -198,6 +202,8 @@ class ArchiveHead:
 @final
 class Index:
     def seal(self, prefix: str) -> bytes: ...
+
+SLICE_BYTES: int
 
 def parse_archive_head(head: bytes | bytearray, name: str) -> ArchiveHead | int | None: ...
 def check_index(body: bytes, location: str, extra_globals: Sequence[tuple[str, str]]) -> None: ...

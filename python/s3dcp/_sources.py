@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 from torch.distributed.checkpoint.planner import ReadItem
 
 from . import _native
+from ._blocks import row_major
 from ._dtypes import SAFETENSORS_DTYPES
 from .errors import Corrupt
 
@@ -47,20 +48,19 @@ class Source:
         steps = zip(self.shape, self.strides, strict=True)
         return self.storage_offset + sum((size - 1) * stride for size, stride in steps) + 1
 
-    @property
-    def is_contiguous(self) -> bool:
-        """Row-major from the first byte on."""
-        return self.storage_offset == 0 and self.strides == row_major(self.shape)
-
-
-def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides, in elements, of a contiguous tensor of `shape`."""
-    strides = []
-    step = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
+    def nesting(self) -> list[int] | None:
+        """The dimensions from the widest step to the narrowest, if each steps over all that lies within it."""
+        order = list(range(len(self.shape)))
+        if self.strides == row_major(self.shape):
+            return order
+        order.sort(key=lambda dim: -self.strides[dim])
+        extent = 1
+        for dim in reversed(order):
+            if self.shape[dim] > 1:
+                if self.strides[dim] < extent:
+                    return None
+                extent += (self.shape[dim] - 1) * self.strides[dim]
+        return order
 
 
 class Index:
@@ -80,20 +80,28 @@ class Index:
         self._metadata = metadata
         self._verify = verify
         self._keys: dict[str, str] = {}
+        self._headers: dict[tuple[str, int], tuple[int, dict[str, Any]]] = {}
 
     def wanted_bytes(self, item: ReadItem) -> int:
         """Bytes of the values that `item` wants."""
         tensor = self._metadata.state_dict_metadata.get(item.storage_index.fqn)
         if isinstance(tensor, TensorStorageMetadata):
             return math.prod(item.lengths) * tensor.properties.dtype.itemsize
-        return self.info(item.storage_index).length  # type: ignore[no-any-return]
+        return self.infos([item])[0].length  # type: ignore[no-any-return]
 
-    def info(self, index: MetadataIndex) -> Any:
-        """The entry of one stored item: torch's ``_StorageInfo``, ours with more attributes."""
+    @property
+    def contents(self) -> dict[str, Any]:
+        """What the index says of each tensor and object, by name."""
+        return self._metadata.state_dict_metadata
+
+    def infos(self, items: list[ReadItem]) -> list[Any]:
+        """The entry of each stored item: torch's ``_StorageInfo``, ours with more attributes."""
+        entries = self._metadata.storage_data
         try:
-            return self._metadata.storage_data[index]
-        except KeyError:
-            raise Corrupt(f"{index.fqn}: the index does not say where this item is stored") from None
+            return [entries[item.storage_index] for item in items]
+        except KeyError as error:
+            name = error.args[0].fqn
+            raise Corrupt(f"{name}: the index does not say where this item is stored") from None
 
     def key(self, relative_path: str) -> str:
         """The key of a shard file named in the index."""
@@ -102,32 +110,26 @@ class Index:
             key = self._keys[relative_path] = _native.resolve_key(self._path_key, relative_path)
         return key
 
-    def sources(self, items: list[ReadItem], infos: dict[int, Any]) -> dict[int, Source | None]:
-        """The source of each item, by the item's id; None where only torch can read it."""
-        sources: dict[int, Source | None] = {}
-        foreign: list[ReadItem] = []
-        for item in items:
-            info = infos[id(item)]
-            data_offset = getattr(info, "data_offset", None)
-            if data_offset is None:
-                foreign.append(item)
-                continue
-            dtype, shape = self._declared(item.storage_index)
-            nbytes = math.prod(shape) * dtype.itemsize
-            if not (type(data_offset) is int and data_offset >= 0 and data_offset + nbytes <= info.length):
-                raise Corrupt(f"{item.storage_index.fqn}: the index gives this item too few bytes for its shape")
-            sources[id(item)] = Source(
-                key=self.key(info.relative_path),
-                offset=info.offset,
-                length=info.length,
-                checksums=self.checksums(info),
-                data_offset=data_offset,
-                dtype=dtype,
-                shape=shape,
-                strides=row_major(shape),
-            )
-        sources.update(self._foreign_sources(foreign, infos))
-        return sources
+    def source(self, index: MetadataIndex, info: Any) -> Source:
+        """Where a tensor lies whose entry says where its raw bytes begin."""
+        dtype, shape = self._declared(index)
+        self.must_hold(index.fqn, info, math.prod(shape) * dtype.itemsize)
+        return Source(
+            key=self.key(info.relative_path),
+            offset=info.offset,
+            length=info.length,
+            checksums=self.checksums(info),
+            data_offset=info.data_offset,
+            dtype=dtype,
+            shape=shape,
+            strides=row_major(shape),
+        )
+
+    def must_hold(self, name: str, info: Any, nbytes: int) -> None:
+        """Refuse an entry too short for the raw bytes of its tensor."""
+        start = info.data_offset
+        if not (type(start) is int and start >= 0 and start + nbytes <= info.length):
+            raise Corrupt(f"{name}: the index gives this item too few bytes for its shape")
 
     def checksums(self, info: Any) -> bytes | None:
         """The packed checksums of an entry, where it has some and they are wanted."""
@@ -150,37 +152,41 @@ class Index:
                 return tensor.properties.dtype, tuple(chunk.sizes)
         raise Corrupt(f"{index.fqn}: the index does not describe the chunk at {index.offset}")
 
-    def _foreign_sources(self, items: list[ReadItem], infos: dict[int, Any]) -> dict[int, Source | None]:
-        """Read the heads of items written by others, all at once, and learn their layout."""
-        sources: dict[int, Source | None] = {}
-        safetensors: list[ReadItem] = []
-        waiting = []
-        for item in items:
-            if infos[id(item)].length < SMALLEST_ARCHIVE_BYTES:
-                safetensors.append(item)
+    def foreign_sources(self, items: list[tuple[ReadItem, Any]]) -> list[Source | None]:
+        """The sources of items, with their entries, that others wrote; None where only torch can read one.
+
+        Their heads are read, all at once.
+        """
+        sources: list[Source | None] = [None] * len(items)
+        safetensors: list[int] = []
+        waiting: list[tuple[int, int]] = []
+        for number, (_, info) in enumerate(items):
+            if info.length < SMALLEST_ARCHIVE_BYTES:
+                safetensors.append(number)
             else:
-                waiting.append((item, HEAD_BYTES))
+                waiting.append((number, HEAD_BYTES))
         while waiting:
             ranges = []
-            for item, want in waiting:
-                info = infos[id(item)]
+            for number, want in waiting:
+                info = items[number][1]
                 ranges.append((self.key(info.relative_path), info.offset, info.offset + min(want, info.length)))
             heads = self._client.read_ranges(self._bucket, ranges)
             still = []
-            for (item, want), head in zip(waiting, heads, strict=True):
-                info = infos[id(item)]
+            for (number, want), head in zip(waiting, heads, strict=True):
+                item, info = items[number]
                 if not head.startswith(b"PK\x03\x04"):
-                    safetensors.append(item)
+                    safetensors.append(number)
                     continue
                 parsed = _native.parse_archive_head(head, item.storage_index.fqn)
                 if isinstance(parsed, int):
                     if want >= info.length:
                         raise Corrupt(f"{item.storage_index.fqn}: the stored archive is cut short")
-                    still.append((item, max(parsed, 2 * want)))
+                    still.append((number, max(parsed, 2 * want)))
                 else:
-                    sources[id(item)] = self._archive_source(item, info, parsed)
+                    sources[number] = self._archive_source(item, info, parsed)
             waiting = still
-        sources.update(self._safetensors_sources(safetensors, infos))
+        for number in safetensors:
+            sources[number] = self._safetensors_source(*items[number])
         return sources
 
     def _archive_source(self, item: ReadItem, info: Any, parsed: _native.ArchiveHead | None) -> Source | None:
@@ -209,40 +215,36 @@ class Index:
         if (dtype, shape) != declared:
             raise Corrupt(f"{index.fqn}: stored as {dtype} {shape}, but the index says {declared[0]} {declared[1]}")
 
-    def _safetensors_sources(self, items: list[ReadItem], infos: dict[int, Any]) -> dict[int, Source | None]:
+    def _safetensors_source(self, item: ReadItem, info: Any) -> Source:
         """torch gives every tensor of a safetensors file the offset of the file's header; names tell them apart."""
-        sources: dict[int, Source | None] = {}
-        headers: dict[tuple[str, int], tuple[int, dict[str, Any]]] = {}
-        for item in items:
-            info, name = infos[id(item)], item.storage_index.fqn
-            key = self.key(info.relative_path)
-            place = (key, info.offset)
-            if place not in headers:
-                headers[place] = self._safetensors_header(key, info.offset)
-            data_start, entries = headers[place]
-            entry = entries.get(name)
-            try:
-                dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"])  # type: ignore[index]
-                start, end = entry["data_offsets"]  # type: ignore[index]
-                fits = 0 <= start <= end and end - start == math.prod(shape) * dtype.itemsize
-            except (TypeError, KeyError, ValueError):
-                fits = False
-            if not fits:
-                raise Corrupt(f"{name}: {key} does not hold this tensor as safetensors")
-            self.must_match_declared(item.storage_index, dtype, shape)
-            sources[id(item)] = Source(
-                key=key,
-                offset=data_start + start,
-                length=end - start,
-                checksums=None,
-                data_offset=0,
-                dtype=dtype,
-                shape=shape,
-                strides=row_major(shape),
-            )
-        return sources
+        name, key = item.storage_index.fqn, self.key(info.relative_path)
+        data_start, entries = self._safetensors_header(key, info.offset)
+        entry = entries.get(name)
+        try:
+            dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"])  # type: ignore[index]
+            start, end = entry["data_offsets"]  # type: ignore[index]
+            fits = 0 <= start <= end and end - start == math.prod(shape) * dtype.itemsize
+        except (TypeError, KeyError, ValueError):
+            fits = False
+        if not fits:
+            raise Corrupt(f"{name}: {key} does not hold this tensor as safetensors")
+        self.must_match_declared(item.storage_index, dtype, shape)
+        return Source(
+            key=key,
+            offset=data_start + start,
+            length=end - start,
+            checksums=None,
+            data_offset=0,
+            dtype=dtype,
+            shape=shape,
+            strides=row_major(shape),
+        )
 
     def _safetensors_header(self, key: str, offset: int) -> tuple[int, dict[str, Any]]:
+        """Where the data of a file begins, and its entries; each file's header is read once."""
+        known = self._headers.get((key, offset))
+        if known is not None:
+            return known
         length = int.from_bytes(self._client.read_ranges(self._bucket, [(key, offset, offset + 8)])[0], "little")
         if not 2 <= length <= MAX_SAFETENSORS_HEADER_BYTES:
             raise Corrupt(f"{key}: neither a torch archive nor a safetensors file at byte {offset}")
@@ -254,4 +256,5 @@ class Index:
             raise Corrupt(f"{key}: the safetensors header is damaged: {error}") from error
         if not isinstance(entries, dict):
             raise Corrupt(f"{key}: the safetensors header is no object")
+        self._headers[key, offset] = start + length, entries
         return start + length, entries

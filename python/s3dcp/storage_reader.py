@@ -233,8 +233,9 @@ class S3StorageReader(FileSystemReader):
         bucket, path_key = split_path(self.path)
         fetch = Fetch(self.fs.client, bucket, path_key, self._metadata, self.transforms, self.verify, self.weights_only)
         rank = self.rank if self.rank is not None else 0
+        expected = fetch.expected_bytes(plan) if self.progress else 0
         try:
-            with Progress(self.progress, "load", self.fs.client, "bytes_received", fetch.expected_bytes(plan), rank):
+            with Progress(self.progress, "load", self.fs.client, "bytes_received", expected, rank):
                 fetch.run(plan, planner)
         except NotFound as error:
             raise self._explain_missing(error, bucket, path_key) from error

@@ -2,7 +2,8 @@
 //!
 //! - Tensor archives: [`TensorSpec`], [`parse_archive_head`], [`archive_size`].
 //! - Writing a shard file: [`ShardWriter`] with [`ItemChecksums`].
-//! - Reading: [`plan_reads`] turns wanted bytes of items into ranges of shard files.
+//! - Reading: [`plan_reads`] turns wanted bytes of items into ranges of shard files, [`BlockLayout`] takes blocks out of
+//!   rows.
 //! - The index: [`IndexWriter`] writes it, [`check_index`] judges it before Python unpickles it, [`read_facts`] reads
 //!   what this crate needs, [`resolve_key`] places its shard files.
 //! - Commit: [`observe`] before a save, [`commit`] at its end.
@@ -10,6 +11,7 @@
 //! Errors are the engine's, [`s3dcp_s3::Error`].
 
 mod archive;
+mod block;
 mod checksums;
 mod clean_up;
 mod commit;
@@ -28,6 +30,7 @@ mod shard_writer;
 pub use archive::parse::{ArchiveHead, HeadState, MAX_HEAD, parse_archive_head};
 pub use archive::spec::TensorSpec;
 pub use archive::write::archive_size;
+pub use block::{BlockDim, BlockLayout};
 pub use checksums::{ItemChecksums, SLICE_SIZE};
 pub use commit::{Committed, commit};
 pub use conditions::ConditionalCommit;

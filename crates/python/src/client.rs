@@ -6,20 +6,14 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
-use s3dcp_checkpoint::{
-    ConditionalCommit, Destination, ItemChecksums, ItemRead, Piece, ReadOptions, Target, commit, observe,
-    plan_reads,
-};
+use s3dcp_checkpoint::{ConditionalCommit, Target, commit, observe};
 use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption, UploadOptions};
 
+use crate::download::{Batch, Download, whole_range};
 use crate::errors::{about, to_python};
 use crate::index::Index;
-use crate::memory::TensorDestination;
 use crate::runtime::wait;
 use crate::shard_writer::ShardWriter;
-
-/// One item to read: name, key, offset, length, packed checksums, pieces (start, end, address).
-type ReadRequest = (String, String, u64, u64, Option<Vec<u8>>, Vec<(u64, u64, usize)>);
 
 /// Size, ETag and age of an object.
 #[pyclass(frozen, get_all, module = "s3dcp._native")]
@@ -214,25 +208,20 @@ impl Client {
             let buffer = PyByteArray::new_with(py, size, |_| Ok(()))?;
             let address = buffer.data() as usize;
             if length > 0 {
-                requests.push((key.clone(), key, start, length, None, vec![(0, length, address)]));
+                requests.push(whole_range(key, start, length, address)?);
             }
             buffers.push(buffer);
         }
-        self.download(py, bucket, requests, false)?;
+        Download::start(self.engine(py)?, bucket, requests, false)?.wait(py)?;
         Ok(buffers)
     }
 
-    /// Fetch items into memory: (name, key, offset, length, packed checksums or None, [(start, end, address)]).
+    /// Start fetching a batch of reads into memory.
     ///
-    /// The caller keeps the memory alive; nothing writes into it after this has returned or raised.
-    fn download(&self, py: Python<'_>, bucket: &str, items: Vec<ReadRequest>, verify: bool) -> PyResult<()> {
-        let engine = self.engine(py)?;
-        let items = items.into_iter().map(|item| item_read(py, item)).collect::<PyResult<Vec<_>>>()?;
-        let options = ReadOptions { verify, ..ReadOptions::default() };
-        let reads = py
-            .detach(|| plan_reads(items, &options))
-            .map_err(|error| to_python(py, &error.with_bucket(bucket)))?;
-        wait(py, engine.download(bucket, reads))
+    /// The caller keeps the memory alive until the download has been waited for or cancelled; nothing writes into
+    /// it after that.
+    fn download(&self, py: Python<'_>, bucket: &str, batch: Batch<'_>, verify: bool) -> PyResult<Download> {
+        Download::start(self.engine(py)?, bucket, batch.reads()?, verify)
     }
 
     #[pyo3(signature = (bucket, key, size_hint, requests_per_second=None))]
@@ -308,22 +297,6 @@ impl Client {
     }
 }
 
-fn item_read(py: Python<'_>, item: ReadRequest) -> PyResult<ItemRead> {
-    let (name, key, offset, length, checksums, pieces) = item;
-    let checksums = checksums
-        .map(|packed| ItemChecksums::from_bytes(&packed))
-        .transpose()
-        .map_err(|error| to_python(py, &about(&name, error)))?;
-    let pieces = pieces
-        .into_iter()
-        .map(|(start, end, address)| {
-            let destination = TensorDestination::new(address, end.saturating_sub(start))?;
-            Ok(Piece { item_range: start..end, destination: Box::new(destination) as Box<dyn Destination> })
-        })
-        .collect::<PyResult<_>>()?;
-    Ok(ItemRead { name, key, offset, length, checksums, pieces })
-}
-
 fn seconds(value: f64) -> Duration {
     Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX)
 }
@@ -337,6 +310,7 @@ fn parse_s3_uri(py: Python<'_>, uri: &str, argument: &str) -> PyResult<(String, 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Client>()?;
     module.add_class::<Committed>()?;
+    module.add_class::<Download>()?;
     module.add_class::<ObjectInfo>()?;
     module.add_class::<Observed>()?;
     module.add_class::<ShardWriter>()?;

@@ -103,6 +103,7 @@ fn resolve_key(py: Python<'_>, base_key: &str, relative_path: &str) -> PyResult<
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("SLICE_BYTES", s3dcp_checkpoint::SLICE_SIZE)?;
     module.add_class::<ArchiveHead>()?;
     module.add_class::<Index>()?;
     module.add_function(wrap_pyfunction!(parse_archive_head, module)?)?;

@@ -3,6 +3,7 @@
 //! Each submodule registers its own functions and classes; nothing here holds logic of its own.
 
 mod client;
+mod download;
 mod errors;
 mod index;
 mod index_writer;

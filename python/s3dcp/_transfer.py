@@ -1,0 +1,197 @@
+"""Batches of reads on their way, several at a time.
+
+Reads whose bytes go straight to their place are sent in large batches. The others pass through slots: a few reused
+buffers, pinned where there is a GPU, each with a batch of its own. While the bytes of one slot are moved on, those of
+all others arrive.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+
+from . import _native
+
+SLOT_BYTES = _native.SLICE_BYTES
+SLOTS = 12
+# Native memory per read is a few hundred bytes.
+BATCH_READS = 16_384
+BATCHES = 2
+ALIGNMENT = 64
+
+Step = Callable[[], object]
+# Bytes per run, bytes of memory, what is skipped of the block in the file and in memory, its dimensions.
+BlockRequest = tuple[int, int, tuple[int, int], list[tuple[int, int, int]]]
+
+
+class Batch:
+    """Reads in columns: a row says which bytes of an item go to an address.
+
+    `starts` and `ends` count from the item's first byte. A row in `blocks` is several runs; see
+    ``BlockLayout`` in the native module.
+    """
+
+    __slots__ = ("addresses", "blocks", "checksums", "ends", "keys", "lengths", "names", "offsets", "starts")
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.keys: list[str] = []
+        self.offsets: list[int] = []
+        self.lengths: list[int] = []
+        self.checksums: list[bytes | None] = []
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        self.addresses: list[int] = []
+        self.blocks: dict[int, BlockRequest] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def add(
+        self,
+        name: str,
+        key: str,
+        offset: int,
+        length: int,
+        checksums: bytes | None,
+        start: int,
+        end: int,
+        address: int,
+        block: BlockRequest | None = None,
+    ) -> None:
+        """One more row."""
+        if block is not None:
+            self.blocks[len(self.names)] = block
+        self.names.append(name)
+        self.keys.append(key)
+        self.offsets.append(offset)
+        self.lengths.append(length)
+        self.checksums.append(checksums)
+        self.starts.append(start)
+        self.ends.append(end)
+        self.addresses.append(address)
+
+
+class Transfer:
+    """All downloads of one load; a context manager that leaves none behind.
+
+    Args:
+        client: the native client.
+        bucket: where everything is.
+        verify: compare with the checksums in the batches.
+
+    Attributes:
+        direct: the batch for reads that go straight to their place; `send_direct` sends it.
+        staged: the batch for reads into memory from `stage`.
+    """
+
+    def __init__(self, client: _native.Client, bucket: str, verify: bool) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._verify = verify
+        self.direct = Batch()
+        self._kept: list[torch.Tensor] = []
+        self._direct_running: deque[tuple[_native.Download, list[torch.Tensor]]] = deque()
+        self._last_steps: list[Step] = []
+        self.staged = Batch()
+        self._slot: torch.Tensor | None = None
+        self._used = 0
+        self._steps: list[Step] = []
+        self._running: deque[tuple[_native.Download, torch.Tensor, list[Step]]] = deque()
+        self._free: list[torch.Tensor] = []
+        self._slots = 0
+
+    def __enter__(self) -> Transfer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for direct, _ in self._direct_running:
+            direct.cancel()
+        for staged, _, _ in self._running:
+            staged.cancel()
+
+    def finish(self) -> None:
+        """Wait for everything and do all that waits for it."""
+        self.send_direct()
+        self._send_staged()
+        while self._running:
+            self._land()
+        while self._direct_running:
+            self._direct_running[0][0].wait()
+            self._direct_running.popleft()
+        for step in self._last_steps:
+            step()
+
+    # -- straight to its place
+
+    def keep(self, target: torch.Tensor) -> None:
+        """Keep a tensor alive that the batch under way writes into; sends the batch when it is full."""
+        self._kept.append(target)
+        if len(self.direct) >= BATCH_READS:
+            self.send_direct()
+
+    def send_direct(self) -> None:
+        """Start what is in `direct`, which is then a new batch."""
+        batch, kept = self.direct, self._kept
+        self.direct, self._kept = Batch(), []
+        if not batch:
+            return
+        if len(self._direct_running) >= BATCHES:
+            self._direct_running[0][0].wait()
+            self._direct_running.popleft()
+        self._direct_running.append((self._client.download(self._bucket, batch, self._verify), kept))
+
+    def at_last(self, step: Step) -> None:
+        """Do this when everything has arrived."""
+        self._last_steps.append(step)
+
+    # -- through a slot
+
+    def stage(self, nbytes: int) -> torch.Tensor:
+        """Memory for bytes that a step moves on: `nbytes` of a slot; more than a slot has, memory of its own."""
+        used = -(-self._used // ALIGNMENT) * ALIGNMENT
+        if self._slot is None or used + nbytes > self._slot.numel():
+            self._send_staged()
+            used = 0
+            self._slot = self._take_slot(nbytes)
+        self._used = used + nbytes
+        return self._slot[used : used + nbytes]
+
+    def then(self, step: Step) -> None:
+        """Do this when what is in the slot has arrived, in the order of the calls."""
+        self._steps.append(step)
+
+    def _take_slot(self, nbytes: int) -> torch.Tensor:
+        if nbytes > SLOT_BYTES:
+            while self._running:
+                self._land()
+            self._free.clear()
+            self._slots = 0
+            return torch.empty(nbytes, dtype=torch.uint8)
+        if not self._free and self._slots < SLOTS:
+            self._slots += 1
+            return torch.empty(SLOT_BYTES, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        while not self._free:
+            self._land()
+        return self._free.pop()
+
+    def _send_staged(self) -> None:
+        slot, batch, steps = self._slot, self.staged, self._steps
+        self._slot, self.staged, self._steps, self._used = None, Batch(), [], 0
+        if slot is not None:
+            self._running.append((self._client.download(self._bucket, batch, self._verify), slot, steps))
+
+    def _land(self) -> None:
+        """Wait for the slot that was sent first, and move its bytes on."""
+        download, slot, steps = self._running[0]
+        download.wait()
+        self._running.popleft()
+        for step in steps:
+            step()
+        if slot.numel() == SLOT_BYTES:
+            self._free.append(slot)
