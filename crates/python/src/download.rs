@@ -70,10 +70,7 @@ impl Batch<'_> {
             let (start, end, address) = (self.starts[row], self.ends[row], self.addresses[row]);
             let destination: Box<dyn Destination> = match self.blocks.remove(&row) {
                 None => Box::new(TensorDestination::new(address, end.saturating_sub(start))?),
-                Some(block) => Box::new(
-                    BlockDestination::new(address, block)
-                        .map_err(|error| to_python(py, &about(&name, error)))?,
-                ),
+                Some(block) => Box::new(BlockDestination::new(address, &name, py, block)?),
             };
             reads.push(ItemRead {
                 name,
@@ -102,47 +99,39 @@ struct BlockDestination {
     /// Bytes of the block's memory that lie before `memory`.
     left_out: u64,
     memory: TensorDestination,
-    address: usize,
     room: u64,
 }
 
 impl BlockDestination {
-    fn new(address: usize, (run, room, (skipped, left_out), dims): BlockRequest) -> Result<Self, Error> {
+    fn new(address: usize, name: &str, py: Python<'_>, block: BlockRequest) -> PyResult<Self> {
+        let (run, room, (skipped, left_out), dims) = block;
         let dims = dims
             .into_iter()
             .map(|(count, stored_step, target_step)| BlockDim { count, stored_step, target_step })
             .collect();
-        let layout = Arc::new(BlockLayout::new(run, dims)?);
-        Self::part(layout, skipped, left_out, address, room)
-            .ok_or_else(|| Error::new(ErrorKind::Config, "address=0: the tensor has no memory"))
-    }
-
-    fn part(
-        layout: Arc<BlockLayout>,
-        skipped: u64,
-        left_out: u64,
-        address: usize,
-        room: u64,
-    ) -> Option<Self> {
-        let memory = TensorDestination::new(address, room).ok()?;
-        Some(Self { layout, skipped, left_out, memory, address, room })
+        let layout = BlockLayout::new(run, dims).map_err(|error| to_python(py, &about(name, error)))?;
+        let memory = TensorDestination::new(address, room)?;
+        Ok(Self { layout: Arc::new(layout), skipped, left_out, memory, room })
     }
 }
 
 impl Destination for BlockDestination {
     fn write(&mut self, offset: u64, bytes: &[u8]) {
-        let (memory, left_out) = (&mut self.memory, self.left_out);
-        // A place before `memory` becomes one far past its end, which it refuses.
+        // Parts of a block are written at the same time, so each run is seen alone, never the memory as a whole. A
+        // place before `memory` becomes one far past its end, which it refuses.
         self.layout.scatter(self.skipped + offset, bytes, |place, run| {
-            memory.write(place.wrapping_sub(left_out), run)
+            self.memory.part(place.wrapping_sub(self.left_out), run.len() as u64).write(0, run);
         });
     }
 
-    /// The parts share the memory, but no byte of it.
     fn split(&mut self, at: u64) -> Option<Box<dyn Destination>> {
-        let skipped = self.skipped.checked_add(at)?;
-        let tail = Self::part(Arc::clone(&self.layout), skipped, self.left_out, self.address, self.room)?;
-        Some(Box::new(tail))
+        Some(Box::new(Self {
+            layout: Arc::clone(&self.layout),
+            skipped: self.skipped.checked_add(at)?,
+            left_out: self.left_out,
+            memory: self.memory.part(0, self.room),
+            room: self.room,
+        }))
     }
 }
 

@@ -67,6 +67,13 @@ impl TensorDestination {
         }
         Ok(Self { address, length })
     }
+
+    /// `length` bytes of it from `offset` on, and no others.
+    pub(crate) fn part(&self, offset: u64, length: u64) -> Self {
+        let end = offset.checked_add(length);
+        assert!(end.is_some_and(|end| end <= self.length), "a write past the end of a tensor");
+        Self { address: self.address + offset as usize, length }
+    }
 }
 
 impl Destination for TensorDestination {
