@@ -1,8 +1,6 @@
 //! CRC-32 (the polynomial of zip and of `x-amz-checksum-crc32`), its combination, and the base64 in which
 //! S3 writes checksums.
 
-use crc_fast::CrcAlgorithm::Crc32IsoHdlc;
-
 /// CRC-32 (ISO-HDLC, as in zip) of `bytes`.
 ///
 /// ```
@@ -19,12 +17,40 @@ pub fn crc32(bytes: &[u8]) -> u32 {
 /// assert_eq!(crc32_combine(crc32(b"1234"), crc32(b"56789"), 5), crc32(b"123456789"));
 /// ```
 pub fn crc32_combine(a: u32, b: u32, len_b: u64) -> u32 {
-    if len_b == 0 {
-        return a;
+    // `a` is moved up by `len_b` bytes: multiplied with x^(8 * len_b)
+    let mut moved = a;
+    let mut left = len_b;
+    while left != 0 {
+        moved = multiply(moved, BYTES_UP[left.trailing_zeros() as usize]);
+        left &= left - 1;
     }
-    let combined = crc_fast::checksum_combine(Crc32IsoHdlc, u64::from(a), u64::from(b), len_b);
-    u32::try_from(combined).expect("a CRC-32 has 32 bits")
+    moved ^ b
 }
+
+/// The polynomial of CRC-32, the highest power in the lowest bit, as in all numbers here.
+const POLYNOMIAL: u32 = 0xedb8_8320;
+
+/// The product of two polynomials, modulo that of CRC-32.
+const fn multiply(a: u32, b: u32) -> u32 {
+    let (mut product, mut term, mut power) = (0, b, 32);
+    while power > 0 {
+        power -= 1;
+        product ^= term & ((a >> power) & 1).wrapping_neg();
+        term = (term >> 1) ^ (POLYNOMIAL & (term & 1).wrapping_neg());
+    }
+    product
+}
+
+/// At `k`: the polynomial that moves a checksum up by `2^k` bytes.
+const BYTES_UP: [u32; 64] = {
+    let mut table = [1 << 23; 64]; // x^8
+    let mut k = 1;
+    while k < 64 {
+        table[k] = multiply(table[k - 1], table[k - 1]);
+        k += 1;
+    }
+    table
+};
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
@@ -96,6 +122,16 @@ mod tests {
     fn combining_with_nothing_changes_nothing() {
         assert_eq!(crc32_combine(crc32(b"abc"), crc32(b""), 0), crc32(b"abc"));
         assert_eq!(crc32_combine(crc32(b""), crc32(b"abc"), 3), crc32(b"abc"));
+    }
+
+    #[test]
+    fn combining_agrees_with_the_checksum_of_the_whole_at_every_cut() {
+        let bytes: Vec<u8> = (0..70_000u32).map(|at| (at * 7 + at / 251) as u8).collect();
+        let whole = crc32(&bytes);
+        for cut in (0..300).chain([4096, 65_535, 65_536, 69_999, 70_000]) {
+            let (a, b) = bytes.split_at(cut);
+            assert_eq!(crc32_combine(crc32(a), crc32(b), b.len() as u64), whole, "cut at {cut}");
+        }
     }
 
     #[test]
