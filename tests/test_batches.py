@@ -64,7 +64,7 @@ def test_items_of_a_batch_follow_each_other_and_are_what_torch_saves(store: Stor
         value = value.detach()
         if value.layout is torch.strided:
             assert data_offset is not None
-            raw = value.contiguous().view(torch.uint8).numpy().tobytes()
+            raw = value.flatten().view(torch.uint8).numpy().tobytes()
             assert item[data_offset : data_offset + len(raw)] == raw, name
             value = value.clone(memory_format=torch.contiguous_format)
         assert torch.equal(torch.load(io.BytesIO(item), weights_only=True).to_dense(), value.to_dense()), name

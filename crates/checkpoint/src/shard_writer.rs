@@ -21,7 +21,7 @@ use crate::error::config;
 
 /// Runs below this many bytes are copied into the gathering buffer, where they need no owner: an archive has 1.6 KB
 /// around its data anyway.
-pub const GATHER_BELOW: usize = 8 << 10;
+pub const GATHER_BELOW: usize = 4 << 10;
 /// The gathering buffer goes out when it holds this many bytes.
 const GATHER_SIZE: usize = 64 << 10;
 /// Archives remembered at a time, of 2 KiB each.
