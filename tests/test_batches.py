@@ -48,6 +48,7 @@ def places(store: Store) -> list[tuple[int, int, int | None, str]]:
     )
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning")
 def test_items_of_a_batch_follow_each_other_and_are_what_torch_saves(store: Store) -> None:
     state = mixed()
     jobs.save(state, store.uri)
