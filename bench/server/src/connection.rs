@@ -91,7 +91,7 @@ impl Connection {
     }
 
     /// Receives a body of `length` bytes and drops it.
-    pub(crate) fn discard(&mut self, length: u64) -> io::Result<()> {
+    fn discard(&mut self, length: u64) -> io::Result<()> {
         let early = length.min(self.unread.len() as u64);
         self.unread.drain(..early as usize);
         let mut left = length - early;
@@ -141,12 +141,11 @@ impl Connection {
         }
     }
 
-    /// Takes the frames off an `aws-chunked` body: `<size in hex>[;...]`, that many bytes, ..., 0, trailers, an empty line.
+    /// Takes the frames off a body, HTTP's or those of `aws-chunked`, which look the same:
+    /// `<size in hex>[;...]`, that many bytes, ..., 0, trailers, an empty line.
     fn copy_frames(&mut self, sink: &mut impl Write) -> io::Result<()> {
         loop {
-            let line = self.line()?;
-            let size = line.split(';').next().unwrap_or_default().trim();
-            let size = u64::from_str_radix(size, 16).map_err(|_| io::ErrorKind::InvalidData)?;
+            let size = frame_size(&self.line()?)?;
             if size == 0 {
                 while !self.line()?.is_empty() {}
                 return Ok(());
@@ -166,11 +165,26 @@ impl Connection {
 
     /// Receives the body of `request` into `sink`.
     pub(crate) fn receive(&mut self, request: &Request, sink: &mut impl Write) -> io::Result<()> {
-        if request.is_framed() {
-            self.copy_frames(sink)
-        } else {
-            self.copy(request.number("content-length").unwrap_or(0), sink)
+        match (request.is_chunked(), request.is_framed()) {
+            (true, true) => {
+                let mut framed = Vec::new();
+                self.copy_frames(&mut framed)?;
+                unframe(&framed, sink)
+            }
+            (false, false) => self.copy(request.number("content-length").unwrap_or(0), sink),
+            _ => self.copy_frames(sink),
         }
+    }
+
+    /// Receives the body of `request` and drops it; how long it was, without its frames.
+    pub(crate) fn drop_body(&mut self, request: &Request) -> io::Result<u64> {
+        let length = request.number("content-length");
+        if request.is_chunked() {
+            self.copy_frames(&mut io::sink())?;
+        } else {
+            self.discard(length.unwrap_or(0))?;
+        }
+        Ok(request.number("x-amz-decoded-content-length").or(length).unwrap_or(0))
     }
 
     /// Sends an answer; `zeros` stands for what was dropped.
@@ -214,5 +228,26 @@ impl Connection {
             left -= piece;
         }
         Ok(())
+    }
+}
+
+/// The size that a frame's first line gives.
+fn frame_size(line: &str) -> io::Result<u64> {
+    let size = line.split(';').next().unwrap_or_default().trim();
+    u64::from_str_radix(size, 16).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// Takes the frames off bytes that are all there.
+fn unframe(mut framed: &[u8], sink: &mut impl Write) -> io::Result<()> {
+    loop {
+        let end = framed.windows(2).position(|pair| pair == b"\r\n").ok_or(io::ErrorKind::InvalidData)?;
+        let size = frame_size(&String::from_utf8_lossy(&framed[..end]))? as usize;
+        if size == 0 {
+            return Ok(());
+        }
+        let content =
+            framed.get(end + 2..).and_then(|rest| rest.get(..size)).ok_or(io::ErrorKind::InvalidData)?;
+        sink.write_all(content)?;
+        framed = framed.get(end + 2 + size + 2..).ok_or(io::ErrorKind::InvalidData)?;
     }
 }

@@ -58,6 +58,11 @@ impl Request {
         self.header("content-encoding").is_some_and(|value| value.contains("aws-chunked"))
     }
 
+    /// Whether the length of the body is not known beforehand, and HTTP's own frames surround it.
+    pub(crate) fn is_chunked(&self) -> bool {
+        self.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked"))
+    }
+
     /// `bucket` and `key`, the key empty for a request to the bucket.
     pub(crate) fn bucket_and_key(&self) -> (&str, &str) {
         self.path.split_once('/').unwrap_or((&self.path, ""))

@@ -102,9 +102,7 @@ impl Service {
         if !self.discards || request.path.contains(".metadata") {
             return connection.keep(request);
         }
-        let length = request.number("content-length").unwrap_or(0);
-        connection.discard(length)?;
-        Ok(Blob { file: None, length: request.number("x-amz-decoded-content-length").unwrap_or(length) })
+        Ok(Blob { file: None, length: connection.drop_body(request)? })
     }
 
     fn upload_part(&self, request: &Request, number: u64, blob: Blob) -> Answer {

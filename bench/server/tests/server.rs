@@ -71,6 +71,20 @@ fn frames_of_a_body_are_taken_off() {
 }
 
 #[test]
+fn frames_within_frames_are_taken_off() {
+    let server = Server::start("store");
+    let inner = "5\r\nhello\r\n7\r\n, world\r\n0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n";
+    let (first, second) = inner.split_at(9);
+    let body = format!("{:x}\r\n{first}\r\n{:x}\r\n{second}\r\n0\r\n\r\n", first.len(), second.len());
+    let head = "PUT /b/k HTTP/1.1\r\nContent-Encoding: aws-chunked\r\nTransfer-Encoding: chunked";
+    let mut socket = TcpStream::connect(&server.address).unwrap();
+    write!(socket, "{head}\r\n\r\n{body}").unwrap();
+    socket.shutdown(std::net::Shutdown::Write).unwrap();
+    socket.read_to_end(&mut Vec::new()).unwrap();
+    assert_eq!(server.ask("GET /b/k HTTP/1.1", b"").1, b"hello, world");
+}
+
+#[test]
 fn what_is_discarded_reads_as_zeros_and_an_index_is_kept() {
     let server = Server::start("discard");
     server.ask("PUT /b/k HTTP/1.1", &pattern(1 << 20));
