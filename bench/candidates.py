@@ -6,6 +6,7 @@ starts; clients are made while it runs.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import tempfile
@@ -80,6 +81,7 @@ def multi_storage_client(operation: str, spec: dict[str, Any]) -> Callable[[], A
     profile = {"storage_provider": {"type": "s3", "options": options}}
     with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
         json.dump({"profiles": {"bench": profile}}, file)
+    atexit.register(os.unlink, file.name)
     os.environ["MSC_CONFIG"] = file.name
     uri = "msc://bench/" + "/".join(spec["uri"].split("/")[3:])
     if operation == "save":
