@@ -68,7 +68,7 @@ bench-micro:
 $(BENCH_VENV)/ready: bench/requirements.txt $(VENV)/ready
 	@echo "Installing the benchmark's peers into $(BENCH_VENV)"
 	@$(BIN)/python -m venv $(BENCH_VENV)
-	@$(BIN)/python -c 'import sysconfig; print(f"import site; site.addsitedir({sysconfig.get_path("purelib")!r})")' \
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		>"$$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BENCH_VENV)/bin/python -m pip install --quiet --requirement $<
 	@touch $@
