@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 
 from . import _native
 from ._blocks import Packed, apart, boxes, joined
+from ._request_budget import reads_per_second, world_size
 from ._sources import Index, Source
 from ._transfer import SLOT_BYTES, Transfer
 from .errors import Corrupt
@@ -75,9 +76,12 @@ class Fetch:
 
     def run(self, plan: LoadPlan, planner: LoadPlanner) -> None:
         """Load every item of `plan`; returns when all bytes are in place and verified."""
+        infos = self._index.infos(plan.items)
+        files = {info.relative_path for info in infos}
+        self._transfer.requests_per_second = reads_per_second(files, world_size())
         with self._transfer:
             foreign: list[tuple[ReadItem, Any]] = []
-            for item, info in self._own_tensors(plan, planner):
+            for item, info in self._own_tensors(plan.items, infos, planner):
                 if item.type == LoadItemType.BYTE_IO or getattr(info, "transform_descriptors", None):
                     self._whole_item(item, info, planner)
                 elif getattr(info, "data_offset", None) is None:
@@ -95,7 +99,9 @@ class Fetch:
 
     # -- what goes where
 
-    def _own_tensors(self, plan: LoadPlan, planner: LoadPlanner) -> Iterator[tuple[ReadItem, Any]]:
+    def _own_tensors(
+        self, items: list[ReadItem], infos: list[Any], planner: LoadPlanner
+    ) -> Iterator[tuple[ReadItem, Any]]:
         """Note whole plain tensors that go straight into their targets; yields all other items with their entries."""
         index, transfer = self._index, self._transfer
         targets = _plain_targets(planner)
@@ -103,7 +109,7 @@ class Fetch:
         tensor_types = (torch.Tensor, torch.nn.Parameter)
         tensor = LoadItemType.TENSOR
         batch = transfer.direct
-        for item, info in _in_file_order(plan.items, index.infos(plan.items)):
+        for item, info in _in_file_order(items, infos):
             name, lengths = item.storage_index.fqn, item.lengths
             target: Any = targets.get(item.dest_index.fqn)
             data_offset = getattr(info, "data_offset", None)

@@ -14,6 +14,7 @@ from types import TracebackType
 import torch
 
 from . import _native
+from ._request_budget import READS_PER_SECOND
 
 SLOT_BYTES = _native.SLICE_BYTES
 SLOTS = 12
@@ -84,6 +85,7 @@ class Transfer:
         verify: compare with the checksums in the batches.
 
     Attributes:
+        requests_per_second: this rank's share of S3's budget, which ranges grow to stay within.
         direct: the batch for reads that go straight to their place; `send_direct` sends it.
         staged: the batch for reads into memory from `stage`.
     """
@@ -92,6 +94,7 @@ class Transfer:
         self._client = client
         self._bucket = bucket
         self._verify = verify
+        self.requests_per_second = READS_PER_SECOND
         self.direct = Batch()
         self._kept: list[torch.Tensor] = []
         self._direct_running: deque[tuple[_native.Download, list[torch.Tensor]]] = deque()
@@ -144,7 +147,10 @@ class Transfer:
         if len(self._direct_running) >= BATCHES:
             self._direct_running[0][0].wait()
             self._direct_running.popleft()
-        self._direct_running.append((self._client.download(self._bucket, batch, self._verify), kept))
+        self._direct_running.append((self._download(batch), kept))
+
+    def _download(self, batch: Batch) -> _native.Download:
+        return self._client.download(self._bucket, batch, self._verify, self.requests_per_second)
 
     def at_last(self, step: Step) -> None:
         """Do this when everything has arrived."""
@@ -184,7 +190,7 @@ class Transfer:
         slot, batch, steps = self._slot, self.staged, self._steps
         self._slot, self.staged, self._steps, self._used = None, Batch(), [], 0
         if slot is not None:
-            self._running.append((self._client.download(self._bucket, batch, self._verify), slot, steps))
+            self._running.append((self._download(batch), slot, steps))
 
     def _land(self) -> None:
         """Wait for the slot that was sent first, and move its bytes on."""

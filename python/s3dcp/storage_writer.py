@@ -27,6 +27,7 @@ from torch.futures import Future
 from . import _native
 from ._index import without_gc
 from ._progress import Progress, ProgressCallback
+from ._request_budget import WRITES_PER_SECOND, world_size, writers_per_directory
 from ._resolve import Resolver
 from ._shards import ShardFile, split_into_files
 from .client_config import S3ClientConfig
@@ -46,6 +47,7 @@ class _PlanData:
     """What the coordinator hands every rank through ``SavePlan.storage_data``."""
 
     ranks: int
+    ranks_per_directory: int = 1
 
 
 @dataclasses.dataclass
@@ -60,7 +62,7 @@ class _Save:
     is_coordinator: bool
     use_collectives: bool
     strategy: S3PrefixStrategyBase
-    ranks: int | None = None
+    plan_data: _PlanData | None = None
     observed: _native.Observed | None = None
 
     @property
@@ -135,7 +137,7 @@ class S3StorageWriter(FileSystemWriter):
         self.prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
         self.conditional_commit = conditional_commit
         self.progress = progress
-        self._last_ranks: int | None = None
+        self._last_plan_data: _PlanData | None = None
         self._thread = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -202,29 +204,34 @@ class S3StorageWriter(FileSystemWriter):
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Bind the strategy to the number of ranks and check every rank's prefix before anything is written."""
         save = self._save
-        save.ranks = len(plans) if save.use_collectives else _world_size()
-        bound = _bind(save.strategy, save.ranks)
-        for rank in range(save.ranks) if save.use_collectives else (save.rank,):
-            _checked_prefix(bound, rank, save.path_key)
-        return [dataclasses.replace(plan, storage_data=_PlanData(save.ranks)) for plan in plans]
+        ranks = len(plans) if save.use_collectives else world_size()
+        bound = _bind(save.strategy, ranks)
+        checked = range(ranks) if save.use_collectives else (save.rank,)
+        prefixes = [_checked_prefix(bound, rank, save.path_key) for rank in checked]
+        save.plan_data = _PlanData(ranks, writers_per_directory(prefixes))
+        return [dataclasses.replace(plan, storage_data=save.plan_data) for plan in plans]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Upload this rank's shard files straight from tensor memory; all parts are up when it returns."""
         save = self._save
-        ranks = save.ranks or getattr(plan.storage_data, "ranks", None) or self._last_ranks or _world_size()
-        save.ranks = self._last_ranks = ranks
+        told = plan.storage_data if isinstance(plan.storage_data, _PlanData) else self._last_plan_data
+        plan_data = save.plan_data or told or _PlanData(world_size())
+        save.plan_data = self._last_plan_data = plan_data
         files = split_into_files(plan.items, self.thread_count, self.single_file_per_rank, self.serialization_format)
         results: list[WriteResult] = []
         open_files: list[ShardFile] = []
         resolver = Resolver(planner)
         total = sum(file.nbytes for file in files)
-        prefix = save.prefix(ranks)
+        prefix = save.prefix(plan_data.ranks)
+        requests_per_second = WRITES_PER_SECOND / plan_data.ranks_per_directory / max(len(files), 1)
         with Progress(self.progress, "save", self.fs.client, "bytes_sent", total, save.rank):
             try:
                 for number, file in enumerate(files):
                     name = f"{prefix}{number}-{save.save_id}.distcp"
                     key = join_key(save.path_key, name)
-                    shard = ShardFile(self.fs.client, save.bucket, key, name, self.transforms, file.nbytes)
+                    shard = ShardFile(
+                        self.fs.client, save.bucket, key, name, self.transforms, file.nbytes, requests_per_second
+                    )
                     open_files.append(shard)
                     results += shard.write(file, resolver)
                     shard.start_finishing()
@@ -274,17 +281,13 @@ class S3StorageWriter(FileSystemWriter):
     def _storage_meta(save: _Save) -> StorageMeta:
         meta = StorageMeta(checkpoint_id=save.path, save_id=save.save_id)
         epoch = None if save.epoch is None else getattr(save.strategy, "epoch_num", None)
-        meta.s3dcp = {"format": 1, "ranks": save.ranks, "epoch": epoch}  # type: ignore[attr-defined]
+        meta.s3dcp = {"format": 1, "ranks": save.plan_data.ranks if save.plan_data else None, "epoch": epoch}  # type: ignore[attr-defined]
         return meta
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         """Whether `checkpoint_id` is an S3 URI."""
         return S3FileSystem.validate_checkpoint_id(checkpoint_id)
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _bind(strategy: S3PrefixStrategyBase, ranks: int) -> S3PrefixStrategyBase:

@@ -212,7 +212,7 @@ impl Client {
             }
             buffers.push(buffer);
         }
-        Download::start(self.engine(py)?, bucket, requests, false)?.wait(py)?;
+        Download::start(self.engine(py)?, bucket, requests, false, None)?.wait(py)?;
         Ok(buffers)
     }
 
@@ -220,8 +220,15 @@ impl Client {
     ///
     /// The caller keeps the memory alive until the download has been waited for or cancelled; nothing writes into
     /// it after that.
-    fn download(&self, py: Python<'_>, bucket: &str, batch: Batch<'_>, verify: bool) -> PyResult<Download> {
-        Download::start(self.engine(py)?, bucket, batch.reads()?, verify)
+    fn download(
+        &self,
+        py: Python<'_>,
+        bucket: &str,
+        batch: Batch<'_>,
+        verify: bool,
+        requests_per_second: f64,
+    ) -> PyResult<Download> {
+        Download::start(self.engine(py)?, bucket, batch.reads()?, verify, Some(requests_per_second))
     }
 
     #[pyo3(signature = (bucket, key, size_hint, requests_per_second=None))]

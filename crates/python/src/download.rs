@@ -148,9 +148,14 @@ impl Download {
         bucket: &str,
         reads: Vec<ItemRead>,
         verify: bool,
+        requests_per_second: Option<f64>,
     ) -> PyResult<Download> {
         let bucket = bucket.to_owned();
-        let options = ReadOptions { verify, ..ReadOptions::default() };
+        let defaults = ReadOptions::default();
+        let wanted = reads.iter().flat_map(|item| &item.pieces).map(|piece| &piece.item_range);
+        let total = wanted.map(|range| range.end.saturating_sub(range.start)).sum();
+        let range_size = engine.range_size(total, defaults.range_size, requests_per_second);
+        let options = ReadOptions { verify, range_size, ..defaults };
         let task = handle()?.spawn(async move {
             let reads = plan_reads(reads, &options).map_err(|error| error.with_bucket(&bucket))?;
             engine.download(&bucket, reads).await
