@@ -1,7 +1,7 @@
 //! What happens to the bytes of one range: each goes to the pieces that want it, and the checked runs are summed up.
 //!
 //! Long runs that one piece wants are read into its memory, and summed up while they are still in the processor's
-//! cache. Everything else (the heads and tails of archives, small tensors, pieces that overlap) is copied to its
+//! caches. Everything else (the heads and tails of archives, small tensors, pieces that overlap) is copied to its
 //! places, so that a thousand small tensors cost one read.
 
 use std::ops::Range;
@@ -17,7 +17,7 @@ use crate::read_plan::Destination;
 const DIRECT: u64 = 32 << 10;
 
 /// How far to look for the next such run, in bytes; about what the engine reads at once.
-const LOOK_AHEAD: u64 = 256 << 10;
+const LOOK_AHEAD: u64 = 1 << 20;
 
 /// A run of a file whose CRC-32 is known.
 #[derive(Clone, Copy)]

@@ -101,7 +101,7 @@ async fn exchange(stream: Stream, head: Parts, home: Home) -> Result<Response<Bo
             let (early, broken) = drained(incoming).await;
             let parts = connection.expect("it answered, so it was not given up").into_parts();
             let early = joined(early, parts.read_buf);
-            Body::Plain(Plain::new(length, early, broken, parts.io, home, keep))
+            Body::Plain(Box::new(Plain::new(length, early, broken, parts.io, home, keep)))
         }
         None => {
             let connection = connection.filter(|_| !ended);
