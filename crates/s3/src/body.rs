@@ -21,8 +21,8 @@ use crate::error::{Error, ErrorKind};
 use crate::retry::{Class, Failure};
 use crate::transport::{Limits, causes, deadline_passed, silence};
 
-/// Most bytes of one read. Each read also acknowledges what it took, at the reader's cost, so that few large ones are
-/// cheaper, even though their bytes have left the processor's nearer caches when the checksum is computed.
+/// Most bytes of one read. Much of what a read from a full socket costs is per call, so that few large ones are cheaper,
+/// even though their bytes have left the processor's nearer caches when the checksum is computed.
 const READ_BYTES: usize = 4 << 20;
 
 /// Bytes of the buffer for receivers without memory of their own.
