@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import math
 import pathlib
 import pickle
@@ -25,7 +26,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from s3dcp import _native
-from s3dcp._index import read_index
+from s3dcp._index import read_index, without_gc
 from s3dcp.errors import Corrupt
 
 
@@ -200,3 +201,25 @@ def test_a_subclass_of_storage_info_keeps_its_class() -> None:
     (back,) = pickle.loads(body).storage_data.values()
     assert type(back) is Extended
     assert (back.relative_path, back.more) == ("../x/__0_0.distcp", [1])
+
+
+def test_what_is_made_without_gc_is_not_looked_through_by_the_next_collections() -> None:
+    assert gc.isenabled()
+    with without_gc():
+        assert not gc.isenabled()
+        made = [[number] for number in range(10_000)]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    young = {id(one) for generation in (0, 1) for one in gc.get_objects(generation)}
+    assert not any(id(one) in young for one in made)
+
+
+def test_what_others_froze_stays_frozen() -> None:
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with without_gc():
+            pass
+        assert gc.get_freeze_count() == frozen
+    finally:
+        gc.unfreeze()

@@ -40,13 +40,20 @@ def allowed_global_names(extra: Iterable[str | type]) -> frozenset[tuple[str, st
 
 @contextmanager
 def without_gc() -> Iterator[None]:
-    """Make millions of objects that all stay without looking through them again and again."""
+    """Make millions of objects that all stay without looking through them again and again.
+
+    Afterwards they are the collector's oldest: freezing and thawing moves them there without a look, where the next
+    collections of young objects would go through all of them.
+    """
     collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if collecting:
+            if not gc.get_freeze_count():  # what others froze stays so
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
