@@ -17,7 +17,7 @@ from . import _native
 from ._request_budget import READS_PER_SECOND
 
 SLOT_BYTES = _native.SLICE_BYTES
-SLOTS = 12
+SLOTS = 10
 # Native memory per read is a few hundred bytes.
 BATCH_READS = 16_384
 BATCHES = 2

@@ -14,8 +14,9 @@ use crate::config::{DEFAULT_PART_SIZE, MAX_PART_SIZE};
 
 /// Bytes moved per byte that could have been moved while waiting for an answer: a tenth of the time is waiting.
 const WORK_PER_WAIT: f64 = 9.0;
-/// Most bytes of a request for the sake of latency: what a broken connection may cost to send again.
-const MAX_FOR_LATENCY: f64 = (64 << 20) as f64;
+/// Most bytes of a request for the sake of latency: what a broken connection may cost to send again, and half of what
+/// tensors on their way through staging buffers need.
+const MAX_FOR_LATENCY: f64 = (32 << 20) as f64;
 
 /// What a transfer's speed depends on.
 #[derive(Debug, Clone, Copy)]
@@ -158,7 +159,7 @@ mod tests {
             let pace = Pace { latency: Duration::from_millis(millis), ..USUAL };
             pace.request_size(Some(100 * GIB), 4 * MIB) / MIB
         };
-        assert_eq!([0, 1, 20, 50, 100, 1000].map(size), [4, 4, 15, 37, 64, 64]);
+        assert_eq!([0, 1, 20, 50, 100, 1000].map(size), [4, 4, 15, 32, 32, 32]);
     }
 
     #[test]
