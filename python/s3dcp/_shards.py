@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from . import _native
 from ._dtypes import NATIVE, SAFETENSORS_NAMES
+from ._index import without_gc
 from ._resolve import Resolver, is_direct, is_plain
 from ._staging import Stager
 
@@ -190,7 +191,8 @@ class ShardFile:
             elif tensor is not None:
                 records.append(self._write_indirect(tensor.detach()))
         records += self._native.tensors(batch)
-        return [self._result(item, record) for item, record in zip(items, records, strict=True)]
+        with without_gc():
+            return [self._result(item, record) for item, record in zip(items, records, strict=True)]
 
     def _write_indirect(self, tensor: torch.Tensor) -> _Record:
         if is_plain(tensor) and tensor.dtype in NATIVE:
