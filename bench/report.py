@@ -107,7 +107,8 @@ def table(result: Result) -> str:
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     for what, reason in result["lacking"].items():
         text += f"\n\nNot in it, {what}: {reason}."
-    return f"{text}\n\nMedians of {len(first['runs'])} runs, candidates in turn."
+    runs = len(first["runs"])
+    return f"{text}\n\n{f'Medians of {runs} runs' if runs > 1 else 'One run'}, candidates in turn."
 
 
 def described(result: Result) -> str:
@@ -116,8 +117,12 @@ def described(result: Result) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in what.items())
     return (
         f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB, Linux {where['kernel']}. {packages}. "
-        f"`python {result['command']}`."
+        f"`{result['command']}`."
     )
+
+
+def _unpublished(name: str) -> str:
+    return f'No result is published here yet; `make bench BENCH="{name}"` measures it.'
 
 
 def publish(folder: Path) -> None:
@@ -128,9 +133,8 @@ def publish(folder: Path) -> None:
 
     def filled(match: re.Match[str]) -> str:
         result = results.get(match["name"])
-        if not result:
-            return match[0]
-        return f"{match['open']}\n{table(result)}\n\n{described(result)}\n{match['close']}"
+        text = f"{table(result)}\n\n{described(result)}" if result else _unpublished(match["name"])
+        return f"{match['open']}\n{text}\n{match['close']}"
 
     marks = re.compile(r"(?P<open><!-- results: (?P<name>\w+) -->)\n.*?(?P<close><!-- end -->)", re.DOTALL)
     PAGE.write_text(marks.sub(filled, PAGE.read_text()))

@@ -218,7 +218,7 @@ def results_of(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {
             "machine": machine(),
             "versions": versions(),
-            "command": " ".join(["bench/run.py", *sys.argv[1:]]),
+            "command": f'make bench BENCH="{" ".join(word for word in sys.argv[1:] if word != "--publish")}"',
         } | result
 
 
