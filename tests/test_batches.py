@@ -8,6 +8,7 @@ import pickle
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -171,8 +172,19 @@ def test_a_tensor_that_says_it_is_a_part_is_saved_as_one(store: Store) -> None:
     jobs.check(store.uri, {"x": torch.cat([part[3:5], part[1:3]])})
 
 
-def test_an_interrupt_ends_a_batch_that_waits_for_the_network() -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where this process was started with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_ends_a_batch_that_waits_for_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The endpoint does not answer until the interrupt has arrived, and refuses then."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
     arrived = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
 
