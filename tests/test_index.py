@@ -26,7 +26,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from s3dcp import _native
-from s3dcp._index import read_index, without_gc
+from s3dcp._collector import no_collections
+from s3dcp._index import read_index
 from s3dcp.errors import Corrupt
 
 
@@ -205,7 +206,7 @@ def test_a_subclass_of_storage_info_keeps_its_class() -> None:
 
 def test_what_is_made_without_gc_is_not_looked_through_by_the_next_collections() -> None:
     assert gc.isenabled()
-    with without_gc():
+    with no_collections(old_at_once=True):
         assert not gc.isenabled()
         made = [[number] for number in range(10_000)]
     assert gc.isenabled()
@@ -218,7 +219,7 @@ def test_what_others_froze_stays_frozen() -> None:
     gc.freeze()
     try:
         frozen = gc.get_freeze_count()
-        with without_gc():
+        with no_collections(old_at_once=True):
             pass
         assert gc.get_freeze_count() == frozen
     finally:

@@ -28,8 +28,9 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from . import _native
 from ._blocks import Packed, apart, boxes, joined
 from ._request_budget import reads_per_second, world_size
+from ._resolve import answers_like
 from ._sources import Index, Source
-from ._transfer import SLOT_BYTES, Transfer
+from ._transfer import SLOT_BYTES, Batch, BlockRequest, Transfer
 from .errors import Corrupt
 
 SLICE_BYTES = _native.SLICE_BYTES
@@ -108,7 +109,6 @@ class Fetch:
         contents = index.contents
         tensor_types = (torch.Tensor, torch.nn.Parameter)
         tensor = LoadItemType.TENSOR
-        batch = transfer.direct
         for item, info in _in_file_order(items, infos):
             name, lengths = item.storage_index.fqn, item.lengths
             target: Any = targets.get(item.dest_index.fqn)
@@ -138,8 +138,7 @@ class Fetch:
             index.must_hold(name, info, nbytes)
             if not nbytes:
                 continue
-            if transfer.direct is not batch:
-                batch = transfer.direct
+            batch = transfer.direct
             batch.names.append(name)
             batch.keys.append(index.key(info.relative_path))
             batch.offsets.append(info.offset)
@@ -194,9 +193,7 @@ class Fetch:
             room = (run + sum((count - 1) * step for count, _, step in dims)) * itemsize
             scaled = [(count, stored * itemsize, step * itemsize) for count, stored, step in dims]
             runs = (run * itemsize, room, (0, 0), scaled)
-        self._transfer.direct.add(
-            name, source.key, source.offset, source.length, source.checksums, begin, end, block.data_ptr(), runs
-        )
+        _add(self._transfer.direct, name, source, begin, end, block.data_ptr(), runs)
         self._transfer.keep(block)
         return True
 
@@ -217,17 +214,8 @@ class Fetch:
             at, last = packed.place(first), packed.place(end - 1)
             dims = [(count, stored * itemsize, step * itemsize) for count, stored, step in packed.dims]
             runs = (packed.run * itemsize, nbytes, ((at - start) * itemsize, first * itemsize), dims)
-            self._transfer.staged.add(
-                name,
-                source.key,
-                source.offset,
-                source.length,
-                source.checksums,
-                source.data_offset + at * itemsize,
-                source.data_offset + (last + 1) * itemsize,
-                memory.data_ptr(),
-                runs if dims else None,
-            )
+            begin, stop = source.data_offset + at * itemsize, source.data_offset + (last + 1) * itemsize
+            _add(self._transfer.staged, name, source, begin, stop, memory.data_ptr(), runs if dims else None)
             stored, used = memory.view(source.dtype), 0
             for box in boxes(block, first, end):
                 values = stored.narrow(0, used, box.numel()).view(box.shape)
@@ -238,16 +226,8 @@ class Fetch:
         """A foreign tensor whose elements overlap in the file: fetch its whole storage."""
         nbytes = source.elements * source.dtype.itemsize
         memory = self._transfer.stage(nbytes)
-        self._transfer.staged.add(
-            name,
-            source.key,
-            source.offset,
-            source.length,
-            source.checksums,
-            source.data_offset,
-            source.data_offset + nbytes,
-            memory.data_ptr(),
-        )
+        begin = source.data_offset
+        _add(self._transfer.staged, name, source, begin, begin + nbytes, memory.data_ptr())
         elements = memory.view(source.dtype)
         first = elements.storage_offset() + source.storage_offset  # as_strided counts from the slot's start
         stored = elements.as_strided(source.shape, source.strides, first)
@@ -294,6 +274,13 @@ class Fetch:
         self._transfer.then(load)
 
 
+def _add(
+    batch: Batch, name: str, source: Source, start: int, end: int, address: int, block: BlockRequest | None = None
+) -> None:
+    """One more row: bytes `start` to `end` of the item that holds `source`."""
+    batch.add(name, source.key, source.offset, source.length, source.checksums, start, end, address, block)
+
+
 def _in_file_order(items: list[ReadItem], infos: list[Any]) -> Iterator[tuple[ReadItem, Any]]:
     """Items with their entries, file by file and from front to back."""
     files: dict[str, list[int]] = {}
@@ -309,11 +296,8 @@ def _in_file_order(items: list[ReadItem], infos: list[Any]) -> Iterator[tuple[Re
 
 def _plain_targets(planner: LoadPlanner) -> dict[str, Any]:
     """The state by name, where `planner` answers with what is in it, as torch's default planner does; else nothing."""
-    kind = type(planner)
-    for hook in PLANNER_HOOKS:
-        default = getattr(DefaultLoadPlanner, hook)
-        if getattr(kind, hook, None) is not default or hook in getattr(planner, "__dict__", ()):
-            return {}
+    if not answers_like(DefaultLoadPlanner, planner, PLANNER_HOOKS):
+        return {}
     state = planner.state_dict  # type: ignore[attr-defined]
     return state if type(state) is dict else {}
 

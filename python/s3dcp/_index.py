@@ -7,16 +7,15 @@ allow-list.
 
 from __future__ import annotations
 
-import gc
 import io
 import pickle
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata
 
 from . import _native
+from ._collector import no_collections
 from .errors import Corrupt
 
 
@@ -38,25 +37,6 @@ def allowed_global_names(extra: Iterable[str | type]) -> frozenset[tuple[str, st
     return frozenset(names)
 
 
-@contextmanager
-def without_gc() -> Iterator[None]:
-    """Make millions of objects that all stay without looking through them again and again.
-
-    Afterwards they are the collector's oldest: freezing and thawing moves them there without a look, where the next
-    collections of young objects would go through all of them.
-    """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            if not gc.get_freeze_count():  # what others froze stays so
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
-
-
 def read_index(body: bytes, where: str, extra_globals: frozenset[tuple[str, str]]) -> Metadata:
     """The index in `body`, read from `where` (for messages).
 
@@ -65,7 +45,7 @@ def read_index(body: bytes, where: str, extra_globals: frozenset[tuple[str, str]
     """
     _native.check_index(body, where, sorted(extra_globals))
     try:
-        with without_gc():
+        with no_collections(old_at_once=True):
             # BytesIO shares the memory of bytes; the unpickler stops where the pickle does.
             metadata: Metadata = _Unpickler(io.BytesIO(body), extra_globals).load()
     except Exception as error:

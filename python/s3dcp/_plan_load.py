@@ -10,8 +10,9 @@ from torch.distributed.checkpoint import default_planner
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
+from ._collector import no_collections
 from ._plan_save import zeros
-from ._plan_state import PLAIN_TENSORS, no_collections
+from ._plan_state import PLAIN_TENSORS
 
 __all__ = ["create_default_local_load_plan"]
 

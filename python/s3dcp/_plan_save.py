@@ -30,7 +30,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from ._plan_state import PLAIN_TENSORS, no_collections
+from ._collector import no_collections
+from ._plan_state import PLAIN_TENSORS
 
 __all__ = [
     "create_default_global_save_plan",

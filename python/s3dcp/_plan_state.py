@@ -9,18 +9,16 @@ in place.
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.checkpoint import _nested_dict, _sharded_tensor_utils, _version, planner_helpers
 
-__all__ = ["PLAIN_TENSORS", "flatten_sharded_tensors", "flatten_state_dict", "init_state_dict", "no_collections"]
+from ._collector import no_collections
+
+__all__ = ["PLAIN_TENSORS", "flatten_sharded_tensors", "flatten_state_dict", "init_state_dict"]
 
 PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 """Tensors of exactly these types are plain, unless an attribute on the instance says that there is more to them."""
@@ -32,32 +30,6 @@ _DICTS = frozenset({dict, OrderedDict})
 _torch_flatten = _nested_dict.flatten_state_dict
 _torch_flatten_sharded = _sharded_tensor_utils._flatten_sharded_tensors
 _torch_init = planner_helpers._init_state_dict
-
-_lock = threading.Lock()
-_paused = 0
-_was_enabled = False
-
-
-@contextlib.contextmanager
-def no_collections() -> Iterator[None]:
-    """Keep the cyclic garbage collector from running, in whichever threads are within.
-
-    A plan of many items makes many objects that all stay; each full collection they bring about walks the whole heap
-    of the process, which costs several times as much as making them.
-    """
-    global _paused, _was_enabled
-    with _lock:
-        if _paused == 0:
-            _was_enabled = gc.isenabled()
-            gc.disable()
-        _paused += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _paused -= 1
-            if _paused == 0 and _was_enabled:
-                gc.enable()
 
 
 @no_collections()

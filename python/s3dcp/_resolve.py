@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,9 +18,14 @@ from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteIt
 _TENSOR = WriteItemType.TENSOR
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 _SCALARS = frozenset((bool, int, float, str, type(None)))
-_TORCHS_OWN = {
-    name: getattr(DefaultSavePlanner, name) for name in ("resolve_data", "lookup_object", "transform_object")
-}
+_HOOKS = ("resolve_data", "lookup_object", "transform_object")
+
+
+def answers_like(default: type, planner: object, hooks: Iterable[str]) -> bool:
+    """Whether `planner` has the `hooks` of torch's class `default`: none overridden in a subclass or on the object."""
+    return isinstance(planner, default) and all(
+        getattr(getattr(planner, hook), "__func__", None) is getattr(default, hook) for hook in hooks
+    )
 
 
 class Resolver:
@@ -28,9 +34,7 @@ class Resolver:
     def __init__(self, planner: SavePlanner) -> None:
         self._planner = planner
         self._state: dict[str, Any] = {}
-        if isinstance(planner, DefaultSavePlanner) and all(
-            getattr(getattr(planner, name), "__func__", None) is own for name, own in _TORCHS_OWN.items()
-        ):
+        if answers_like(DefaultSavePlanner, planner, _HOOKS):
             state = getattr(planner, "state_dict", None)
             self._state = state if isinstance(state, dict) else {}
 

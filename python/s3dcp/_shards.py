@@ -32,8 +32,8 @@ from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
 from . import _native
+from ._collector import no_collections
 from ._dtypes import NATIVE, SAFETENSORS_NAMES
-from ._index import without_gc
 from ._resolve import Resolver, is_direct, is_plain
 from ._staging import Stager
 
@@ -191,7 +191,7 @@ class ShardFile:
             elif tensor is not None:
                 records.append(self._write_indirect(tensor.detach()))
         records += self._native.tensors(batch)
-        with without_gc():
+        with no_collections(old_at_once=True):
             return [self._result(item, record) for item, record in zip(items, records, strict=True)]
 
     def _write_indirect(self, tensor: torch.Tensor) -> _Record:

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from . import _native
-from ._index import without_gc
+from ._collector import no_collections
 from ._progress import Progress, ProgressCallback
 from ._request_budget import WRITES_PER_SECOND, world_size, writers_per_directory
 from ._resolve import Resolver
@@ -257,7 +257,7 @@ class S3StorageWriter(FileSystemWriter):
             raise RuntimeError("prepare_local_plan() must be called before finish()")
         metadata.version = CURRENT_DCP_VERSION
         metadata.storage_meta = self._storage_meta(save)
-        with without_gc():
+        with no_collections(old_at_once=True):
             metadata.storage_data = {
                 result.index: result.storage_data for rank_results in results for result in rank_results
             }

@@ -1,0 +1,41 @@
+"""Python's cyclic garbage collector, kept from looking through millions of objects that all stay."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_lock = threading.Lock()
+_paused = 0
+_was_enabled = False
+
+
+@contextmanager
+def no_collections(*, old_at_once: bool = False) -> Iterator[None]:
+    """Keep the collector from running, in whichever threads are within.
+
+    A plan or an index of many items makes many objects that all stay; each full collection they bring about walks the
+    whole heap of the process, which costs several times as much as making them.
+
+    Args:
+        old_at_once: count what was made among the collector's oldest afterwards. Freezing and thawing moves it there
+            without a look, where the next collections of young objects would go through all of it.
+    """
+    global _paused, _was_enabled
+    with _lock:
+        if _paused == 0:
+            _was_enabled = gc.isenabled()
+            gc.disable()
+        _paused += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            if old_at_once and _was_enabled and not gc.get_freeze_count():  # what others froze stays so
+                gc.freeze()
+                gc.unfreeze()
+            _paused -= 1
+            if _paused == 0 and _was_enabled:
+                gc.enable()
