@@ -138,7 +138,15 @@ class Client:
     def shard_writer(
         self, bucket: str, key: str, size_hint: int, requests_per_second: float | None = None
     ) -> ShardWriter: ...
-    def observe(self, bucket: str, path_key: str, epoch: str | None, rank: int | None, overwrite: bool) -> Observed: ...
+    def observe(
+        self,
+        bucket: str,
+        path_key: str,
+        epoch: str | None,
+        rank: int | None,
+        overwrite: bool,
+        conditional_commit: str,
+    ) -> Observed: ...
     def commit(
         self,
         bucket: str,

@@ -34,7 +34,7 @@ class S3ClientConfig:
         connect_timeout: seconds to reach the endpoint.
         read_timeout: seconds without any byte moving before a connection is given up.
         max_connections: requests at once, at most; None begins at what `throughput_target_gbps` asks for and climbs to
-            four times that as long as it moves more bytes.
+            twice that as long as it moves more bytes.
 
     Raises:
         ValueError: a field is out of its range; the message names it.

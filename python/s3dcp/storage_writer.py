@@ -192,7 +192,7 @@ class S3StorageWriter(FileSystemWriter):
         save = self._save
         if save.is_coordinator or not save.use_collectives:
             save.observed = self.fs.client.observe(
-                save.bucket, save.path_key, save.epoch, save.index_rank, self.overwrite
+                save.bucket, save.path_key, save.epoch, save.index_rank, self.overwrite, self.conditional_commit
             )
             if save.observed.exists:
                 warnings.warn(

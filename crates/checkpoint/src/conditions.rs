@@ -1,10 +1,10 @@
 //! Whether a server honours conditional writes; some answer 200 and overwrite.
 //!
 //! Asked once per server and bucket in a process, by writing a small probe object twice: a server that honours
-//! conditions refuses the second write.
+//! conditions refuses the second write. A save asks while it looks at its path, so that its commit need not wait.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use s3dcp_s3::{Client, Condition, Error, ErrorKind, Payload, PutOptions};
@@ -35,21 +35,43 @@ pub(crate) enum Support {
     Unknown(String),
 }
 
-static KNOWN: Mutex<BTreeMap<String, Support>> = Mutex::new(BTreeMap::new());
+/// By server and bucket: what is known, and what the next commit has to tell of how it was found out.
+static KNOWN: Mutex<BTreeMap<String, (Support, Vec<String>)>> = Mutex::new(BTreeMap::new());
+
+/// Finds out what this server does unless that is known or does not matter, so that a commit will not have to.
+pub async fn learn_conditions(client: &Client, target: &Target, mode: ConditionalCommit) {
+    let server = server(client, target);
+    if mode == ConditionalCommit::Off || known().contains_key(&server) || target.check().is_err() {
+        return;
+    }
+    let mut notes = Vec::new();
+    let found = probe(client, target, &mut notes).await;
+    if !matches!(found, Support::Unknown(_)) {
+        known().insert(server, (found, notes));
+    }
+}
 
 /// What this server does, asking it when it is not known yet. A note is added where the probe object stays.
 pub(crate) async fn support(client: &Client, target: &Target, notes: &mut Vec<String>) -> Support {
-    let config = client.config();
-    let server = format!("{:?} {:?} {}", config.endpoint_url, config.region, target.bucket);
-    let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).get(&server).cloned();
-    if let Some(known) = known {
-        return known;
+    let server = server(client, target);
+    if let Some((known, told)) = known().get_mut(&server) {
+        notes.append(told);
+        return known.clone();
     }
     let found = probe(client, target, notes).await;
     if !matches!(found, Support::Unknown(_)) {
-        KNOWN.lock().unwrap_or_else(PoisonError::into_inner).insert(server, found.clone());
+        known().insert(server, (found.clone(), Vec::new()));
     }
     found
+}
+
+fn known() -> MutexGuard<'static, BTreeMap<String, (Support, Vec<String>)>> {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn server(client: &Client, target: &Target) -> String {
+    let config = client.config();
+    format!("{:?} {:?} {}", config.endpoint_url, config.region, target.bucket)
 }
 
 async fn probe(client: &Client, target: &Target, notes: &mut Vec<String>) -> Support {

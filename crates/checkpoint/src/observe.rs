@@ -48,23 +48,24 @@ pub struct Observed {
 pub async fn observe(client: &Client, target: &Target, overwrite: bool) -> Result<Observed, Error> {
     target.check()?;
     let bucket = &target.bucket;
-    refuse_other_kind(client, target).await?;
-    let key = target.index_key();
-    let index = see(client, bucket, &key, &target.folder()).await?;
+    let (key, root_key, folder) = (target.index_key(), target.root_key(), target.folder());
+    let has_root = target.epoch.is_some() && target.rank.is_none();
+    let root =
+        async { if has_root { see(client, bucket, &root_key, &target.path_key).await } else { Ok(None) } };
+    let (other_kind, index, root) =
+        tokio::join!(refuse_other_kind(client, target), see(client, bucket, &key, &folder), root);
+    other_kind?;
+    let index = index?;
     if let Some(seen) = &index
         && !overwrite
     {
         let by = seen.save_id.as_ref().map_or_else(String::new, |id| format!(" (save id {id})"));
         return Err(exists(target, &key, format!("there is a checkpoint already{by}, and overwrite=False")));
     }
-    let mut root = None;
-    if target.epoch.is_some() && target.rank.is_none() {
-        let key = target.root_key();
-        root = see(client, bucket, &key, &target.path_key).await?;
-        if root.as_ref().is_some_and(|seen| seen.epoch.is_none()) && !overwrite {
-            let message = "there is a checkpoint without an epoch, and overwrite=False";
-            return Err(exists(target, &key, message.to_owned()));
-        }
+    let root = root?;
+    if root.as_ref().is_some_and(|seen| seen.epoch.is_none()) && !overwrite {
+        let message = "there is a checkpoint without an epoch, and overwrite=False";
+        return Err(exists(target, &root_key, message.to_owned()));
     }
     Ok(Observed { index, root })
 }
@@ -79,14 +80,21 @@ async fn refuse_other_kind(client: &Client, target: &Target) -> Result<(), Error
         None => ("__0.metadata", "saved by each rank for itself (use_collectives=False)"),
         Some(_) => (".metadata", "saved by all ranks together"),
     };
-    let mut keys = vec![join(&target.path_key, name), join(&target.folder(), name)];
-    if target.rank.is_none() {
-        let folders = epoch_folders(client, target).await?;
-        keys.extend(folders.iter().map(|folder| join(folder, name)));
+    let mut keys = vec![join(&target.path_key, name)];
+    if target.epoch.is_some() {
+        keys.push(join(&target.folder(), name));
     }
-    keys.sort_unstable();
-    keys.dedup();
-    if let Some(key) = first_existing(client, &target.bucket, keys).await? {
+    let in_epochs = async {
+        if target.rank.is_some() {
+            return Ok(None);
+        }
+        let mut folders = epoch_folders(client, target).await?;
+        folders.retain(|folder| *folder != target.folder());
+        let keys = folders.iter().map(|folder| join(folder, name)).collect();
+        first_existing(client, &target.bucket, keys).await
+    };
+    let (here, in_epochs) = tokio::join!(first_existing(client, &target.bucket, keys), in_epochs);
+    if let Some(key) = here?.or(in_epochs?) {
         let message = format!("the path holds a checkpoint {kind}, and one path holds one kind");
         return Err(exists(target, &key, message));
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
-use s3dcp_checkpoint::{ConditionalCommit, Target, commit, observe};
+use s3dcp_checkpoint::{ConditionalCommit, Target, commit, learn_conditions, observe};
 use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption, UploadOptions};
 
 use crate::download::{Batch, Download, whole_range};
@@ -253,7 +253,9 @@ impl Client {
         Ok(ShardWriter::new(s3dcp_checkpoint::ShardWriter::new(upload), part_size))
     }
 
-    /// What is at a path before a save; see `s3dcp_checkpoint::observe`.
+    /// What is at a path before a save, and meanwhile what the server does with conditions; see
+    /// `s3dcp_checkpoint::observe` and `learn_conditions`.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one save")]
     fn observe(
         &self,
         py: Python<'_>,
@@ -262,10 +264,13 @@ impl Client {
         epoch: Option<String>,
         rank: Option<u64>,
         overwrite: bool,
+        conditional_commit: &str,
     ) -> PyResult<Observed> {
         let engine = self.engine(py)?;
         let target = Target { bucket, path_key, epoch, rank };
-        Ok(Observed { inner: wait(py, observe(&engine, &target, overwrite))? })
+        let learned = learn_conditions(&engine, &target, commit_mode(conditional_commit));
+        let seen = wait(py, async { tokio::join!(observe(&engine, &target, overwrite), learned).0 })?;
+        Ok(Observed { inner: seen })
     }
 
     /// Commit an index; see `s3dcp_checkpoint::commit`.
@@ -283,11 +288,7 @@ impl Client {
     ) -> PyResult<Committed> {
         let engine = self.engine(py)?;
         let target = Target { bucket, path_key, epoch, rank };
-        let mode = match conditional_commit {
-            "require" => ConditionalCommit::Require,
-            "off" => ConditionalCommit::Off,
-            _ => ConditionalCommit::Warn,
-        };
+        let mode = commit_mode(conditional_commit);
         let committed = wait(py, commit(&engine, &target, &observed.inner, &index.inner, mode))?;
         Ok(Committed { warnings: committed.warnings, deleted: committed.deleted, left: committed.left })
     }
@@ -325,4 +326,13 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<crate::staging::StagingBuffer>()?;
     module.add_class::<crate::staging::StagingPool>()?;
     module.add_function(wrap_pyfunction!(parse_s3_uri, module)?)
+}
+
+/// The mode of this name, which Python has checked.
+fn commit_mode(name: &str) -> ConditionalCommit {
+    match name {
+        "require" => ConditionalCommit::Require,
+        "off" => ConditionalCommit::Off,
+        _ => ConditionalCommit::Warn,
+    }
 }
