@@ -94,7 +94,9 @@ async fn refuse_other_kind(client: &Client, target: &Target) -> Result<(), Error
         first_existing(client, &target.bucket, keys).await
     };
     let (here, in_epochs) = tokio::join!(first_existing(client, &target.bucket, keys), in_epochs);
-    if let Some(key) = here?.or(in_epochs?) {
+    // A listing that fails says why; the answer to a HEAD has no room for it.
+    let in_epochs = in_epochs?;
+    if let Some(key) = here?.or(in_epochs) {
         let message = format!("the path holds a checkpoint {kind}, and one path holds one kind");
         return Err(exists(target, &key, message));
     }
