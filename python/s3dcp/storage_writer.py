@@ -183,7 +183,7 @@ class S3StorageWriter(FileSystemWriter):
         return save
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """See what is at the path now; nothing is written yet.
+        """See what is at the path now; nothing is written yet that stays.
 
         Raises:
             AlreadyExists: a checkpoint is there and ``overwrite=False``, or one of the other kind (with or without

@@ -40,14 +40,13 @@ static KNOWN: Mutex<BTreeMap<String, (Support, Vec<String>)>> = Mutex::new(BTree
 
 /// Finds out what this server does unless that is known or does not matter, so that a commit will not have to.
 pub async fn learn_conditions(client: &Client, target: &Target, mode: ConditionalCommit) {
-    let server = server(client, target);
-    if mode == ConditionalCommit::Off || known().contains_key(&server) || target.check().is_err() {
+    if mode == ConditionalCommit::Off || target.check().is_err() {
         return;
     }
     let mut notes = Vec::new();
-    let found = probe(client, target, &mut notes).await;
-    if !matches!(found, Support::Unknown(_)) {
-        known().insert(server, (found, notes));
+    support(client, target, &mut notes).await;
+    if let Some((_, told)) = known().get_mut(&server(client, target)) {
+        told.append(&mut notes);
     }
 }
 
