@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use s3dcp_server::{ServerConfig, Storage};
+use s3dcp_server::{Fault, ServerConfig, Storage};
 use tokio::runtime::Runtime;
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -52,6 +52,7 @@ struct Server {
     access_key: String,
     secret_key: String,
     region: String,
+    authority: Option<String>,
     /// None once it has been stopped.
     running: Mutex<Option<Running>>,
 }
@@ -101,7 +102,7 @@ impl Server {
 #[pymethods]
 impl Server {
     #[new]
-    #[pyo3(signature = (data=None, buckets=Vec::new(), *, access_key=None, secret_key=None, address=None, region=None, domain=None, md5_etags=false))]
+    #[pyo3(signature = (data=None, buckets=Vec::new(), *, access_key=None, secret_key=None, address=None, region=None, domain=None, md5_etags=false, tls=false, faults=Vec::new(), fault_seed=0))]
     #[expect(clippy::too_many_arguments, reason = "they are keyword arguments in Python")]
     fn new(
         py: Python<'_>,
@@ -113,6 +114,9 @@ impl Server {
         region: Option<String>,
         domain: Option<String>,
         md5_etags: bool,
+        tls: bool,
+        faults: Vec<String>,
+        fault_seed: u64,
     ) -> PyResult<Self> {
         let default = ServerConfig::default();
         let config = ServerConfig {
@@ -124,6 +128,9 @@ impl Server {
             buckets,
             domain,
             md5_etags,
+            tls,
+            faults: faults.iter().map(|rule| parse_fault(rule)).collect::<PyResult<_>>()?,
+            fault_seed,
         };
         let running = py.detach(|| Running::start(config)).map_err(python_error)?;
         Ok(Self {
@@ -131,6 +138,7 @@ impl Server {
             access_key: running.server.access_key().to_owned(),
             secret_key: running.server.secret_key().to_owned(),
             region: running.server.region().to_owned(),
+            authority: running.server.authority().map(str::to_owned),
             running: Mutex::new(Some(running)),
         })
     }
@@ -153,6 +161,36 @@ impl Server {
     #[getter]
     fn region(&self) -> &str {
         &self.region
+    }
+
+    /// What clients must trust: a certificate as PEM; None without TLS.
+    #[getter]
+    fn authority(&self) -> Option<&str> {
+        self.authority.as_deref()
+    }
+
+    /// Adds a fault, such as `error:SlowDown on=UploadPart times=3`, behind those that are there.
+    ///
+    /// ValueError when it is no rule; RuntimeError when the server has been stopped, or in a forked child.
+    fn inject(&self, fault: &str) -> PyResult<()> {
+        let fault = parse_fault(fault)?;
+        self.with_server(|server| server.inject(fault))
+    }
+
+    /// Takes all faults away.
+    ///
+    /// RuntimeError when the server has been stopped, or in a forked child.
+    fn clear_faults(&self) -> PyResult<()> {
+        self.with_server(s3dcp_server::Server::clear_faults)
+    }
+
+    /// The faults in force, and to how many requests each was applied.
+    ///
+    /// RuntimeError when the server has been stopped, or in a forked child.
+    fn faults(&self) -> PyResult<Vec<(String, u64)>> {
+        self.with_server(|server| {
+            server.faults().into_iter().map(|(fault, applied)| (fault.to_string(), applied)).collect()
+        })
     }
 
     /// What the server has done so far.
@@ -237,6 +275,10 @@ fn python_error(error: io::Error) -> PyErr {
 
 fn forked() -> PyErr {
     PyRuntimeError::new_err("the server runs in the process that started it, not in this forked child")
+}
+
+fn parse_fault(rule: &str) -> PyResult<Fault> {
+    rule.parse().map_err(|error: s3dcp_server::InvalidFault| PyValueError::new_err(error.to_string()))
 }
 
 fn parse_address(address: &str) -> PyResult<SocketAddr> {

@@ -2,7 +2,7 @@
 //! its body is read.
 //!
 //! The gate ([`S3Access::check`]) is where a request can be refused early and cheaply: an anonymous one is, and it is
-//! the place for a rate limit or a scripted fault, since operation, bucket, key and headers are known there.
+//! the place for a rate limit, since operation, bucket, key and headers are known there.
 
 use std::sync::Arc;
 
