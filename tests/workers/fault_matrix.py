@@ -1,20 +1,18 @@
 """The fault matrix: what becomes of saves and loads when something goes wrong between the client and S3.
 
-A cell is one fault, as often as its column's group says, during one operation. Whatever comes of it must keep the promises that
-`run` asserts; which outcome it is stands in ``docs/faults.md``, and `python -m workers.fault_matrix` writes that table.
+A cell is one fault, as often as its column says, during one operation. Whatever comes of it must keep the promises that
+`strike` asserts; which outcome it is stands in ``docs/faults.md``, whose table ``python -m workers.fault_matrix`` prints.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-
 from torch.distributed.checkpoint.api import CheckpointException
 
 from s3dcp import NotFound, S3ClientConfig, S3DcpError, testing
@@ -138,8 +136,8 @@ def strike(server: testing.Server, bucket: str, action: str, rules: list[str], *
     """The outcome of `action` while `rules` are in force, in an empty bucket.
 
     Raises:
-        AssertionError: A save that reported success does not load, a load gave wrong values, an old checkpoint is lost, an
-            upload is left, or it took longer than it may.
+        AssertionError: A save that reported success does not load, a load gave wrong values, an old checkpoint is lost,
+            an upload is left, or it took longer than it may.
     """
     store = Store(bucket, boto_client(server.endpoint_url))
     if action != "first save":
@@ -199,8 +197,9 @@ def _what_loads(store: Store) -> str:
     try:
         jobs.load(loaded, store.uri, s3client_config=CONFIG)
     except (Exception, CheckpointException) as error:
-        assert _kind(error) == NotFound.kind, f"the path does not load: {error!r}"
-        return "nothing"
+        if _kind(error) == NotFound.kind:
+            return "nothing"
+        raise AssertionError("the path does not load") from error
     found = "old" if loaded["step"] == OLD["step"] else "new"
     assert_same(loaded, OLD if found == "old" else NEW)
     return found
