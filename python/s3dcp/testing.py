@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from ._native import Server, ServerStats
+from ._native import Partitions, PartitionView, Server, ServerStats
 
-__all__ = ["Server", "ServerStats", "environment", "server"]
+__all__ = ["PartitionView", "Partitions", "Server", "ServerStats", "environment", "server"]
 
 # What would send a client elsewhere, or sign with other keys, while the server's environment is set.
 _OVERRIDES = (
@@ -40,6 +40,7 @@ def server(
     address: str | None = None,
     region: str | None = None,
     tls: bool = False,
+    partitions: Partitions | None = None,
     faults: Iterable[str] = (),
     fault_seed: int = 0,
 ) -> Iterator[Server]:
@@ -54,6 +55,8 @@ def server(
         region: Refuse requests signed for any other region, as AWS does; every region is accepted when None.
         tls: Serve HTTPS, with a certificate made on the spot: clients must trust ``Server.authority``, and
             with ``environment`` those that read ``AWS_CA_BUNDLE`` do.
+        partitions: A model of S3's partitions in front: what is too much for one is answered ``503 SlowDown``, and one that
+            stays hot splits. ``Partitions()`` has S3's rates; ``Partitions(20, 50, split_after=5)`` suits a test.
         faults: What goes wrong from the start, one rule each, such as
             ``"error:SlowDown on=UploadPart key=*.distcp skip=2 times=3"``; ``Server.inject`` adds more. ``s3dcp serve
             --help`` lists what can go wrong.
@@ -63,7 +66,7 @@ def server(
         ValueError: A bucket's name, the address or a fault is not valid.
         OSError: The address cannot be bound or the directory cannot be used.
     """
-    options: dict[str, Any] = {"tls": tls, "faults": list(faults), "fault_seed": fault_seed}
+    options: dict[str, Any] = {"tls": tls, "partitions": partitions, "faults": list(faults), "fault_seed": fault_seed}
     with Server(data, list(buckets), address=address, region=region, **options) as running:
         if environment:
             with _environment_of(running):

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use s3dcp_server::{Fault, Server, ServerConfig, Storage};
+use s3dcp_server::{Fault, Limits, Partitions, Server, ServerConfig, Storage};
 
 use crate::report::Failure;
 
@@ -46,6 +46,18 @@ pub(crate) struct Arguments {
     /// Serve HTTPS, with a certificate made on the spot; what clients must trust is written to this file
     #[arg(long, value_name = "FILE")]
     tls: Option<PathBuf>,
+    /// Put a model of S3's partitions in front, at this share of S3's request rates: 0.01 fits a laptop
+    ///
+    /// What is too much for a partition is answered 503 SlowDown; partitions that stay hot split. The page that is announced
+    /// draws the key space, its heat and its splits.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    partitions: Option<f64>,
+    /// How many times faster than S3 partitions heat up, split and merge
+    #[arg(long, default_value_t = 1.0, value_name = "TIMES", value_parser = share, requires = "partitions")]
+    partition_speed: f64,
+    /// A partition that is there from the start begins at this key; may be given several times
+    #[arg(long = "partition-at", value_name = "BUCKET/KEY", requires = "partitions")]
+    partitions_at: Vec<String>,
     /// Let something go wrong, say 'error:SlowDown on=UploadPart key=*.distcp skip=2 times=3'; may be given several times
     ///
     /// What: error:<code>, error-in-200:<code>, drop, reset-request:<bytes>, silence, flip-request, delay:<n>ms before anything
@@ -71,10 +83,21 @@ impl Arguments {
             domain: self.domain.clone(),
             md5_etags: self.md5_etags,
             tls: self.tls.is_some(),
+            partitions: self.partitions.map(|share| Partitions {
+                limits: Limits::default().scaled(share, self.partition_speed),
+                first_keys: self.partitions_at.clone(),
+            }),
             faults: self.faults.clone(),
             fault_seed: self.fault_seed,
         }
     }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|&value: &f64| value.is_finite() && value > 0.0)
+        .ok_or_else(|| "must be a number above 0".to_owned())
 }
 
 fn given(argument: Option<&String>, variable: &str) -> Option<String> {
@@ -109,6 +132,9 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
 fn announce(server: &Server, authority: Option<&Path>) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "# s3dcp serves S3 at {}; stop it with Ctrl-C", server.endpoint_url())?;
+    if !server.partitions().is_empty() {
+        writeln!(out, "# its partitions are drawn at {}/_s3dcp/", server.endpoint_url())?;
+    }
     writeln!(out, "export AWS_ENDPOINT_URL={}", server.endpoint_url())?;
     if let Some(file) = authority {
         writeln!(out, "export AWS_CA_BUNDLE='{}'", std::path::absolute(file)?.display())?;

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::faults::Fault;
+use crate::partitions::Partitions;
 
 /// Where objects are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -41,6 +42,9 @@ pub struct ServerConfig {
     /// Whether to serve HTTPS, with a certificate made for this server alone; what clients must trust is
     /// [`Server::authority`](crate::Server::authority). Default `false`.
     pub tls: bool,
+    /// A model of S3's partitions in front, with `503 SlowDown` for what is too much. A page at `/_s3dcp/` draws it, and
+    /// `/_s3dcp/partitions` is the same as JSON, both without a signature. Default `None`.
+    pub partitions: Option<Partitions>,
     /// Faults from the start; [`Server::inject`](crate::Server::inject) adds more. Default none.
     pub faults: Vec<Fault>,
     /// Seed of what faults leave to chance. Default 0.
@@ -59,6 +63,7 @@ impl Default for ServerConfig {
             domain: None,
             md5_etags: false,
             tls: false,
+            partitions: None,
             faults: Vec::new(),
             fault_seed: 0,
         }
@@ -77,6 +82,7 @@ impl fmt::Debug for ServerConfig {
             .field("domain", &self.domain)
             .field("md5_etags", &self.md5_etags)
             .field("tls", &self.tls)
+            .field("partitions", &self.partitions)
             .field("faults", &self.faults)
             .field("fault_seed", &self.fault_seed)
             .finish()

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, EXPECT, HeaderValue, SERVER};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, EXPECT, HeaderValue, SERVER};
 use http::{Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
@@ -22,6 +22,7 @@ use crate::faults::{Dropped, Faults, Scripted, Target};
 use crate::host::Domains;
 use crate::ids::Ids;
 use crate::link::Link;
+use crate::partitions::{self, PartitionGate};
 use crate::stats::Counters;
 
 /// Carries an object's size from an operation to [`invalid_range`]; never sent.
@@ -40,6 +41,7 @@ struct Inner {
     region: Option<String>,
     domains: Domains,
     faults: Arc<Faults>,
+    partitions: Option<Arc<PartitionGate>>,
     counters: Arc<Counters>,
     ids: Ids,
 }
@@ -50,9 +52,11 @@ impl HttpService {
         region: Option<String>,
         domains: Domains,
         faults: Arc<Faults>,
+        partitions: Option<Arc<PartitionGate>>,
         counters: Arc<Counters>,
     ) -> Self {
-        Self { inner: Arc::new(Inner { s3, region, domains, faults, counters, ids: Ids::new() }) }
+        let inner = Inner { s3, region, domains, faults, partitions, counters, ids: Ids::new() };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The answer to a request that came over `link`.
@@ -61,8 +65,14 @@ impl HttpService {
         request: Request<Incoming>,
         link: &Link,
     ) -> Result<Response<Body>, Dropped> {
+        if let Some(gate) = &self.inner.partitions
+            && let Some(page) = partitions::page(gate, request.uri().path())
+        {
+            return Ok(page);
+        }
         let request_id = self.inner.ids.next();
         let strike = self.inner.faults.strike(|| Target::of(&request, &self.inner.domains));
+        let expects_continue = request.headers().contains_key(EXPECT);
         let request = courteous(request);
         let mut response = match strike {
             None => self.answer(request, &request_id).await,
@@ -83,6 +93,10 @@ impl HttpService {
             response.headers_mut().insert("x-amz-request-id", value);
         }
         response.headers_mut().insert(SERVER, HeaderValue::from_static("s3dcp"));
+        if expects_continue && !response.status().is_success() {
+            // The body may never come, and then the connection cannot go on: the client is told.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         self.inner.counters.response(response.status().as_u16());
         Ok(response)
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use s3dcp_partition::PartitionView;
 use s3s::service::S3ServiceBuilder;
 use s3s::{S3Error, S3ErrorCode};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -26,6 +27,7 @@ use crate::host::Domains;
 use crate::http_service::HttpService;
 use crate::link::Link;
 use crate::memory::Memory;
+use crate::partitions::PartitionGate;
 use crate::service::Service;
 use crate::stats::{Counters, ServerStats};
 use crate::store::Store;
@@ -46,6 +48,7 @@ pub struct Server {
     store: Arc<Store>,
     counters: Arc<Counters>,
     faults: Arc<Faults>,
+    partitions: Option<Arc<PartitionGate>>,
     authority: Option<String>,
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
@@ -83,7 +86,11 @@ impl Server {
         let mut builder = S3ServiceBuilder::new(service);
         builder
             .set_auth(Keys { access_key: config.access_key.clone(), secret_key: config.secret_key.clone() });
-        builder.set_access(Gate { counters: Arc::clone(&counters) });
+        let partitions = config.partitions.as_ref().map(PartitionGate::new).transpose();
+        let partitions = partitions
+            .map_err(|reason| io::Error::new(io::ErrorKind::InvalidInput, format!("partitions: {reason}")))?
+            .map(Arc::new);
+        builder.set_access(Gate { counters: Arc::clone(&counters), partitions: partitions.clone() });
         let domains = Domains::new(config.domain.as_deref());
         builder.set_host(domains.clone());
         let faults = Arc::new(Faults::new(&config.faults, config.fault_seed));
@@ -92,6 +99,7 @@ impl Server {
             config.region.clone(),
             domains,
             Arc::clone(&faults),
+            partitions.clone(),
             Arc::clone(&counters),
         );
         let tls = config.tls.then(|| Tls::new(config.address.ip(), config.domain.as_deref())).transpose()?;
@@ -112,6 +120,7 @@ impl Server {
             store,
             counters,
             faults,
+            partitions,
             authority,
             stop,
             accepting,
@@ -132,6 +141,12 @@ impl Server {
     /// The certificate, as PEM, of the authority that clients must trust to reach the server; `None` without TLS.
     pub fn authority(&self) -> Option<&str> {
         self.authority.as_deref()
+    }
+
+    /// The partitions in front, in the order of their keys, and what each was asked for; none without
+    /// [`ServerConfig::partitions`].
+    pub fn partitions(&self) -> Vec<PartitionView> {
+        self.partitions.as_ref().map(|gate| gate.views()).unwrap_or_default()
     }
 
     /// Adds a fault behind those that are there.
