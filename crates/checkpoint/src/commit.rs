@@ -10,7 +10,7 @@ use std::time::Duration;
 use s3dcp_s3::{Client, Condition, Error, ErrorKind, PutOptions};
 
 use crate::clean_up::clean_up;
-use crate::conditions::{ConditionalCommit, Support, support};
+use crate::conditions::{ConditionalCommit, Support, required, support};
 use crate::index::read_facts;
 use crate::index_writer::{Index, SealedIndex};
 use crate::keys::Target;
@@ -89,21 +89,14 @@ async fn conditional(
     if mode == ConditionalCommit::Off {
         return Ok(false);
     }
-    let (problem, send) = match support(client, target, warnings).await {
-        Support::Honoured => return Ok(true),
-        Support::Ignored => ("the server ignores conditional writes".to_owned(), false),
-        Support::Refused(answer) => (format!("the server refuses conditional writes ({answer})"), false),
-        Support::Unknown(why) => {
-            (format!("it is not known whether the server honours conditional writes ({why})"), true)
-        }
-    };
+    let support = support(client, target, warnings).await;
+    let Some(problem) = support.problem() else { return Ok(true) };
     if mode == ConditionalCommit::Require {
-        let message = format!("conditional_commit=\"require\": {problem}; nothing was committed");
-        return Err(Error::new(ErrorKind::Config, message).with_bucket(&target.bucket));
+        return Err(required(target, &problem));
     }
     warnings
         .push(format!("{problem}: two saves to one path at the same time could replace each other's index"));
-    Ok(send)
+    Ok(matches!(support, Support::Unknown(_)))
 }
 
 /// The write of one index.

@@ -269,8 +269,12 @@ impl Client {
         let engine = self.engine(py)?;
         let target = Target { bucket, path_key, epoch, rank };
         let learned = learn_conditions(&engine, &target, commit_mode(conditional_commit));
-        let seen = wait(py, async { tokio::join!(observe(&engine, &target, overwrite), learned).0 })?;
-        Ok(Observed { inner: seen })
+        let both = async {
+            let (seen, learned) = tokio::join!(observe(&engine, &target, overwrite), learned);
+            let seen = seen?;
+            learned.map(|()| seen)
+        };
+        Ok(Observed { inner: wait(py, both)? })
     }
 
     /// Commit an index; see `s3dcp_checkpoint::commit`.
