@@ -23,6 +23,7 @@ from s3dcp import (
     S3StorageWriter,
 )
 from workers import jobs
+from workers.jobs import InTheMiddle
 from workers.states import blank, values
 from workers.store import REGION, Store
 
@@ -39,20 +40,6 @@ def save_ids(names: list[str]) -> set[str]:
     found = [SHARD.fullmatch(name) for name in names]
     assert all(found), names
     return {match["save_id"] for match in found if match}
-
-
-class InTheMiddle(DefaultSavePlanner):
-    """Calls `action` once while the save writes, after it has seen what is at the path."""
-
-    def __init__(self, action: Any) -> None:
-        super().__init__()
-        self.action = action
-
-    def resolve_data(self, write_item: Any) -> Any:
-        action, self.action = self.action, None
-        if action is not None:
-            action()
-        return super().resolve_data(write_item)
 
 
 class Stop(Exception):
