@@ -369,7 +369,8 @@ impl Client {
 }
 
 fn asked<'a>(call: &'a Call, session: &'a Session) -> Asked<'a> {
-    Asked { operation: call.operation, bucket: &call.bucket, region: session.region.as_deref() }
+    let region = session.region.as_deref();
+    Asked { operation: call.operation, bucket: &call.bucket, region, headers: &call.headers }
 }
 
 fn finish(call: &Call, operation: &Operation, error: Error, elapsed: Duration) -> Error {
