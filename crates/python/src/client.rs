@@ -91,6 +91,17 @@ impl Client {
     }
 }
 
+impl Drop for Client {
+    /// A forked child lets go of its parent's connections without closing them: closing would take them off the
+    /// parent's list of sockets to watch, and its next request would wait in vain.
+    fn drop(&mut self) {
+        let live = self.live.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if live.0 != std::process::id() {
+            std::mem::forget(live.1.clone());
+        }
+    }
+}
+
 #[pymethods]
 impl Client {
     #[new]
