@@ -117,7 +117,12 @@ async fn probe(client: &Client, target: &Target, notes: &mut Vec<String>) -> Sup
         // an earlier attempt of this very request was carried out, and the condition held this one off
         Err(error) if error.kind() == ErrorKind::PreconditionFailed => {}
         Err(error) if not_understood(&error) => return Support::Refused(error.to_string()),
-        Err(error) => return Support::Unknown(error.to_string()),
+        Err(error) => {
+            if error.maybe_applied() {
+                client.delete_object(bucket, &key).await.ok();
+            }
+            return Support::Unknown(error.to_string());
+        }
     }
     let found = match client.put_object(bucket, &key, body(), &options).await {
         Ok(_) => Support::Ignored,
