@@ -89,7 +89,10 @@ fn classify(status: StatusCode, code: Option<&str>) -> (ErrorKind, Class) {
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" => {
             (Denied, Class::Once(Remedy::RefreshCredentials))
         }
-        "BadDigest" | "XAmzContentChecksumMismatch" => (Corrupt, Class::Once(Remedy::SendAgain)),
+        // Garage says InvalidDigest of bytes that do not fit their checksum; S3, of a Content-MD5, which is never sent.
+        "BadDigest" | "InvalidDigest" | "XAmzContentChecksumMismatch" => {
+            (Corrupt, Class::Once(Remedy::SendAgain))
+        }
         "PreconditionFailed" => (PreconditionFailed, Class::Final),
         "ConditionalRequestConflict" | "OperationAborted" => (Conflict, Class::Final),
         "InvalidRange" => (Corrupt, Class::Final),
@@ -224,6 +227,7 @@ mod tests {
             (403, "RequestTimeTooSkewed", Denied, Class::Once(Remedy::AdjustClock)),
             (400, "ExpiredToken", Denied, Class::Once(Remedy::RefreshCredentials)),
             (400, "BadDigest", Corrupt, Class::Once(Remedy::SendAgain)),
+            (400, "InvalidDigest", Corrupt, Class::Once(Remedy::SendAgain)),
             (403, "AccessDenied", Denied, Class::Final),
             (403, "SignatureDoesNotMatch", Denied, Class::Final),
             (403, "", Denied, Class::Final),
