@@ -167,10 +167,12 @@ def test_without_conditions_a_commit_still_looks_before_it_writes(store: Store, 
     jobs.check(store.uri, state(2))
 
 
-def test_a_save_whose_index_vanished_meanwhile_commits_nothing(store: Store, failure) -> None:
+@pytest.mark.parametrize("conditional_commit", ["warn", "off"])
+def test_a_save_whose_index_vanished_meanwhile_commits_nothing(store: Store, failure, conditional_commit) -> None:
     jobs.save(state(0), store.uri)
     vanish = InTheMiddle(lambda: store.delete(".metadata"))
-    assert isinstance(failure(jobs.save, state(1), store.uri, planner=vanish), Conflict)
+    error = failure(jobs.save, state(1), store.uri, planner=vanish, conditional_commit=conditional_commit)
+    assert isinstance(error, Conflict)
     assert ".metadata" not in store.names()
 
 

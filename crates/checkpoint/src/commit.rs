@@ -145,7 +145,7 @@ impl IndexCommit<'_> {
             Some(seen) => seen.etag.clone().map_or(Condition::None, Condition::IfMatch),
         };
         if condition == Condition::None {
-            self.refuse_newcomer().await?;
+            self.refuse_change().await?;
         }
         let Err(error) = self.put(condition.clone()).await else { return Ok(()) };
         let refused = matches!(error.kind(), ErrorKind::PreconditionFailed | ErrorKind::Conflict)
@@ -167,12 +167,15 @@ impl IndexCommit<'_> {
     }
 
     /// Without a condition the best there is: look right before writing.
-    async fn refuse_newcomer(&self) -> Result<(), Error> {
+    async fn refuse_change(&self) -> Result<(), Error> {
         match self.client.head_object(&self.target.bucket, &self.key).await {
             Ok(info) if self.observed.index.is_none() || info.etag.as_deref() != self.seen_etag() => {
                 let outcome = self.outcome().await;
                 let error = Error::new(ErrorKind::AlreadyExists, "an index appeared during the save");
                 self.settle(error, true, outcome)
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound && self.observed.index.is_some() => {
+                self.settle(error, true, Outcome::Gone)
             }
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(()),
