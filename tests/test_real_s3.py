@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 import real
 from real import departures, rgw
-from s3dcp import AlreadyExists, ConfigError, Corrupt, S3ClientConfig, testing
+from s3dcp import AlreadyExists, ConfigError, Corrupt, S3ClientConfig, S3StorageWriter, ServiceError, testing
 from s3dcp._client import client_for
 from workers import jobs
 from workers.between import Exchange, Forward, between
-from workers.states import blank, values
+from workers.states import assert_same, blank, values
 from workers.store import REGION, Store
 
 MIB = 1024 * 1024
@@ -152,6 +153,15 @@ def test_what_a_server_stored_damaged_is_refused_by_the_load(store: Store, endpo
 
 
 @pytest.mark.s3("rgw")
+@pytest.mark.parametrize(("setting", "value"), [("server_side_encryption", "AES256"), ("storage_class", "STANDARD_IA")])
+def test_a_setting_that_a_server_refuses_without_a_word_is_named(store: Store, failure, setting, value) -> None:
+    error = failure(jobs.save, state(1), store.uri, s3client_config=S3ClientConfig(**{setting: value}))
+    assert isinstance(error, ServiceError)
+    assert f"sent with {setting}" in str(error)
+    assert store.all_keys() == []
+
+
+@pytest.mark.s3("rgw")
 def test_a_gateway_with_little_room_is_asked_again(store: Store, s3dcp_server: rgw.Gateway) -> None:
     narrow = rgw.start_gateway(
         s3dcp_server.daemons, s3dcp_server.configuration, rgw_max_concurrent_requests="2"
@@ -172,6 +182,29 @@ def test_a_save_without_protection_says_so(store: Store) -> None:
         with pytest.warns(UserWarning, match="the server ignores conditional writes.*could replace each other's index"):
             jobs.save(state(number), store.uri)
     jobs.check(store.uri, state(2))
+
+
+@pytest.mark.s3("garage")
+def test_of_saves_that_race_without_protection_a_whole_checkpoint_stays(store: Store) -> None:
+    """Each sees no index right before it writes its own."""
+    for turn in range(3):
+        writer = S3StorageWriter(REGION, f"{store.uri}/{turn}")
+        futures = [dcp.async_save(state(number), storage_writer=writer) for number in range(4)]
+        won = [number for number, future in enumerate(futures) if future.exception() is None]
+        loaded = jobs.load(blank(state(0)), f"{store.uri}/{turn}")
+        assert loaded["step"] in won
+        assert_same(loaded, state(loaded["step"]))
+
+
+@pytest.mark.s3("garage")
+@pytest.mark.parametrize("size", [10, 3 * MIB], ids=["put", "parts"])
+def test_encryption_that_a_server_ignores_fails_the_save(store: Store, failure, size: int) -> None:
+    config = S3ClientConfig(server_side_encryption="AES256", part_size=5 * MIB)
+    error = failure(jobs.save, {"x": values((size,), 1)}, store.uri, s3client_config=config)
+    assert isinstance(error, ConfigError)
+    assert "server_side_encryption" in str(error)
+    assert ".metadata" not in store.names()
+    assert store.uploads() == []
 
 
 @pytest.mark.s3("garage")

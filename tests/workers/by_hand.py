@@ -59,12 +59,13 @@ class Upload:
 
     def __init__(self, s3: Any, key: str, **arguments: Any) -> None:
         self.s3 = s3
+        self.checked = "ChecksumAlgorithm" in arguments
         created = s3.create_multipart_upload(Bucket=BUCKET, Key=key, **arguments)
         self.names = {"Bucket": BUCKET, "Key": key, "UploadId": created["UploadId"]}
 
     def part(self, number: int, body: bytes, **arguments: Any) -> dict[str, Any]:
         answer = self.s3.upload_part(**self.names, PartNumber=number, Body=body, **arguments)
-        checksums = {name: value for name, value in answer.items() if name.startswith("Checksum")}
+        checksums = {name: value for name, value in answer.items() if self.checked and name.startswith("Checksum")}
         return {"PartNumber": number, "ETag": answer["ETag"], **checksums}
 
     def complete(self, parts: list[dict[str, Any]], **arguments: Any) -> Any:
@@ -82,7 +83,6 @@ KEYS = [
     "with space+plus&amp;<tag>",
     "grüße/雪/🎉",
     "percent%2Fencoded",
-    "x" * 1024,
 ]
 
 
