@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH_VENV := .cache/bench
+GARAGE := .cache/garage
 NATIVE := python/s3dcp/_native.abi3.so
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo test test-rust test-python check check-rust check-python format bench bench-micro clean
+.PHONY: help demo test test-rust test-python test-real-s3 check check-rust check-python format bench bench-micro clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -30,6 +31,28 @@ endif
 
 test-python: $(NATIVE)
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
+
+# The tests that talk to the embedded server, on Ceph's gateway and on Garage; SERVERS="rgw" narrows that.
+SERVERS ?= rgw garage
+INSTALL := $(if $(filter-out 0,$(shell id -u)),sudo )apt-get install --yes --no-install-recommends
+test-real-s3: $(NATIVE) $(SERVERS:%=install-%)
+	@for server in $(SERVERS); do \
+		echo "== $$server"; $(BIN)/python -m pytest --s3=$$server $(PYTEST) || failed=yes; \
+	done; [ -z "$$failed" ]
+
+.PHONY: install-rgw install-garage
+install-rgw:
+	@command -v radosgw ceph-mon ceph-osd ceph-mgr ceph >/dev/null || \
+		$(INSTALL) radosgw ceph-mon ceph-osd ceph-mgr ceph-common
+
+install-garage: $(GARAGE)/bin/garage
+
+$(GARAGE)/bin/garage:
+	@echo "Building Garage into $(GARAGE) (some twenty minutes of two cores)"
+	@command -v protoc cmake clang pkg-config cc >/dev/null || \
+		$(INSTALL) build-essential clang cmake pkg-config protobuf-compiler
+	@CARGO_TARGET_DIR=$(GARAGE)/target cargo install garage --version 2.5.0 --locked --quiet --root $(GARAGE)
+	@rm -rf $(GARAGE)/target
 
 check: check-rust check-python
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use s3dcp_s3::{Client, Condition, Error, ErrorKind, PutOptions};
 
 use crate::clean_up::clean_up;
-use crate::conditions::{ConditionalCommit, Support, support};
+use crate::conditions::{ConditionalCommit, Support, required, support};
 use crate::index::read_facts;
 use crate::index_writer::{Index, SealedIndex};
 use crate::keys::Target;
@@ -89,21 +89,14 @@ async fn conditional(
     if mode == ConditionalCommit::Off {
         return Ok(false);
     }
-    let (problem, send) = match support(client, target, warnings).await {
-        Support::Honoured => return Ok(true),
-        Support::Ignored => ("the server ignores conditional writes".to_owned(), false),
-        Support::Refused(answer) => (format!("the server refuses conditional writes ({answer})"), false),
-        Support::Unknown(why) => {
-            (format!("it is not known whether the server honours conditional writes ({why})"), true)
-        }
-    };
+    let support = support(client, target, warnings).await;
+    let Some(problem) = support.problem() else { return Ok(true) };
     if mode == ConditionalCommit::Require {
-        let message = format!("conditional_commit=\"require\": {problem}; nothing was committed");
-        return Err(Error::new(ErrorKind::Config, message).with_bucket(&target.bucket));
+        return Err(required(target, &problem));
     }
     warnings
         .push(format!("{problem}: two saves to one path at the same time could replace each other's index"));
-    Ok(send)
+    Ok(matches!(support, Support::Unknown(_)))
 }
 
 /// The write of one index.
@@ -152,7 +145,7 @@ impl IndexCommit<'_> {
             Some(seen) => seen.etag.clone().map_or(Condition::None, Condition::IfMatch),
         };
         if condition == Condition::None {
-            self.refuse_newcomer().await?;
+            self.refuse_change().await?;
         }
         let Err(error) = self.put(condition.clone()).await else { return Ok(()) };
         let refused = matches!(error.kind(), ErrorKind::PreconditionFailed | ErrorKind::Conflict)
@@ -174,12 +167,15 @@ impl IndexCommit<'_> {
     }
 
     /// Without a condition the best there is: look right before writing.
-    async fn refuse_newcomer(&self) -> Result<(), Error> {
+    async fn refuse_change(&self) -> Result<(), Error> {
         match self.client.head_object(&self.target.bucket, &self.key).await {
             Ok(info) if self.observed.index.is_none() || info.etag.as_deref() != self.seen_etag() => {
                 let outcome = self.outcome().await;
                 let error = Error::new(ErrorKind::AlreadyExists, "an index appeared during the save");
                 self.settle(error, true, outcome)
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound && self.observed.index.is_some() => {
+                self.settle(error, true, Outcome::Gone)
             }
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(()),

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use common::{Action, BUCKET, Bed, Head, index, stored, target};
-use s3dcp_checkpoint::{Committed, ConditionalCommit, Observed, Target, commit, observe, read_facts};
+use s3dcp_checkpoint::{
+    Committed, ConditionalCommit, Observed, Target, commit, learn_conditions, observe, read_facts,
+};
 use s3dcp_s3::{Client, Error, ErrorKind};
 
 const WARN: ConditionalCommit = ConditionalCommit::Warn;
@@ -379,8 +381,13 @@ async fn a_server_that_ignores_conditions_is_warned_of_or_refused() {
     let target = target(None, None);
     let observed = observe(&client, &target, false).await.unwrap();
     let require = ConditionalCommit::Require;
-    let error = finish(&client, &target, &observed, None, "s", &["a.distcp"], require).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Config);
+    for error in [
+        learn_conditions(&client, &target, require).await.unwrap_err(),
+        finish(&client, &target, &observed, None, "s", &["a.distcp"], require).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Config);
+    }
+    learn_conditions(&client, &target, WARN).await.unwrap();
     assert!(bed.keys().await.is_empty(), "no index and no probe object: {:?}", bed.keys().await);
     let committed = finish(&client, &target, &observed, None, "s", &["a.distcp"], WARN).await.unwrap();
     assert!(committed.warnings[0].contains("ignores conditional writes"), "{:?}", committed.warnings);

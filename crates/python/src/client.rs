@@ -91,6 +91,17 @@ impl Client {
     }
 }
 
+impl Drop for Client {
+    /// A forked child lets go of its parent's connections without closing them: closing would take them off the
+    /// parent's list of sockets to watch, and its next request would wait in vain.
+    fn drop(&mut self) {
+        let live = self.live.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if live.0 != std::process::id() {
+            std::mem::forget(live.1.clone());
+        }
+    }
+}
+
 #[pymethods]
 impl Client {
     #[new]
@@ -269,8 +280,12 @@ impl Client {
         let engine = self.engine(py)?;
         let target = Target { bucket, path_key, epoch, rank };
         let learned = learn_conditions(&engine, &target, commit_mode(conditional_commit));
-        let seen = wait(py, async { tokio::join!(observe(&engine, &target, overwrite), learned).0 })?;
-        Ok(Observed { inner: seen })
+        let both = async {
+            let (seen, learned) = tokio::join!(observe(&engine, &target, overwrite), learned);
+            let seen = seen?;
+            learned.map(|()| seen)
+        };
+        Ok(Observed { inner: wait(py, both)? })
     }
 
     /// Commit an index; see `s3dcp_checkpoint::commit`.

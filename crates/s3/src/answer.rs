@@ -17,6 +17,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) bucket: &'a str,
     /// The region the request was signed for; `None` when unsigned.
     pub(crate) region: Option<&'a str>,
+    /// The request's.
+    pub(crate) headers: &'a HeaderMap,
 }
 
 /// A header as text.
@@ -87,7 +89,10 @@ fn classify(status: StatusCode, code: Option<&str>) -> (ErrorKind, Class) {
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" => {
             (Denied, Class::Once(Remedy::RefreshCredentials))
         }
-        "BadDigest" | "XAmzContentChecksumMismatch" => (Corrupt, Class::Once(Remedy::SendAgain)),
+        // Garage says InvalidDigest of bytes that do not fit their checksum; S3, of a Content-MD5, which is never sent.
+        "BadDigest" | "InvalidDigest" | "XAmzContentChecksumMismatch" => {
+            (Corrupt, Class::Once(Remedy::SendAgain))
+        }
         "PreconditionFailed" => (PreconditionFailed, Class::Final),
         "ConditionalRequestConflict" | "OperationAborted" => (Conflict, Class::Final),
         "InvalidRange" => (Corrupt, Class::Final),
@@ -121,7 +126,7 @@ fn describe(asked: &Asked<'_>, status: StatusCode, code: Option<&str>, message: 
         (Some("NoSuchBucket"), _) => format!("bucket {:?} does not exist", asked.bucket),
         (Some("NoSuchKey"), _) => format!("{operation}: no such object"),
         (_, Some(message)) => format!("{operation}: {}", message.chars().take(500).collect::<String>()),
-        (Some(code), None) => format!("{operation}: {code}"),
+        (Some(code), None) => format!("{operation}: {code}{}", settings(asked.headers)),
         (None, None) => match status.as_u16() {
             403 => format!("{operation}: access denied"),
             404 => format!("{operation}: not found"),
@@ -132,6 +137,18 @@ fn describe(asked: &Asked<'_>, status: StatusCode, code: Option<&str>, message: 
             }
         },
     }
+}
+
+/// Names what the caller has set and a service may refuse without a word (Ceph does).
+fn settings(headers: &HeaderMap) -> String {
+    let names: Vec<&str> = [
+        ("x-amz-server-side-encryption", "server_side_encryption"),
+        ("x-amz-storage-class", "storage_class"),
+    ]
+    .into_iter()
+    .filter_map(|(header, setting)| headers.contains_key(header).then_some(setting))
+    .collect();
+    if names.is_empty() { String::new() } else { format!(", sent with {}", names.join(" and ")) }
 }
 
 /// A request that went to another region than the bucket's.
@@ -175,7 +192,11 @@ fn wrong_region(
 mod tests {
     use super::*;
 
-    const ASKED: Asked<'_> = Asked { operation: "PutObject", bucket: "bkt", region: Some("us-east-1") };
+    /// What an answer to a PutObject with these headers means.
+    fn judged(sent: &HeaderMap, status: u16, headers: &HeaderMap, body: &[u8]) -> Failure {
+        let asked = Asked { operation: "PutObject", bucket: "bkt", region: Some("us-east-1"), headers: sent };
+        failure(&asked, StatusCode::from_u16(status).unwrap(), headers, body)
+    }
 
     fn answer(status: u16, code: &str, extra: &str) -> Failure {
         let body = if code.is_empty() {
@@ -185,7 +206,7 @@ mod tests {
                 "<Error><Code>{code}</Code><Message>Told so.</Message>{extra}<RequestId>RID</RequestId></Error>"
             )
         };
-        failure(&ASKED, StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes())
+        judged(&HeaderMap::new(), status, &HeaderMap::new(), body.as_bytes())
     }
 
     #[test]
@@ -206,6 +227,7 @@ mod tests {
             (403, "RequestTimeTooSkewed", Denied, Class::Once(Remedy::AdjustClock)),
             (400, "ExpiredToken", Denied, Class::Once(Remedy::RefreshCredentials)),
             (400, "BadDigest", Corrupt, Class::Once(Remedy::SendAgain)),
+            (400, "InvalidDigest", Corrupt, Class::Once(Remedy::SendAgain)),
             (403, "AccessDenied", Denied, Class::Final),
             (403, "SignatureDoesNotMatch", Denied, Class::Final),
             (403, "", Denied, Class::Final),
@@ -245,11 +267,28 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_without_a_message_names_the_settings_that_were_sent() {
+        let mut sent = HeaderMap::new();
+        let message = |sent: &HeaderMap| {
+            let body = b"<Error><Code>InvalidArgument</Code></Error>";
+            judged(sent, 400, &HeaderMap::new(), body).error.message().to_owned()
+        };
+        assert_eq!(message(&sent), "PutObject: InvalidArgument");
+        sent.insert("x-amz-storage-class", "COLD".parse().unwrap());
+        assert_eq!(message(&sent), "PutObject: InvalidArgument, sent with storage_class");
+        sent.insert("x-amz-server-side-encryption", "AES256".parse().unwrap());
+        assert_eq!(
+            message(&sent),
+            "PutObject: InvalidArgument, sent with server_side_encryption and storage_class"
+        );
+    }
+
+    #[test]
     fn a_wrong_region_names_the_argument_the_value_and_the_right_one() {
         let region = "<Region>eu-central-1</Region>";
         let mut headers = HeaderMap::new();
         headers.insert("x-amz-bucket-region", "eu-central-1".parse().unwrap());
-        let by_header = |status| failure(&ASKED, StatusCode::from_u16(status).unwrap(), &headers, b"");
+        let by_header = |status| judged(&HeaderMap::new(), status, &headers, b"");
         for failure in [
             answer(400, "AuthorizationHeaderMalformed", region),
             by_header(301),
@@ -268,7 +307,7 @@ mod tests {
     fn the_pause_asked_for_is_read() {
         let mut headers = HeaderMap::new();
         headers.insert("retry-after", "7".parse().unwrap());
-        let failure = failure(&ASKED, StatusCode::SERVICE_UNAVAILABLE, &headers, b"<html>busy</html>");
+        let failure = judged(&HeaderMap::new(), 503, &headers, b"<html>busy</html>");
         assert_eq!(failure.retry_after, Some(Duration::from_secs(7)));
         assert_eq!(failure.error.message(), "PutObject: the service answered 503 (Service Unavailable)");
     }

@@ -107,7 +107,9 @@ impl Client {
             call = call.header("if-match", bare)?;
             result = self.execute(&call).await;
         }
-        Ok(PutOutput { etag: header(&result?.headers, "etag").map(str::to_owned), crc32 })
+        let answer = result?.headers;
+        call.check_encryption(&answer).map_err(|error| error.with_maybe_applied(true))?;
+        Ok(PutOutput { etag: header(&answer, "etag").map(str::to_owned), crc32 })
     }
 
     /// Reads a whole object into new memory. A connection that breaks goes on where it ended; a CRC-32 that the
@@ -162,7 +164,8 @@ impl Client {
             .with_storage_headers(Call::new("CopyObject", Method::PUT, bucket, Some(key))?)?
             .header("x-amz-copy-source", &format!("{bucket}/{}", encode_key(source_key)))?
             .may_fail_inside_ok();
-        self.execute(&call).await.map(drop)
+        let reply = self.execute(&call).await?;
+        call.check_encryption(&reply.headers).map_err(|error| error.with_maybe_applied(true))
     }
 
     /// Deletes an object; one that does not exist counts as deleted.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::support::{Act, Responder, error, pattern, read, read_with, response};
 use bytes::Bytes;
 use s3dcp_s3::{
-    Client, ClientConfig, Condition, Error, ErrorKind, Payload, PutOptions, UploadOptions, crc32,
+    Client, ClientConfig, Condition, Error, ErrorKind, Payload, PutOptions, ServerSideEncryption,
+    UploadOptions, crc32,
 };
 
 const MIB: usize = 1 << 20;
@@ -429,6 +430,28 @@ async fn a_part_that_fails_for_good_fails_the_upload_and_aborts_it() {
     let seen = server.seen();
     assert!(seen.iter().any(|seen| seen.method == "DELETE" && seen.target.contains("uploadId=U%2B1")));
     assert!(!seen.iter().any(|seen| seen.method == "POST" && seen.target.contains("uploadId=")));
+}
+
+#[tokio::test]
+async fn encryption_that_the_service_does_not_confirm_fails_every_write() {
+    let server = multipart_server(|_, _| None).await;
+    let encryption = Some(ServerSideEncryption::Aes256);
+    let client = Client::new(ClientConfig { server_side_encryption: encryption, ..server.config() }).unwrap();
+    let put = client.put_object("bkt", "k", body(1), &PutOptions::default()).await.map(drop);
+    let copy = client.copy_object("bkt", "k", "l").await;
+    for error in [put.unwrap_err(), copy.unwrap_err()] {
+        assert_eq!((error.kind(), error.maybe_applied()), (ErrorKind::Config, true));
+    }
+    let mut upload = client.upload("bkt", "k", PARTS);
+    let error = match push_all(&mut upload, &pattern(12 * MIB)).await {
+        Err(error) => error,
+        Ok(()) => upload.finish().await.unwrap_err(),
+    };
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.message().contains("server_side_encryption"), "{error}");
+    let seen = server.seen();
+    assert!(seen.iter().any(|seen| seen.method == "DELETE" && seen.target.contains("uploadId=U%2B1")));
+    assert!(!seen.iter().any(|seen| seen.target.contains("partNumber=")));
 }
 
 #[tokio::test]

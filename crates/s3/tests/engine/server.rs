@@ -3,7 +3,8 @@
 use crate::support::{config, pattern, read};
 use bytes::Bytes;
 use s3dcp_s3::{
-    Client, ClientConfig, Condition, ErrorKind, Payload, PutOptions, StaticCredentials, UploadOptions, crc32,
+    Client, ClientConfig, Condition, ErrorKind, Payload, PutOptions, ServerSideEncryption, StaticCredentials,
+    UploadOptions, crc32,
 };
 use s3dcp_server::{Server, ServerConfig};
 
@@ -82,6 +83,25 @@ async fn conditions_hold() {
         ErrorKind::PreconditionFailed
     );
     assert_eq!(client.head_object(BUCKET, "k").await.unwrap().etag, second);
+}
+
+#[tokio::test]
+async fn encryption_that_the_service_confirms_is_fine() {
+    let server_side_encryption = Some(ServerSideEncryption::Aes256);
+    let (_server, client) = start_with(|config| ClientConfig {
+        server_side_encryption: server_side_encryption.clone(),
+        ..config
+    })
+    .await;
+    put(&client, "k", b"v".to_vec()).await;
+    client.copy_object(BUCKET, "k", "copy").await.unwrap();
+    let options = UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None };
+    let mut upload = client.upload(BUCKET, "parts", options);
+    for _ in 0..2 {
+        let part = Bytes::from(pattern(5 * MIB));
+        upload.push(part.clone(), crc32(&part)).await.unwrap();
+    }
+    assert_eq!(upload.finish().await.unwrap().parts, 2);
 }
 
 #[tokio::test]
