@@ -6,7 +6,7 @@
 //!   rows.
 //! - The index: [`IndexWriter`] writes it, [`check_index`] judges it before Python unpickles it, [`read_facts`] reads
 //!   what this crate needs, [`resolve_key`] places its shard files.
-//! - Commit: [`observe`] and [`learn_conditions`] before a save, [`commit`] at its end.
+//! - Commit: [`observe`] and [`learn_conditions`] before a save, [`commit`] at its end, [`discard`] when it fails.
 //!
 //! Errors are the engine's, [`s3dcp_s3::Error`].
 
@@ -32,6 +32,7 @@ pub use archive::spec::TensorSpec;
 pub use archive::write::archive_size;
 pub use block::{BlockDim, BlockLayout};
 pub use checksums::{ItemChecksums, SLICE_SIZE};
+pub use clean_up::discard;
 pub use commit::{Committed, commit};
 pub use conditions::{ConditionalCommit, learn_conditions};
 pub use dtype::DType;
