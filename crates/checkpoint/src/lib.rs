@@ -7,6 +7,7 @@
 //! - The index: [`IndexWriter`] writes it, [`check_index`] judges it before Python unpickles it, [`read_facts`] reads
 //!   what this crate needs, [`resolve_key`] places its shard files.
 //! - Commit: [`observe`] and [`learn_conditions`] before a save, [`commit`] at its end, [`discard`] when it fails.
+//! - What killed and failed saves leave: [`find_leftovers`] lists and deletes it.
 //!
 //! Errors are the engine's, [`s3dcp_s3::Error`].
 
@@ -23,6 +24,7 @@ mod index_writer;
 mod keys;
 mod observe;
 mod pickle;
+mod prune;
 mod read_plan;
 mod read_sink;
 mod shard_writer;
@@ -43,5 +45,6 @@ pub use observe::{Observed, SeenIndex, observe};
 pub use pickle::allow::AllowList;
 pub use pickle::scan::scan_index;
 pub use pickle::write::{PickleWriter, ValueStart};
+pub use prune::{Leftover, LeftoverKind, Leftovers, Pruned, find_leftovers};
 pub use read_plan::{Destination, ItemRead, Piece, ReadOptions, plan_reads};
 pub use shard_writer::{GATHER_BELOW, ItemRecord, ShardWriter};
