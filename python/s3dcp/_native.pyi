@@ -138,6 +138,7 @@ class Client:
     def shard_writer(
         self, bucket: str, key: str, size_hint: int, requests_per_second: float | None = None
     ) -> ShardWriter: ...
+    def discard(self, bucket: str, writers: Sequence[ShardWriter], keys: Sequence[str]) -> list[str]: ...
     def observe(
         self,
         bucket: str,

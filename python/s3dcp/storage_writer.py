@@ -29,7 +29,7 @@ from ._collector import no_collections
 from ._progress import Progress, ProgressCallback
 from ._request_budget import WRITES_PER_SECOND, world_size, writers_per_directory
 from ._resolve import Resolver
-from ._shards import ShardFile, split_into_files
+from ._shards import ShardFile, discard, split_into_files
 from .client_config import S3ClientConfig
 from .errors import ConfigError
 from .file_system import S3FileSystem, join_key, split_path
@@ -212,7 +212,10 @@ class S3StorageWriter(FileSystemWriter):
         return [dataclasses.replace(plan, storage_data=save.plan_data) for plan in plans]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Upload this rank's shard files straight from tensor memory; all parts are up when it returns."""
+        """Upload this rank's shard files straight from tensor memory; all parts are up when it returns.
+
+        When it fails, uploads are aborted and files already complete deleted.
+        """
         save = self._save
         told = plan.storage_data if isinstance(plan.storage_data, _PlanData) else self._last_plan_data
         plan_data = save.plan_data or told or _PlanData(world_size())
@@ -238,8 +241,7 @@ class S3StorageWriter(FileSystemWriter):
                 for shard in open_files:
                     shard.wait()
             except BaseException:
-                for shard in open_files:
-                    shard.abort()
+                discard(self.fs.client, save.bucket, open_files)
                 raise
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
@@ -251,6 +253,8 @@ class S3StorageWriter(FileSystemWriter):
         Raises:
             AlreadyExists: another writer committed since planning.
             S3DcpError: the commit failed; when its outcome is unknown, the message says so and nothing is deleted.
+
+        Where the index was certainly not written, the shard files of all ranks are deleted.
         """
         save = self._save
         if save.observed is None:
@@ -261,7 +265,12 @@ class S3StorageWriter(FileSystemWriter):
             metadata.storage_data = {
                 result.index: result.storage_data for rank_results in results for result in rank_results
             }
-            index = _native.write_index(metadata, save.save_id)
+            try:
+                index = _native.write_index(metadata, save.save_id)
+            except BaseException:
+                names = {info.relative_path for info in metadata.storage_data.values()}
+                discard(self.fs.client, save.bucket, [], [join_key(save.path_key, name) for name in names])
+                raise
         committed = self.fs.client.commit(
             save.bucket, save.path_key, save.epoch, save.index_rank, save.observed, index, self.conditional_commit
         )

@@ -2,14 +2,15 @@
 //!
 //! No temporary name and no rename, hence no instant without a checkpoint and none with half of one. Where the reply
 //! is lost or the condition failed, the index that is there now tells how it went. Where that stays unknown, nothing
-//! is deleted. Shard files are written before, and belong to the save that wrote them; cleaning up after a replaced
-//! index comes last and never fails a save.
+//! is deleted. Shard files are written before, and belong to the save that wrote them: they are deleted when its index
+//! was not written and no attempt at it is left that could still be. Cleaning up after a replaced index comes last and
+//! never fails a save.
 
 use std::time::Duration;
 
 use s3dcp_s3::{Client, Condition, Error, ErrorKind, PutOptions};
 
-use crate::clean_up::clean_up;
+use crate::clean_up::{clean_up, discard_uncommitted};
 use crate::conditions::{ConditionalCommit, Support, required, support};
 use crate::index::read_facts;
 use crate::index_writer::{Index, SealedIndex};
@@ -41,7 +42,8 @@ pub struct Committed {
 /// `AlreadyExists` when another save's index is there by now, naming both save ids;
 /// `Conflict` when the one that planning saw has gone. An error whose [`Error::maybe_applied`] is set leaves the
 /// outcome open. An error that names `<path>/.metadata` of an epoch came after the epoch's own index was committed.
-/// Whenever there is an error nothing has been deleted.
+/// Nothing is deleted on an error but the shard files that `index` names and no other index does, and those only where
+/// no attempt to write it can have had an effect or still have one.
 pub async fn commit(
     client: &Client,
     target: &Target,
@@ -51,16 +53,25 @@ pub async fn commit(
 ) -> Result<Committed, Error> {
     target.check()?;
     let mut committed = Committed::default();
-    let conditional = conditional(client, target, mode, &mut committed.warnings).await?;
-    let commit = IndexCommit {
+    let mut commit = IndexCommit {
         client,
         target,
         key: target.index_key(),
         observed,
         index: index.seal(if target.epoch.is_some() { "../" } else { "" }),
         save_id: index.save_id(),
+        maybe_applied: false,
     };
-    commit.write(conditional).await?;
+    let written = match conditional(client, target, mode, &mut committed.warnings).await {
+        Ok(conditional) => commit.write(conditional).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = written {
+        if !commit.maybe_applied && !error.maybe_applied() {
+            discard_uncommitted(client, target, observed, index).await;
+        }
+        return Err(error);
+    }
     if target.epoch.is_some() && target.rank.is_none() {
         let key = target.root_key();
         let root = index.seal("");
@@ -107,6 +118,8 @@ struct IndexCommit<'a> {
     observed: &'a Observed,
     index: SealedIndex,
     save_id: &'a str,
+    /// Whether an attempt may have taken effect, or may yet.
+    maybe_applied: bool,
 }
 
 /// How a write that was not plainly acknowledged turned out.
@@ -124,21 +137,27 @@ impl IndexCommit<'_> {
         self.observed.index.as_ref()?.etag.as_deref()
     }
 
-    async fn put(&self, condition: Condition) -> Result<(), Error> {
+    async fn put(&mut self, condition: Condition) -> Result<(), Error> {
         let options = PutOptions { condition, crc32: Some(self.index.crc32), ..PutOptions::default() };
-        let body = || self.index.payload.clone();
         let mut pause = FIRST_PAUSE;
         for _ in 0..CONFLICT_RETRIES {
-            match self.client.put_object(&self.target.bucket, &self.key, body(), &options).await {
+            match self.put_once(&options).await {
                 Err(error) if error.kind() == ErrorKind::Conflict => tokio::time::sleep(pause).await,
-                result => return result.map(drop),
+                result => return result,
             }
             pause *= 2;
         }
-        self.client.put_object(&self.target.bucket, &self.key, body(), &options).await.map(drop)
+        self.put_once(&options).await
     }
 
-    async fn write(&self, conditional: bool) -> Result<(), Error> {
+    async fn put_once(&mut self, options: &PutOptions) -> Result<(), Error> {
+        let body = self.index.payload.clone();
+        let put = self.client.put_object(&self.target.bucket, &self.key, body, options).await;
+        self.maybe_applied |= put.as_ref().is_err_and(Error::maybe_applied);
+        put.map(drop)
+    }
+
+    async fn write(&mut self, conditional: bool) -> Result<(), Error> {
         let condition = match &self.observed.index {
             _ if !conditional => Condition::None,
             None => Condition::IfNoneMatch,

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use s3dcp_s3::{Client, Condition, Error, ErrorKind, Payload, PutOptions};
 
-use crate::keys::{Target, join};
+use crate::keys::{Target, join, probe_name};
 
 /// What to do about servers that ignore conditional writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,7 +109,7 @@ fn server(client: &Client, target: &Target) -> String {
 
 async fn probe(client: &Client, target: &Target, notes: &mut Vec<String>) -> Support {
     let bucket = &target.bucket;
-    let key = join(&target.path_key, &format!(".s3dcp-probe-{:016x}", fastrand::u64(..)));
+    let key = join(&target.path_key, &probe_name(fastrand::u64(..)));
     let options = PutOptions { condition: Condition::IfNoneMatch, ..PutOptions::default() };
     let body = || Payload::from(Bytes::from_static(b"s3dcp asks whether conditional writes are honoured\n"));
     match client.put_object(bucket, &key, body(), &options).await {

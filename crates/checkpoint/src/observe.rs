@@ -88,7 +88,7 @@ async fn refuse_other_kind(client: &Client, target: &Target) -> Result<(), Error
         if target.rank.is_some() {
             return Ok(None);
         }
-        let mut folders = epoch_folders(client, target).await?;
+        let mut folders = epoch_folders(client, &target.bucket, &target.path_key).await?;
         folders.retain(|folder| *folder != target.folder());
         let keys = folders.iter().map(|folder| join(folder, name)).collect();
         first_existing(client, &target.bucket, keys).await
@@ -104,9 +104,12 @@ async fn refuse_other_kind(client: &Client, target: &Target) -> Result<(), Error
 }
 
 /// The `epoch_*` folders of a path, without a trailing slash.
-pub(crate) async fn epoch_folders(client: &Client, target: &Target) -> Result<Vec<String>, Error> {
-    let prefix = format!("{}epoch_", target.prefix());
-    let listing = client.list_objects(&target.bucket, &prefix, Some("/")).await?;
+pub(crate) async fn epoch_folders(
+    client: &Client,
+    bucket: &str,
+    path_key: &str,
+) -> Result<Vec<String>, Error> {
+    let listing = client.list_objects(bucket, &join(path_key, "epoch_"), Some("/")).await?;
     Ok(listing.common_prefixes.iter().map(|prefix| prefix.trim_end_matches('/').to_owned()).collect())
 }
 

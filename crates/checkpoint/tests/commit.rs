@@ -121,6 +121,7 @@ async fn an_unknown_outcome_says_so_and_deletes_nothing() {
     save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
     let target = target(None, None);
     let observed = observe(&bed.client, &target, true).await.unwrap();
+    bed.put("run/new.distcp", "shard").await;
     let client = bed
         .through(2, |head| match head.path.ends_with(".metadata") {
             true if head.method == "PUT" => Action::LoseReply,
@@ -134,7 +135,7 @@ async fn an_unknown_outcome_says_so_and_deletes_nothing() {
         error.message().contains("may or may not") && error.message().contains("nothing was deleted"),
         "{error}"
     );
-    assert!(bed.exists("run/old.distcp").await);
+    assert!(bed.exists("run/old.distcp").await && bed.exists("run/new.distcp").await);
 }
 
 #[tokio::test]
@@ -143,12 +144,98 @@ async fn a_reply_lost_before_the_write_leaves_the_outcome_open() {
     save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
     let target = target(None, None);
     let observed = observe(&bed.client, &target, true).await.unwrap();
+    bed.put("run/new.distcp", "shard").await;
     let client = bed.through(1, |head| if is_index_put(head) { Action::Hang } else { Action::Forward }).await;
     let error = finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
     assert!(error.maybe_applied(), "{error}");
     assert_eq!(error.kind(), ErrorKind::Connection);
     assert_eq!(save_id_at(&bed, "run/.metadata").await, "old");
-    assert!(bed.exists("run/old.distcp").await);
+    assert!(bed.exists("run/old.distcp").await && bed.exists("run/new.distcp").await);
+}
+
+#[tokio::test]
+async fn a_save_whose_index_was_not_written_deletes_the_shard_files_that_it_alone_names() {
+    for (status, code, kind) in
+        [(403, "AccessDenied", ErrorKind::Denied), (412, "PreconditionFailed", ErrorKind::AlreadyExists)]
+    {
+        let bed = Bed::start().await;
+        let target = target(None, None);
+        let observed = observe(&bed.client, &target, true).await.unwrap();
+        save(&bed, None, None, "rival", &["rival.distcp", "both.distcp"]).await.unwrap();
+        for key in ["run/new.distcp", "run/x/new.distcp", "run/notes.txt", "other/new.distcp"] {
+            bed.put(key, "shard").await;
+        }
+        let files = ["new.distcp", "x/new.distcp", "both.distcp", "notes.txt", "../other/new.distcp"];
+        let client = bed
+            .through(2, move |head| match is_index_put(head) {
+                true => Action::Answer(status, code),
+                false => Action::Forward,
+            })
+            .await;
+        let error = finish(&client, &target, &observed, None, "new", &files, WARN).await.unwrap_err();
+        assert_eq!((error.kind(), error.maybe_applied()), (kind, false));
+        let stay =
+            ["other/new.distcp", "run/.metadata", "run/both.distcp", "run/notes.txt", "run/rival.distcp"];
+        assert_eq!(bed.keys().await, stay);
+    }
+}
+
+#[tokio::test]
+async fn a_save_that_another_index_may_name_deletes_nothing_while_that_cannot_be_read() {
+    let bed = Bed::start().await;
+    let target = target(None, None);
+    let observed = observe(&bed.client, &target, true).await.unwrap();
+    save(&bed, None, None, "rival", &["rival.distcp"]).await.unwrap();
+    bed.put("run/new.distcp", "shard").await;
+    bed.put("run/epoch_9/.metadata", "damaged").await;
+    let error =
+        finish(&bed.client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert!(bed.exists("run/new.distcp").await);
+}
+
+/// The first attempt at the index may still be carried out, and without a condition it would replace what is there.
+#[tokio::test]
+async fn nothing_is_deleted_after_a_refusal_that_an_attempt_of_unknown_outcome_came_before() {
+    for first in [500, 409] {
+        let bed = Bed::start().await;
+        let target = target(None, None);
+        let observed = observe(&bed.client, &target, true).await.unwrap();
+        save(&bed, None, None, "rival", &["rival.distcp"]).await.unwrap();
+        bed.put("run/new.distcp", "shard").await;
+        let count = AtomicU32::new(0);
+        let client = bed
+            .through(10, move |head| {
+                let attempt = if is_index_put(head) { count.fetch_add(1, Ordering::SeqCst) } else { 9 };
+                match (attempt, first) {
+                    (0, _) => Action::Answer(500, "InternalError"),
+                    (1, 409) => Action::Answer(409, "ConditionalRequestConflict"),
+                    _ => Action::Forward,
+                }
+            })
+            .await;
+        let error =
+            finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
+        assert!(bed.exists("run/new.distcp").await);
+    }
+}
+
+#[tokio::test]
+async fn an_epoch_that_the_path_could_not_follow_is_committed_and_keeps_its_files() {
+    let bed = Bed::start().await;
+    let target = target(Some(4), None);
+    let observed = observe(&bed.client, &target, true).await.unwrap();
+    bed.put("run/new.distcp", "shard").await;
+    let client = bed
+        .through(2, |head| match head.method == "PUT" && head.path.ends_with("run/.metadata") {
+            true => Action::Answer(403, "AccessDenied"),
+            false => Action::Forward,
+        })
+        .await;
+    let error = finish(&client, &target, &observed, Some(4), "new", &["new.distcp"], WARN).await.unwrap_err();
+    assert_eq!(error.key(), Some("run/.metadata"));
+    assert_eq!(bed.keys().await, ["run/epoch_4/.metadata", "run/new.distcp"]);
 }
 
 #[tokio::test]
@@ -381,6 +468,7 @@ async fn a_server_that_ignores_conditions_is_warned_of_or_refused() {
     let target = target(None, None);
     let observed = observe(&client, &target, false).await.unwrap();
     let require = ConditionalCommit::Require;
+    bed.put("run/a.distcp", "shard").await;
     for error in [
         learn_conditions(&client, &target, require).await.unwrap_err(),
         finish(&client, &target, &observed, None, "s", &["a.distcp"], require).await.unwrap_err(),
@@ -388,7 +476,7 @@ async fn a_server_that_ignores_conditions_is_warned_of_or_refused() {
         assert_eq!(error.kind(), ErrorKind::Config);
     }
     learn_conditions(&client, &target, WARN).await.unwrap();
-    assert!(bed.keys().await.is_empty(), "no index and no probe object: {:?}", bed.keys().await);
+    assert!(bed.keys().await.is_empty(), "no index, file or probe object: {:?}", bed.keys().await);
     let committed = finish(&client, &target, &observed, None, "s", &["a.distcp"], WARN).await.unwrap();
     assert!(committed.warnings[0].contains("ignores conditional writes"), "{:?}", committed.warnings);
     assert_eq!(bed.keys().await, ["run/.metadata"]);

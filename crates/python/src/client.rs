@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
-use s3dcp_checkpoint::{ConditionalCommit, Target, commit, learn_conditions, observe};
+use s3dcp_checkpoint::{ConditionalCommit, Target, commit, discard, learn_conditions, observe};
 use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption, UploadOptions};
 
 use crate::download::{Batch, Download, whole_range};
@@ -261,7 +261,26 @@ impl Client {
         };
         let upload = engine.upload(bucket, key, options);
         let part_size = upload.part_remaining();
-        Ok(ShardWriter::new(s3dcp_checkpoint::ShardWriter::new(upload), part_size))
+        Ok(ShardWriter::new(key, s3dcp_checkpoint::ShardWriter::new(upload), part_size))
+    }
+
+    /// Give up a save that no index can name: abort its uploads and delete its files, those of `keys` too; the keys
+    /// that may stay. See `s3dcp_checkpoint::discard`.
+    fn discard(
+        &self,
+        py: Python<'_>,
+        bucket: &str,
+        writers: Vec<PyRefMut<'_, ShardWriter>>,
+        mut keys: Vec<String>,
+    ) -> PyResult<Vec<String>> {
+        let engine = self.engine(py)?;
+        let mut uploads = Vec::with_capacity(writers.len());
+        for mut writer in writers {
+            let (ended, key) = writer.stop();
+            uploads.push(ended);
+            keys.extend(key);
+        }
+        wait(py, async { Ok(discard(&engine, bucket, uploads, keys).await) })
     }
 
     /// What is at a path before a save, and meanwhile what the server does with conditions; see

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 use s3dcp_checkpoint::{DType, ItemRecord, TensorSpec};
 use s3dcp_s3::{Error, ErrorKind, UploadOutput};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::errors::to_python;
@@ -15,7 +16,8 @@ use crate::staging::StagingBuffer;
 
 enum State {
     Open(Box<s3dcp_checkpoint::ShardWriter>),
-    Finishing(JoinHandle<Result<UploadOutput, Error>>),
+    /// Dropping the sender stops the task.
+    Finishing(JoinHandle<Result<UploadOutput, Error>>, oneshot::Sender<()>),
     Ended,
 }
 
@@ -28,6 +30,7 @@ type TensorItem<'py> = (Bound<'py, PyString>, Vec<u64>, usize, Bound<'py, PyAny>
 /// Writes the items of one shard file in order; bytes go up while later items are still being written.
 #[pyclass(module = "s3dcp._native")]
 pub(crate) struct ShardWriter {
+    key: String,
     state: State,
     in_tensor: bool,
     /// Bytes of a full part.
@@ -36,8 +39,26 @@ pub(crate) struct ShardWriter {
 }
 
 impl ShardWriter {
-    pub(crate) fn new(writer: s3dcp_checkpoint::ShardWriter, part_size: u64) -> Self {
-        Self { state: State::Open(Box::new(writer)), in_tensor: false, part_size }
+    pub(crate) fn new(key: &str, writer: s3dcp_checkpoint::ShardWriter, part_size: u64) -> Self {
+        Self { key: key.to_owned(), state: State::Open(Box::new(writer)), in_tensor: false, part_size }
+    }
+
+    /// Gives the upload up: its end, to be waited for, and its key where the object may be complete.
+    pub(crate) fn stop(&mut self) -> (impl Future<Output = ()> + Send + use<>, Option<String>) {
+        let state = std::mem::replace(&mut self.state, State::Ended);
+        let key = (!matches!(state, State::Open(_))).then(|| self.key.clone());
+        let ended = async {
+            match state {
+                State::Open(writer) => writer.abort().await,
+                State::Finishing(task, stop) => {
+                    drop(stop);
+                    // However it ended, nobody wants the object.
+                    let _ended = task.await;
+                }
+                State::Ended => {}
+            }
+        };
+        (ended, key)
     }
 
     fn open(&mut self, py: Python<'_>) -> PyResult<&mut s3dcp_checkpoint::ShardWriter> {
@@ -146,14 +167,16 @@ impl ShardWriter {
     fn start_finishing(&mut self, py: Python<'_>) -> PyResult<()> {
         self.open(py)?;
         if let State::Open(writer) = std::mem::replace(&mut self.state, State::Ended) {
-            self.state = State::Finishing(runtime::handle()?.spawn(writer.finish()));
+            let (stop, stopped) = oneshot::channel();
+            let finished = writer.finish_unless(async { stopped.await.unwrap_or(()) });
+            self.state = State::Finishing(runtime::handle()?.spawn(finished), stop);
         }
         Ok(())
     }
 
     /// Wait until the object is complete; its size in bytes.
     fn wait(&mut self, py: Python<'_>) -> PyResult<u64> {
-        let State::Finishing(task) = &mut self.state else {
+        let State::Finishing(task, _) = &mut self.state else {
             return Err(to_python(
                 py,
                 &Error::new(ErrorKind::Interrupted, "this file is not being finished"),
@@ -168,19 +191,13 @@ impl ShardWriter {
         Ok(output.size)
     }
 
-    /// Give up: S3 keeps nothing. Does nothing when the object is complete.
+    /// Give the upload up. Does nothing when the object is complete.
     fn abort(&mut self, py: Python<'_>) -> PyResult<()> {
-        match std::mem::replace(&mut self.state, State::Ended) {
-            State::Open(writer) => runtime::wait(py, async {
-                writer.abort().await;
-                Ok(())
-            }),
-            State::Finishing(task) => {
-                task.abort();
-                Ok(())
-            }
-            State::Ended => Ok(()),
-        }
+        let (ended, _) = self.stop();
+        runtime::wait(py, async {
+            ended.await;
+            Ok(())
+        })
     }
 }
 

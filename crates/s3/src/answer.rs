@@ -41,8 +41,9 @@ pub(crate) fn failure(asked: &Asked<'_>, status: StatusCode, headers: &HeaderMap
     if let Some(error) = wrong_region(asked, status, code, headers, text("Region")) {
         failure = Failure::fatal(error);
     }
+    // A proxy has statuses of its own (520 and on) for a service that it lost sight of.
     failure.ambiguous =
-        status.is_server_error() && class != Class::Throttled && failure.class != Class::Final;
+        status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED && class != Class::Throttled;
     failure.retry_after =
         header(headers, "retry-after").and_then(|value| value.parse().ok()).map(Duration::from_secs);
     failure.server_time = server_time(headers);
@@ -62,7 +63,7 @@ pub(crate) fn failure(asked: &Asked<'_>, status: StatusCode, headers: &HeaderMap
 }
 
 /// The service's clock, from its answer.
-fn server_time(headers: &HeaderMap) -> Option<SystemTime> {
+pub(crate) fn server_time(headers: &HeaderMap) -> Option<SystemTime> {
     header(headers, "date").and_then(parse_http_date)
 }
 
@@ -254,7 +255,10 @@ mod tests {
     fn only_a_server_error_leaves_it_open_whether_the_request_took_effect() {
         assert!(answer(500, "InternalError", "").ambiguous);
         assert!(answer(504, "", "").ambiguous);
-        for (status, code) in [(503, "SlowDown"), (403, "AccessDenied"), (404, "NoSuchKey"), (412, "")] {
+        assert!(answer(524, "", "").ambiguous);
+        for (status, code) in
+            [(503, "SlowDown"), (501, "NotImplemented"), (403, "AccessDenied"), (404, "NoSuchKey"), (412, "")]
+        {
             assert!(!answer(status, code, "").ambiguous, "{status} {code}");
         }
     }

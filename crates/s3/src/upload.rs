@@ -165,8 +165,20 @@ impl Upload {
     ///
     /// # Errors
     /// The first failure of any part or of the last step; after [`Error::maybe_applied`] the object may exist.
-    pub async fn finish(mut self) -> Result<UploadOutput, Error> {
-        match self.try_finish().await {
+    pub async fn finish(self) -> Result<UploadOutput, Error> {
+        self.finish_unless(std::future::pending()).await
+    }
+
+    /// The same, unless `stop` comes first: then the upload is aborted. The object may exist all the same.
+    ///
+    /// # Errors
+    /// As for [`Upload::finish`], and `Interrupted` after `stop`.
+    pub async fn finish_unless(mut self, stop: impl Future<Output = ()>) -> Result<UploadOutput, Error> {
+        let finished = tokio::select! {
+            result = self.try_finish() => result,
+            () = stop => Err(Error::new(ErrorKind::Interrupted, "the upload was given up")),
+        };
+        match finished {
             Ok(output) => {
                 self.begun = None;
                 Ok(output)

@@ -102,6 +102,10 @@ pub(crate) enum Action {
     Answer(u16, &'static str),
     /// Delete the object first, so that `If-None-Match: *` holds whatever was there.
     MakeConditionHold,
+    /// Put this object first.
+    PutBefore(&'static str, Bytes),
+    /// Forward, and answer with this made of the server's answer, of the same length.
+    Rewrite(fn(String) -> String),
 }
 
 async fn pass_one(
@@ -144,7 +148,11 @@ async fn pass_one(
             let key = head.path.trim_start_matches('/').split_once('/').unwrap().1;
             direct.delete_object(BUCKET, key).await.unwrap();
         }
-        Action::Forward | Action::LoseReply => {}
+        Action::PutBefore(key, ref body) => {
+            let body = Payload::from(body.clone());
+            direct.put_object(BUCKET, key, body, &PutOptions::default()).await.unwrap();
+        }
+        Action::Forward | Action::LoseReply | Action::Rewrite(_) => {}
     }
     // one request per connection
     request.splice(end..end, b"\r\nconnection: close".iter().copied());
@@ -152,6 +160,9 @@ async fn pass_one(
     server.write_all(&request).await.unwrap();
     let mut answer = Vec::new();
     let _ = server.read_to_end(&mut answer).await;
+    if let Action::Rewrite(change) = action {
+        answer = change(String::from_utf8(answer).unwrap()).into_bytes();
+    }
     if !matches!(action, Action::LoseReply) {
         let _ = stream.write_all(&answer).await;
     }

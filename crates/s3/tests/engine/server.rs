@@ -269,10 +269,40 @@ async fn an_upload_under_way_is_listed_until_it_is_aborted() {
         }
     };
     assert_eq!((uploads.len(), uploads[0].key.as_str()), (1, "a b/k"));
+    let id = &uploads[0].upload_id;
+    let parts = loop {
+        let parts = client.list_parts(BUCKET, "a b/k", id).await.unwrap();
+        if !parts.is_empty() {
+            break parts;
+        }
+    };
+    assert_eq!((parts.len(), parts[0].number, parts[0].size), (1, 1, 5 << 20));
+    let clock = client.list_objects(BUCKET, "", None).await.unwrap().service_time.unwrap();
+    for time in [uploads[0].initiated.unwrap(), parts[0].last_modified.unwrap()] {
+        assert!(clock.duration_since(time).unwrap().as_secs() < 3600);
+    }
     upload.abort().await;
+    assert_eq!(client.list_parts(BUCKET, "a b/k", id).await.unwrap_err().code(), Some("NoSuchUpload"));
     assert_eq!(client.list_multipart_uploads(BUCKET, "").await.unwrap(), []);
     client.abort_multipart_upload(BUCKET, "a b/k", &uploads[0].upload_id).await.unwrap();
     assert_eq!(client.head_object(BUCKET, "a b/k").await.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn an_upload_that_is_given_up_while_it_finishes_is_aborted_by_then() {
+    let (_server, client) = start().await;
+    let options = UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None };
+    for parts in [0, 3] {
+        let mut upload = client.upload(BUCKET, "k", options);
+        let part = Bytes::from(vec![1; 5 << 20]);
+        for _ in 0..parts {
+            upload.push(part.clone(), crc32(&part)).await.unwrap();
+        }
+        let error = upload.finish_unless(std::future::ready(())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Interrupted);
+        assert_eq!(client.list_multipart_uploads(BUCKET, "").await.unwrap(), []);
+        assert_eq!(client.head_object(BUCKET, "k").await.unwrap_err().kind(), ErrorKind::NotFound);
+    }
 }
 
 #[tokio::test]
