@@ -1,4 +1,4 @@
-"""Random sequences of saves, racing, overwriting, breaking off, dying: after every step each load gives what a model says.
+"""Random sequences of saves that race, overwrite, break off or die: after each step, loads give what a model says.
 
 ``S3DCP_SEQUENCES=5000 make test PYTEST="-k model"`` tries more. A failure tells its steps; with its ``S3DCP_SEED``
 and ``S3DCP_SEQUENCES=1`` it comes first.
@@ -21,7 +21,7 @@ from workers.model import Model, Planned
 from workers.states import assert_same
 from workers.store import REGION, Store
 
-STEPS = 8
+STEPS = 10
 EPOCHS = (1, 2)
 FOLDERS = ("", *(f"epoch_{epoch}/" for epoch in EPOCHS))
 RANKS = 2
@@ -54,6 +54,7 @@ class Sequence:
         self.random = random.Random(seed)
         self.path = f"sequence {seed}"
         self.uri = f"s3://{store.bucket}/{self.path}"
+        self.kinds = self.random.choices([[None], [0, 1], [None, None, 0, 1]], [6, 1, 2])[0]
         self.model = Model()
         self.trace: list[str] = []
         self.running: list[tuple[Planned, by_hand.Save]] = []
@@ -81,17 +82,19 @@ class Sequence:
     def check(self) -> None:
         """Everything is as the model says: what loads, and which shard files are there."""
         for folder in FOLDERS:
-            for rank in range(RANKS):
+            ranks = RANKS if any(name.startswith(f"{folder}__") for name in self.model.indexes) else 1
+            for rank in range(ranks):
                 self.check_load(folder, rank)
         there, known = self.shards(), self.known()
-        assert there == known, f"left over: {sorted(there - known)}, gone: {sorted(known - there)}"
+        may_go = {name for number in self.model.failed for name in self.model.files.get(number, ())}
+        assert known - may_go <= there <= known, f"left: {sorted(there - known)}, gone: {sorted(known - there)}"
 
     def check_load(self, folder: str, rank: int) -> None:
         number = self.model.at(folder, rank)
         want = {} if number is None else self.model.saves[number].state
         load = by_hand.Load(f"{self.uri}/{folder}", want, rank)
         if number is None:
-            with pytest.raises((NotFound, ConfigError), match="no checkpoint at|saved without collectives by fewer"):
+            with pytest.raises((NotFound, ConfigError), match=r"no checkpoint at|by fewer ranks"):
                 load.plan()
         else:
             load.plan()
@@ -105,9 +108,9 @@ class Sequence:
         save = Planned(
             number=len(self.model.saves) + 1,
             epoch=self.random.choice([None, *EPOCHS]),
-            rank=self.random.choice([None] * 5 + [0, 0 if alone else 1]),
+            rank=self.random.choice([rank for rank in self.kinds if not (alone and rank)]),
             ranks=1 if alone else self.random.randint(1, 3),
-            overwrite=self.random.random() < 0.8,
+            overwrite=self.random.random() < 0.9,
             conditional=mode != "off",
         )
         self.trace.append(f"{what} {save}")
@@ -129,15 +132,16 @@ class Sequence:
             self.running.append((save, hand))
 
     def go_on(self) -> None:
-        """One of the saves under way writes a rank's files, or commits."""
+        """One of the saves under way writes some ranks' files, and perhaps commits."""
         if not self.running:
             return
         save, hand = self.random.choice(self.running)
-        if hand.is_written:
-            self.trace.append(f"commit {save.number}")
-            self.running.remove((save, hand))
-            self.expect(self.model.commit(save), hand.commit)
-        else:
+        for _ in range(self.random.randint(1, 3)):
+            if hand.is_written:
+                self.trace.append(f"commit {save.number}")
+                self.running.remove((save, hand))
+                self.expect(self.model.commit(save), hand.commit)
+                return
             self.trace.append(f"write {save.number}")
             self.model.write(save.number, hand.write())
 
@@ -157,7 +161,7 @@ class Sequence:
 
     def save(self) -> None:
         """A whole save by torch, with other steps in its middle or none."""
-        steps = [self.begin, self.go_on, self.go_on, self.go_on, self.go_on, self.die]
+        steps = [self.begin, self.go_on, self.go_on, self.begin, self.go_on, self.die]
         others = steps[: self.random.choice([0, 0, 2, 4, 5, 6])]
 
         def in_the_middle() -> None:

@@ -59,11 +59,15 @@ class Planned:
 
 
 class Model:
-    """A path: `indexes` by name, and the shard `files` that are there by the number of their save."""
+    """A path: `indexes` by name, and the shard `files` that are there by the number of their save.
+
+    Files of a save that `failed` to commit may be there or not.
+    """
 
     def __init__(self) -> None:
         self.indexes: dict[str, int] = {}
         self.files: dict[int, set[str]] = {}
+        self.failed: set[int] = set()
         self.saves: dict[int, Planned] = {}
 
     def plan(self, save: Planned) -> type[Exception] | None:
@@ -86,11 +90,9 @@ class Model:
     def commit(self, save: Planned) -> type[Exception] | None:
         """Replace the index, if it is the one that the save saw, and clean up; else the error that it must meet."""
         seen, there = save.seen.get(save.index), self.indexes.get(save.index)
-        if there != seen:
-            if there is not None:
-                return AlreadyExists
-            if save.conditional:
-                return Conflict
+        if there != seen and (there is not None or save.conditional):
+            self.failed.add(save.number)
+            return Conflict if there is None else AlreadyExists
         self.indexes.update(dict.fromkeys(save.indexes, save.number))
         for name in save.indexes:
             if (replaced := save.seen.get(name)) not in (None, *self.indexes.values()):
