@@ -4,7 +4,7 @@ What a load reads is the whole index, and of each wanted item every 4 MiB slice 
 harmless to it: other items and slices, tensors without elements, and the header of a safetensors file, which the index
 makes unnecessary.
 
-``S3DCP_FLIPS=10000 make test PYTEST="-k flip -rP --show-capture=stdout"`` flips more and prints what came of it.
+``S3DCP_FLIPS=10000 make test-python PYTEST="-k flip -rP --show-capture=stdout"`` flips more and prints what came of it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Ranks killed by SIGKILL at a random instant of a save: the path has the old checkpoint or the new one, whole.
 
-``S3DCP_KILLS=1000 make test PYTEST="-k kill -rP --show-capture=stdout"`` kills more often and counts.
+``S3DCP_KILLS=1000 make test-python PYTEST="-k kill -rP --show-capture=stdout"`` kills more often and counts.
 """
 
 from __future__ import annotations

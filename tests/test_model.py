@@ -1,7 +1,7 @@
 """Random sequences of saves that race, overwrite, break off or die: after each step, loads give what a model says.
 
-``S3DCP_SEQUENCES=5000 make test PYTEST="-k model"`` tries more. A failure tells its steps; with its ``S3DCP_SEED``
-and ``S3DCP_SEQUENCES=1`` it comes first.
+``S3DCP_SEQUENCES=5000 make test-python PYTEST="-k model"`` tries more. A failure tells its steps, and the
+``S3DCP_SEED`` with which, and ``S3DCP_SEQUENCES=1``, it comes first.
 """
 
 from __future__ import annotations
