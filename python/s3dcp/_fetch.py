@@ -260,7 +260,10 @@ class Fetch:
                     _refuse_unsafe(name, stream)
                 planner.load_bytes(item, stream)
                 return
-            stored = torch.load(stream, map_location="cpu", weights_only=True)
+            try:
+                stored = torch.load(stream, map_location="cpu", weights_only=True)
+            except Exception as error:
+                raise Corrupt(f"{name}: torch cannot load this tensor: {error}") from error
             self._index.must_match_declared(item.storage_index, stored.dtype, tuple(stored.size()))
             target = planner.resolve_tensor(item).detach()
             block = narrow_tensor_by_index(stored, item.storage_offsets, item.lengths)

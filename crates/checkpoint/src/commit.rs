@@ -15,11 +15,13 @@ use crate::conditions::{ConditionalCommit, Support, required, support};
 use crate::index::read_facts;
 use crate::index_writer::{Index, SealedIndex};
 use crate::keys::Target;
-use crate::observe::{Observed, get};
+use crate::observe::{Observed, SeenIndex, get, see};
 
 /// How often a 409 (another write of the same key under way) is tried again, with doubling pauses from the first.
 const CONFLICT_RETRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// How often a `<path>/.metadata` that other saves keep writing is tried again; one of them succeeds each time.
+const ROOT_RETRIES: u32 = 20;
 
 /// A save that has been committed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,8 +36,8 @@ pub struct Committed {
 
 /// Commits a save whose shard files are complete.
 ///
-/// With an epoch and collectives the index is also written to `<path>/.metadata`, as seen from there, afterwards and
-/// without a condition.
+/// With an epoch and collectives the index is also written to `<path>/.metadata`, as seen from there, afterwards. What
+/// another save put there since planning is replaced, unless that save was of the same epoch.
 ///
 /// # Errors
 /// Before anything is committed: `Config` when the server ignores conditions and `mode` is `Require`.
@@ -57,14 +59,14 @@ pub async fn commit(
         client,
         target,
         key: target.index_key(),
-        observed,
+        seen: observed.index.clone(),
         index: index.seal(if target.epoch.is_some() { "../" } else { "" }),
         save_id: index.save_id(),
         maybe_applied: false,
     };
-    let written = match conditional(client, target, mode, &mut committed.warnings).await {
-        Ok(conditional) => commit.write(conditional).await,
-        Err(error) => Err(error),
+    let (conditional, written) = match conditional(client, target, mode, &mut committed.warnings).await {
+        Ok(conditional) => (conditional, commit.write(conditional).await),
+        Err(error) => (false, Err(error)),
     };
     if let Err(error) = written {
         if !commit.maybe_applied && !error.maybe_applied() {
@@ -73,14 +75,16 @@ pub async fn commit(
         return Err(error);
     }
     if target.epoch.is_some() && target.rank.is_none() {
-        let key = target.root_key();
-        let root = index.seal("");
-        let options = PutOptions { crc32: Some(root.crc32), ..PutOptions::default() };
-        let put = client.put_object(&target.bucket, &key, root.payload, &options);
-        put.await.map_err(|error| {
-            let index_key = target.index_key();
+        let root = IndexCommit {
+            key: target.root_key(),
+            seen: observed.root.clone(),
+            index: index.seal(""),
+            ..commit.clone()
+        };
+        commit.followed_by(root, conditional).await.map_err(|error| {
             let message = format!(
-                "{index_key} is committed, but .metadata of the path could not follow: {}",
+                "{} is committed, but .metadata of the path could not follow: {}",
+                commit.key,
                 error.message()
             );
             error.with_message(message)
@@ -111,11 +115,12 @@ async fn conditional(
 }
 
 /// The write of one index.
+#[derive(Clone)]
 struct IndexCommit<'a> {
     client: &'a Client,
     target: &'a Target,
     key: String,
-    observed: &'a Observed,
+    seen: Option<SeenIndex>,
     index: SealedIndex,
     save_id: &'a str,
     /// Whether an attempt may have taken effect, or may yet.
@@ -134,7 +139,7 @@ enum Outcome {
 
 impl IndexCommit<'_> {
     fn seen_etag(&self) -> Option<&str> {
-        self.observed.index.as_ref()?.etag.as_deref()
+        self.seen.as_ref()?.etag.as_deref()
     }
 
     async fn put(&mut self, condition: Condition) -> Result<(), Error> {
@@ -158,7 +163,7 @@ impl IndexCommit<'_> {
     }
 
     async fn write(&mut self, conditional: bool) -> Result<(), Error> {
-        let condition = match &self.observed.index {
+        let condition = match &self.seen {
             _ if !conditional => Condition::None,
             None => Condition::IfNoneMatch,
             Some(seen) => seen.etag.clone().map_or(Condition::None, Condition::IfMatch),
@@ -185,15 +190,34 @@ impl IndexCommit<'_> {
         self.settle(error, refused, outcome)
     }
 
+    /// Writes `<path>/.metadata` after this index of an epoch.
+    ///
+    /// Where that epoch was saved again meanwhile, the files of this save may be gone and the other one writes it.
+    async fn followed_by(&self, mut root: IndexCommit<'_>, conditional: bool) -> Result<(), Error> {
+        for _ in 0..ROOT_RETRIES {
+            match root.write(conditional).await {
+                Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::Conflict) => {}
+                result => return result,
+            }
+            root.seen = see(self.client, &self.target.bucket, &root.key, &self.target.path_key).await?;
+            match self.outcome().await {
+                Outcome::Ours => {}
+                Outcome::Unknown(error) => return Err(error),
+                _ => return Ok(()),
+            }
+        }
+        root.write(conditional).await
+    }
+
     /// Without a condition the best there is: look right before writing.
     async fn refuse_change(&self) -> Result<(), Error> {
         match self.client.head_object(&self.target.bucket, &self.key).await {
-            Ok(info) if self.observed.index.is_none() || info.etag.as_deref() != self.seen_etag() => {
+            Ok(info) if self.seen.is_none() || info.etag.as_deref() != self.seen_etag() => {
                 let outcome = self.outcome().await;
                 let error = Error::new(ErrorKind::AlreadyExists, "an index appeared during the save");
                 self.settle(error, true, outcome)
             }
-            Err(error) if error.kind() == ErrorKind::NotFound && self.observed.index.is_some() => {
+            Err(error) if error.kind() == ErrorKind::NotFound && self.seen.is_some() => {
                 self.settle(error, true, Outcome::Gone)
             }
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),

@@ -161,7 +161,13 @@ pub(crate) fn named_keys(facts: &IndexFacts, folder: &str) -> Result<BTreeSet<St
     facts.relative_paths.iter().map(|path| resolve_key(folder, path)).collect()
 }
 
-async fn see(client: &Client, bucket: &str, key: &str, folder: &str) -> Result<Option<SeenIndex>, Error> {
+/// Reads the index at `key`, which lies in `folder`; `None` when there is none.
+pub(crate) async fn see(
+    client: &Client,
+    bucket: &str,
+    key: &str,
+    folder: &str,
+) -> Result<Option<SeenIndex>, Error> {
     let Some((body, etag)) = get(client, bucket, key).await? else { return Ok(None) };
     let seen = match read_facts(&body) {
         Ok(facts) => SeenIndex {

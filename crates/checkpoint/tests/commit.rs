@@ -12,6 +12,7 @@ use s3dcp_checkpoint::{
     Committed, ConditionalCommit, Observed, Target, commit, learn_conditions, observe, read_facts,
 };
 use s3dcp_s3::{Client, Error, ErrorKind};
+use tokio::sync::Semaphore;
 
 const WARN: ConditionalCommit = ConditionalCommit::Warn;
 
@@ -354,6 +355,49 @@ async fn a_new_epoch_deletes_nothing_of_the_older_ones() {
     let committed = save(&bed, Some(2), None, "again", &["a/epoch_2/again.distcp"]).await.unwrap();
     assert_eq!(committed.deleted, ["run/a/epoch_2/2.distcp"]);
     assert!(bed.exists("run/a/epoch_1/1.distcp").await && bed.exists("run/a/epoch_3/3.distcp").await);
+}
+
+/// Saves epoch 1 as "first"; just before it writes `<path>/.metadata`, all of another epoch's save as "second".
+async fn overtaken_before_the_root(bed: &Bed, epoch: u8) {
+    let gate = Arc::new(Semaphore::new(0));
+    let held = gate.clone();
+    let is_root_put = |head: &Head| head.method == "PUT" && head.path.ends_with("/run/.metadata");
+    let slow = bed
+        .through(1, move |head| if is_root_put(head) { Action::Hold(held.clone()) } else { Action::Forward })
+        .await;
+    let target = target(Some(1), None);
+    let observed = observe(&bed.client, &target, true).await.unwrap();
+    bed.put("run/first.distcp", "shard").await;
+    let second = async {
+        while !bed.exists("run/epoch_1/.metadata").await {
+            tokio::task::yield_now().await;
+        }
+        save(bed, Some(epoch), None, "second", &["second.distcp"]).await.unwrap();
+        gate.add_permits(1);
+    };
+    let first = finish(&slow, &target, &observed, Some(1), "first", &["first.distcp"], WARN);
+    let (committed, ()) = tokio::join!(first, second);
+    assert_eq!(committed.unwrap(), Committed::default());
+}
+
+#[tokio::test]
+async fn an_epoch_that_was_saved_again_meanwhile_leaves_the_path_to_the_later_save() {
+    let bed = Bed::start().await;
+    overtaken_before_the_root(&bed, 1).await;
+    assert!(!bed.exists("run/first.distcp").await);
+    for index in ["run/.metadata", "run/epoch_1/.metadata"] {
+        assert_eq!(save_id_at(&bed, index).await, "second");
+    }
+}
+
+#[tokio::test]
+async fn of_two_epochs_at_once_the_path_names_the_one_that_was_committed_last() {
+    let bed = Bed::start().await;
+    overtaken_before_the_root(&bed, 2).await;
+    for (index, save_id) in [("epoch_1/", "first"), ("epoch_2/", "second"), ("", "first")] {
+        assert_eq!(save_id_at(&bed, &format!("run/{index}.metadata")).await, save_id);
+        assert!(bed.exists(&format!("run/{save_id}.distcp")).await);
+    }
 }
 
 #[tokio::test]

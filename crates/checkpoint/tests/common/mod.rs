@@ -10,6 +10,7 @@ use s3dcp_s3::{Client, ClientConfig, ErrorKind, Payload, PutOptions, StaticCrede
 use s3dcp_server::{Server, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
 pub(crate) const BUCKET: &str = "bucket";
 
@@ -94,6 +95,8 @@ impl Head {
 /// What the proxy does with a request.
 pub(crate) enum Action {
     Forward,
+    /// Forward once the gate is open.
+    Hold(Arc<Semaphore>),
     /// Forward, and close the connection instead of answering.
     LoseReply,
     /// Close the connection at once.
@@ -152,6 +155,7 @@ async fn pass_one(
             let body = Payload::from(body.clone());
             direct.put_object(BUCKET, key, body, &PutOptions::default()).await.unwrap();
         }
+        Action::Hold(ref gate) => drop(gate.acquire().await.unwrap()),
         Action::Forward | Action::LoseReply | Action::Rewrite(_) => {}
     }
     // one request per connection
