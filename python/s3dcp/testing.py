@@ -55,8 +55,8 @@ def server(
         region: Refuse requests signed for any other region, as AWS does; every region is accepted when None.
         tls: Serve HTTPS, with a certificate made on the spot: clients must trust ``Server.authority``, and
             with ``environment`` those that read ``AWS_CA_BUNDLE`` do.
-        partitions: A model of S3's partitions in front: what is too much for one is answered ``503 SlowDown``, and one that
-            stays hot splits. ``Partitions()`` has S3's rates; ``Partitions(20, 50, split_after=5)`` suits a test.
+        partitions: A model of S3's partitions in front: what is too much for one is answered ``503 SlowDown``, and one
+            that stays hot splits. ``Partitions()`` has S3's rates; ``Partitions(20, 50, split_after=5)`` suits a test.
         faults: What goes wrong from the start, one rule each, such as
             ``"error:SlowDown on=UploadPart key=*.distcp skip=2 times=3"``; ``Server.inject`` adds more. ``s3dcp serve
             --help`` lists what can go wrong.

@@ -1,8 +1,8 @@
 """The fault matrix: what becomes of saves and loads when something goes wrong between the client and S3.
 
 A cell is one fault, as often as its column says, during one operation. Whatever comes of it must keep the promises
-that `strike` asserts; which outcome it is stands in ``docs/faults.md``, and ``python -m workers.fault_matrix`` prints that
-table.
+that `strike` asserts; which outcome it is stands in ``docs/faults.md``, whose table is printed by
+``python -m workers.fault_matrix``.
 """
 
 from __future__ import annotations

@@ -285,7 +285,8 @@ fn at_noon(answer: String, clock: &str, written: &str) -> String {
 
 #[tokio::test]
 async fn ages_are_by_the_clock_of_the_service() {
-    let cases: [(fn(String) -> String, usize); 4] = [
+    type Change = fn(String) -> String;
+    let cases: [(Change, usize); 4] = [
         (|answer| at_noon(answer, "Tue, 10 Nov 2026 12:00:00 GMT", "2026-11-09T12:00:00.000Z"), 1),
         (|answer| at_noon(answer, "Tue, 10 Nov 2026 12:00:00 GMT", "2026-11-09T12:00:01.000Z"), 0),
         // the service's clock runs backwards
