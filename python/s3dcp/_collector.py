@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,18 @@ def no_collections(*, old_at_once: bool = False) -> Iterator[None]:
             if old_at_once and _was_enabled and not gc.get_freeze_count():  # what others froze stays so
                 gc.freeze()
                 gc.unfreeze()
-            _paused -= 1
+            _paused = max(_paused - 1, 0)  # none in a child that was forked within
             if _paused == 0 and _was_enabled:
                 gc.enable()
+
+
+def _after_fork_in_child() -> None:
+    """The parent's lock may be held, and its threads within will not come out here."""
+    global _lock, _paused
+    _lock = threading.Lock()
+    if _paused and _was_enabled:
+        gc.enable()
+    _paused = 0
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

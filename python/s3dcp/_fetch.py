@@ -236,6 +236,8 @@ class Fetch:
     def _whole_item(self, item: ReadItem, info: Any, planner: LoadPlanner) -> None:
         """An object, a transformed stream, or a tensor that only torch can read: fetch all of it."""
         name = item.storage_index.fqn
+        if info.length > SLOT_BYTES:
+            self._index.must_be_in_file(name, info)
         memory = self._transfer.stage(info.length)
         if info.length:
             self._transfer.staged.add(

@@ -216,7 +216,7 @@ class S3StorageWriter(FileSystemWriter):
 
         When it fails, uploads are aborted and files already complete deleted.
         """
-        save = self._save
+        save, client = self._save, self.fs.client
         told = plan.storage_data if isinstance(plan.storage_data, _PlanData) else self._last_plan_data
         plan_data = save.plan_data or told or _PlanData(world_size())
         save.plan_data = self._last_plan_data = plan_data
@@ -227,21 +227,19 @@ class S3StorageWriter(FileSystemWriter):
         total = sum(file.nbytes for file in files)
         prefix = save.prefix(plan_data.ranks)
         requests_per_second = WRITES_PER_SECOND / plan_data.ranks_per_directory / max(len(files), 1)
-        with Progress(self.progress, "save", self.fs.client, "bytes_sent", total, save.rank):
+        with Progress(self.progress, "save", client, "bytes_sent", total, save.rank):
             try:
                 for number, file in enumerate(files):
                     name = f"{prefix}{number}-{save.save_id}.distcp"
                     key = join_key(save.path_key, name)
-                    shard = ShardFile(
-                        self.fs.client, save.bucket, key, name, self.transforms, file.nbytes, requests_per_second
-                    )
+                    shard = ShardFile(client, save.bucket, key, name, self.transforms, file.nbytes, requests_per_second)
                     open_files.append(shard)
                     results += shard.write(file, resolver)
                     shard.start_finishing()
                 for shard in open_files:
                     shard.wait()
             except BaseException:
-                discard(self.fs.client, save.bucket, open_files)
+                discard(client, save.bucket, open_files)
                 raise
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)

@@ -38,7 +38,7 @@ pub use clean_up::discard;
 pub use commit::{Committed, commit};
 pub use conditions::{ConditionalCommit, learn_conditions};
 pub use dtype::DType;
-pub use index::{IndexFacts, check_index, read_facts, seal_index};
+pub use index::{IndexFacts, MAX_INDEX_BYTES, check_index, read_facts, seal_index};
 pub use index_writer::{Index, IndexWriter, SealedIndex};
 pub use keys::{Target, resolve_key};
 pub use observe::{Observed, SeenIndex, observe};

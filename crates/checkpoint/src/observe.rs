@@ -10,7 +10,7 @@ use s3dcp_s3::{Client, Error, ErrorKind};
 use tokio::task::JoinSet;
 
 use crate::error::corrupt;
-use crate::index::{IndexFacts, read_facts};
+use crate::index::{IndexFacts, MAX_INDEX_BYTES, read_facts};
 use crate::keys::{Target, join, resolve_key};
 
 /// HEAD requests under way at once.
@@ -143,13 +143,13 @@ async fn first_existing(client: &Client, bucket: &str, keys: Vec<String>) -> Res
     }
 }
 
-/// Reads an object; `None` when there is none (a bucket that does not exist is an error).
+/// Reads an index; `None` when there is none (a bucket that does not exist is an error).
 pub(crate) async fn get(
     client: &Client,
     bucket: &str,
     key: &str,
 ) -> Result<Option<(Bytes, Option<String>)>, Error> {
-    match client.get_object(bucket, key).await {
+    match client.get_object_within(bucket, key, MAX_INDEX_BYTES).await {
         Ok(object) => Ok(Some((object.body, object.info.etag))),
         Err(error) if error.kind() == ErrorKind::NotFound && error.code() != Some("NoSuchBucket") => Ok(None),
         Err(error) => Err(error),

@@ -118,14 +118,19 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
         std::fs::write(file, authority)
             .map_err(|error| Failure::failed(format!("--tls {}: {error}", file.display())))?;
     }
-    if !server.address().ip().is_loopback() {
-        let warning = "warning: this is a development endpoint, and other machines can reach it";
+    if let Some(warning) = warning(server.address()) {
         writeln!(io::stderr(), "{warning}").map_err(Failure::output)?;
     }
     announce(&server, arguments.tls.as_deref()).map_err(Failure::output)?;
     stop.await;
     server.stop().await;
     Ok(())
+}
+
+/// What to say of an address that other machines can reach.
+fn warning(address: SocketAddr) -> Option<&'static str> {
+    let text = "warning: this is a development endpoint, and other machines can reach it";
+    (!address.ip().is_loopback()).then_some(text)
 }
 
 /// Says where the server is, as lines a shell can run.
@@ -171,4 +176,23 @@ fn told_to_stop() -> Result<impl Future<Output = ()>, Failure> {
             std::future::pending::<()>().await;
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_other_machines_can_reach_is_warned_of() {
+        for (address, warned) in [
+            ("127.0.0.1:9000", false),
+            ("127.9.9.9:9000", false),
+            ("[::1]:9000", false),
+            ("0.0.0.0:9000", true),
+            ("[::]:9000", true),
+            ("10.0.0.7:9000", true),
+        ] {
+            assert_eq!(warning(address.parse().unwrap()).is_some(), warned, "{address}");
+        }
+    }
 }

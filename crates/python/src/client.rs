@@ -6,13 +6,15 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
-use s3dcp_checkpoint::{ConditionalCommit, Target, commit, discard, learn_conditions, observe};
+use s3dcp_checkpoint::{
+    ConditionalCommit, MAX_INDEX_BYTES, Target, commit, discard, learn_conditions, observe,
+};
 use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption, UploadOptions};
 
 use crate::download::{Batch, Download, whole_range};
 use crate::errors::{about, to_python};
 use crate::index::Index;
-use crate::runtime::wait;
+use crate::runtime::{OfProcess, wait};
 use crate::shard_writer::ShardWriter;
 
 /// Size, ETag and age of an object.
@@ -75,30 +77,18 @@ pub(crate) struct Committed {
 #[pyclass(frozen, module = "s3dcp._native")]
 pub(crate) struct Client {
     config: ClientConfig,
-    live: Mutex<(u32, s3dcp_s3::Client)>,
+    live: Mutex<OfProcess<s3dcp_s3::Client>>,
 }
 
 impl Client {
     fn engine(&self, py: Python<'_>) -> PyResult<s3dcp_s3::Client> {
-        let pid = std::process::id();
         let mut live = self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if live.0 != pid {
-            let fresh = s3dcp_s3::Client::new(self.config.clone()).map_err(|error| to_python(py, &error))?;
-            // The parent's connections are its own: neither used nor closed here.
-            std::mem::forget(std::mem::replace(&mut *live, (pid, fresh)));
+        if let Some(engine) = live.get() {
+            return Ok(engine.clone());
         }
-        Ok(live.1.clone())
-    }
-}
-
-impl Drop for Client {
-    /// A forked child lets go of its parent's connections without closing them: closing would take them off the
-    /// parent's list of sockets to watch, and its next request would wait in vain.
-    fn drop(&mut self) {
-        let live = self.live.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if live.0 != std::process::id() {
-            std::mem::forget(live.1.clone());
-        }
+        let engine = s3dcp_s3::Client::new(self.config.clone()).map_err(|error| to_python(py, &error))?;
+        *live = OfProcess::new(engine.clone());
+        Ok(engine)
     }
 }
 
@@ -154,10 +144,10 @@ impl Client {
             ..defaults
         };
         let engine = s3dcp_s3::Client::new(config.clone()).map_err(|error| to_python(py, &error))?;
-        Ok(Self { config, live: Mutex::new((std::process::id(), engine)) })
+        Ok(Self { config, live: Mutex::new(OfProcess::new(engine)) })
     }
 
-    /// The object's bytes and its ETag.
+    /// The bytes of an index, or of another object that is no longer than an index may be, and its ETag.
     fn get_object<'py>(
         &self,
         py: Python<'py>,
@@ -165,7 +155,7 @@ impl Client {
         key: &str,
     ) -> PyResult<(Bound<'py, PyBytes>, Option<String>)> {
         let engine = self.engine(py)?;
-        let output = wait(py, engine.get_object(bucket, key))?;
+        let output = wait(py, engine.get_object_within(bucket, key, MAX_INDEX_BYTES))?;
         Ok((PyBytes::new(py, &output.body), output.info.etag))
     }
 

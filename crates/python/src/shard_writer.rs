@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::errors::to_python;
 use crate::memory::TensorMemory;
-use crate::runtime;
+use crate::runtime::{self, OfProcess, forked};
 use crate::staging::StagingBuffer;
 
 enum State {
@@ -31,7 +31,7 @@ type TensorItem<'py> = (Bound<'py, PyString>, Vec<u64>, usize, Bound<'py, PyAny>
 #[pyclass(module = "s3dcp._native")]
 pub(crate) struct ShardWriter {
     key: String,
-    state: State,
+    state: OfProcess<State>,
     in_tensor: bool,
     /// Bytes of a full part.
     #[pyo3(get)]
@@ -40,29 +40,35 @@ pub(crate) struct ShardWriter {
 
 impl ShardWriter {
     pub(crate) fn new(key: &str, writer: s3dcp_checkpoint::ShardWriter, part_size: u64) -> Self {
-        Self { key: key.to_owned(), state: State::Open(Box::new(writer)), in_tensor: false, part_size }
+        let state = OfProcess::new(State::Open(Box::new(writer)));
+        Self { key: key.to_owned(), state, in_tensor: false, part_size }
     }
 
-    /// Gives the upload up: its end, to be waited for, and its key where the object may be complete.
+    /// Gives the upload up: its end, to be waited for, and its key where the object may be complete. In a forked child
+    /// there is nothing to give up.
     pub(crate) fn stop(&mut self) -> (impl Future<Output = ()> + Send + use<>, Option<String>) {
-        let state = std::mem::replace(&mut self.state, State::Ended);
-        let key = (!matches!(state, State::Open(_))).then(|| self.key.clone());
+        let state = self.state.get_mut().map(|state| std::mem::replace(state, State::Ended));
+        let may_be_complete = matches!(state, Some(State::Finishing(..) | State::Ended));
         let ended = async {
             match state {
-                State::Open(writer) => writer.abort().await,
-                State::Finishing(task, stop) => {
+                Some(State::Open(writer)) => writer.abort().await,
+                Some(State::Finishing(task, stop)) => {
                     drop(stop);
                     // However it ended, nobody wants the object.
                     let _ended = task.await;
                 }
-                State::Ended => {}
+                Some(State::Ended) | None => {}
             }
         };
-        (ended, key)
+        (ended, may_be_complete.then(|| self.key.clone()))
+    }
+
+    fn state(&mut self, py: Python<'_>) -> PyResult<&mut State> {
+        self.state.get_mut().ok_or_else(|| to_python(py, &forked("the upload of this file")))
     }
 
     fn open(&mut self, py: Python<'_>) -> PyResult<&mut s3dcp_checkpoint::ShardWriter> {
-        match &mut self.state {
+        match self.state(py)? {
             State::Open(writer) => Ok(writer),
             _ => Err(to_python(
                 py,
@@ -166,32 +172,33 @@ impl ShardWriter {
     /// Let the rest go up in the background; `wait` tells how it ended.
     fn start_finishing(&mut self, py: Python<'_>) -> PyResult<()> {
         self.open(py)?;
-        if let State::Open(writer) = std::mem::replace(&mut self.state, State::Ended) {
+        let state = self.state(py)?;
+        if let State::Open(writer) = std::mem::replace(state, State::Ended) {
             let (stop, stopped) = oneshot::channel();
             let finished = writer.finish_unless(async { stopped.await.unwrap_or(()) });
-            self.state = State::Finishing(runtime::handle()?.spawn(finished), stop);
+            *state = State::Finishing(runtime::handle()?.spawn(finished), stop);
         }
         Ok(())
     }
 
     /// Wait until the object is complete; its size in bytes.
     fn wait(&mut self, py: Python<'_>) -> PyResult<u64> {
-        let State::Finishing(task, _) = &mut self.state else {
+        let state = self.state(py)?;
+        let State::Finishing(task, _) = state else {
             return Err(to_python(
                 py,
                 &Error::new(ErrorKind::Interrupted, "this file is not being finished"),
             ));
         };
-        let output = runtime::wait(py, async {
-            task.await.unwrap_or_else(|failure| {
-                Err(Error::new(ErrorKind::Interrupted, format!("the upload's task ended early: {failure}")))
-            })
-        })?;
-        self.state = State::Ended;
-        Ok(output.size)
+        let ended = runtime::wait(py, async { Ok(task.await) })?;
+        *state = State::Ended;
+        let output = ended.unwrap_or_else(|failure| {
+            Err(Error::new(ErrorKind::Interrupted, format!("the upload's task ended early: {failure}")))
+        });
+        output.map(|output| output.size).map_err(|error| to_python(py, &error))
     }
 
-    /// Give the upload up. Does nothing when the object is complete.
+    /// Give the upload up. Does nothing when the object is complete, or in a forked child.
     fn abort(&mut self, py: Python<'_>) -> PyResult<()> {
         let (ended, _) = self.stop();
         runtime::wait(py, async {

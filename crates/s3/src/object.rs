@@ -118,7 +118,15 @@ impl Client {
     /// # Errors
     /// `NotFound`, `Corrupt`, and all kinds that a request can end with.
     pub async fn get_object(&self, bucket: &str, key: &str) -> Result<GetOutput, Error> {
-        let mut buffer = Buffer::default();
+        self.get_object_within(bucket, key, u64::MAX).await
+    }
+
+    /// The same for an object of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// As for [`Client::get_object`]; `Corrupt` for a longer one, of which no more than `limit` bytes were read.
+    pub async fn get_object_within(&self, bucket: &str, key: &str, limit: u64) -> Result<GetOutput, Error> {
+        let mut buffer = Buffer::new(limit);
         let headers = self.fetch(bucket, key, None, &mut buffer).await?;
         let body = buffer.into_bytes();
         let info = object_info(key, &headers, body.len() as u64);
@@ -130,7 +138,7 @@ impl Client {
     /// # Errors
     /// `NotFound`, `Corrupt` when the object is shorter, and all kinds that a request can end with.
     pub async fn get_range(&self, bucket: &str, key: &str, range: Range<u64>) -> Result<Bytes, Error> {
-        let mut buffer = Buffer::default();
+        let mut buffer = Buffer::new(u64::MAX);
         self.fetch(bucket, key, Some(range), &mut buffer).await?;
         Ok(buffer.into_bytes())
     }
