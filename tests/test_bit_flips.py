@@ -190,7 +190,7 @@ def error_of(function: Callable[[], object]) -> BaseException | None:
     """What the function raises; in ranks, on the first that failed."""
     try:
         function()
-    except Exception as error:
+    except (Exception, CheckpointException) as error:
         raised = error.error if isinstance(error, RankFailed) else error
         return min(raised.failures.items())[1][0] if isinstance(raised, CheckpointException) else raised
     return None

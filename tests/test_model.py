@@ -54,6 +54,7 @@ class Sequence:
         self.random = random.Random(seed)
         self.path = f"sequence {seed}"
         self.uri = f"s3://{store.bucket}/{self.path}"
+        # Ranks that commit an index of their own; None: all ranks commit one.
         self.kinds = self.random.choices([[None], [0, 1], [None, None, 0, 1]], [6, 1, 2])[0]
         self.model = Model()
         self.trace: list[str] = []
