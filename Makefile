@@ -32,26 +32,32 @@ endif
 test-python: $(NATIVE)
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
 
-# The tests that talk to the embedded server, on Ceph's gateway and on Garage; SERVERS="rgw" narrows that.
+# The tests that talk to the embedded server, on other servers: docs/servers.md.
 SERVERS ?= rgw garage
-INSTALL := $(if $(filter-out 0,$(shell id -u)),sudo )apt-get install --yes --no-install-recommends
-test-real-s3: $(NATIVE) $(SERVERS:%=install-%)
+test-real-s3: $(NATIVE) $(SERVERS:%=installed-%)
 	@for server in $(SERVERS); do \
-		echo "== $$server"; $(BIN)/python -m pytest --s3=$$server $(PYTEST) || failed=yes; \
+		$(BIN)/python -m pytest --s3=$$server $(PYTEST) || failed=yes; \
 	done; [ -z "$$failed" ]
 
-.PHONY: install-rgw install-garage
-install-rgw:
-	@command -v radosgw ceph-mon ceph-osd ceph-mgr ceph >/dev/null || \
-		$(INSTALL) radosgw ceph-mon ceph-osd ceph-mgr ceph-common
+# $(call debian,programs,packages): the packages, unless all the programs are there.
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
+define debian
+	@for program in $(1); do command -v $$program >/dev/null || missing=yes; done; [ -z "$$missing" ] || \
+		{ $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends $(2); }
+endef
 
-install-garage: $(GARAGE)/bin/garage
+.PHONY: installed-rgw installed-garage
+installed-rgw:
+	$(call debian,radosgw ceph-mon ceph-osd ceph-mgr ceph,radosgw ceph-mon ceph-osd ceph-mgr ceph-common)
 
+installed-garage: $(GARAGE)/bin/garage
+
+# Little optimised: it is built for these tests alone.
 $(GARAGE)/bin/garage:
-	@echo "Building Garage into $(GARAGE) (some twenty minutes of two cores)"
-	@command -v protoc cmake clang pkg-config cc >/dev/null || \
-		$(INSTALL) build-essential clang cmake pkg-config protobuf-compiler
-	@CARGO_TARGET_DIR=$(GARAGE)/target cargo install garage --version 2.5.0 --locked --quiet --root $(GARAGE)
+	$(call debian,cc clang cmake pkg-config protoc,build-essential clang cmake pkg-config protobuf-compiler)
+	@echo "Building Garage into $(GARAGE) (some twenty minutes)"
+	@CARGO_TARGET_DIR=$(GARAGE)/target CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+		cargo install garage --version 2.5.0 --locked --quiet --root $(GARAGE)
 	@rm -rf $(GARAGE)/target
 
 check: check-rust check-python

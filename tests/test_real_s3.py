@@ -58,9 +58,15 @@ def test_checkpoints_are_saved_overwritten_guarded_and_loaded(name: str, tmp_pat
         jobs.check(uri, state(4 if server.HONOURS_CONDITIONS else 2))
 
 
-def test_every_expected_departure_names_a_test() -> None:
-    sources = "".join(file.read_text() for file in Path(__file__).parent.glob("test_*.py"))
+def test_every_departure_and_every_line_of_the_page_names_a_test() -> None:
+    tests = Path(__file__).parent
+    sources = "".join(file.read_text() for file in tests.glob("test_*.py"))
+    page = (tests.parent / "docs" / "servers.md").read_text()
+    lines = page.split("| --- |")[-1].splitlines()[1:]
+    assert lines
+    assert [line for line in lines if "`test_" not in line] == []
     named = [name.split("[")[0] for tests in departures.BY_SERVER.values() for name in tests]
+    named += re.findall(r"`(test_\w+)`", page)
     assert [name for name in named if f"def {name}(" not in sources] == []
 
 
