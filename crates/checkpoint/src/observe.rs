@@ -168,7 +168,15 @@ pub(crate) async fn see(
     key: &str,
     folder: &str,
 ) -> Result<Option<SeenIndex>, Error> {
-    let Some((body, etag)) = get(client, bucket, key).await? else { return Ok(None) };
+    let (body, etag) = match get(client, bucket, key).await {
+        Ok(Some(found)) => found,
+        Ok(None) => return Ok(None),
+        // damaged in the store: what lies there can be replaced like an index that cannot be read
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            (Bytes::new(), client.head_object(bucket, key).await?.etag)
+        }
+        Err(error) => return Err(error),
+    };
     let seen = match read_facts(&body) {
         Ok(facts) => SeenIndex {
             etag,

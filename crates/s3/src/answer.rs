@@ -108,6 +108,9 @@ fn classify(status: StatusCode, code: Option<&str>) -> (ErrorKind, Class) {
         }
         _ => match status.as_u16() {
             301 | 302 | 307 | 308 => (Config, Class::Final),
+            // A HEAD has no body to say why: credentials that expired, and another clock, are what one more try can mend.
+            400 if code.is_none() => (Service, Class::Once(Remedy::RefreshCredentials)),
+            403 if code.is_none() => (Denied, Class::Once(Remedy::AdjustClock)),
             401 | 403 => (Denied, Class::Final),
             404 => (NotFound, Class::Final),
             408 => (Timeout, Class::Transient),
@@ -231,7 +234,9 @@ mod tests {
             (400, "InvalidDigest", Corrupt, Class::Once(Remedy::SendAgain)),
             (403, "AccessDenied", Denied, Class::Final),
             (403, "SignatureDoesNotMatch", Denied, Class::Final),
-            (403, "", Denied, Class::Final),
+            (400, "", Service, Class::Once(Remedy::RefreshCredentials)),
+            (403, "", Denied, Class::Once(Remedy::AdjustClock)),
+            (401, "", Denied, Class::Final),
             (412, "PreconditionFailed", PreconditionFailed, Class::Final),
             (412, "", PreconditionFailed, Class::Final),
             (409, "ConditionalRequestConflict", Conflict, Class::Final),
