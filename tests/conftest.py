@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,10 @@ from workers.ranks import Alone, Ranks
 from workers.store import Store, boto_client
 
 torch.set_num_threads(1)
+# Processes that tests start import `workers` as well.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
