@@ -44,13 +44,20 @@ def read_index(body: bytes, where: str, extra_globals: frozenset[tuple[str, str]
         Corrupt: damaged, not an index, or it names what the allow-list does not hold.
     """
     _native.check_index(body, where, sorted(extra_globals))
+    return unpickled(body, where, extra_globals)
+
+
+def unpickled(body: bytes, where: str, extra_globals: frozenset[tuple[str, str]]) -> Metadata:
+    """The same without the walk before."""
     try:
         with no_collections(old_at_once=True):
             # BytesIO shares the memory of bytes; the unpickler stops where the pickle does.
-            metadata: Metadata = _Unpickler(io.BytesIO(body), extra_globals).load()
+            metadata = _Unpickler(io.BytesIO(body), extra_globals).load()
     except Exception as error:
         raise Corrupt(f"{where}: the index cannot be read: {type(error).__name__}: {error}") from error
-    if not isinstance(metadata.state_dict_metadata, dict):
+    if not isinstance(metadata, Metadata):
+        raise Corrupt(f"{where}: the index is malformed: it is a {type(metadata).__name__}")
+    if not isinstance(getattr(metadata, "state_dict_metadata", None), dict):
         raise Corrupt(f"{where}: the index is malformed: state_dict_metadata is not a dict")
     return metadata
 

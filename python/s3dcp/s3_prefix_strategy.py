@@ -408,7 +408,7 @@ class RoundRobinPrefixStrategy(S3PrefixStrategyBase):
 
     Raises:
         ValueError: `user_prefixes` is not a list or tuple of strings or has none, or one of them is empty,
-            starts with ``/``, has a segment ``.`` or ``..`` or a control character, or is longer than a whole
+            starts with ``/``, has a segment ``.`` or ``..``, ``://`` or a control character, or is longer than a whole
             key may be on S3 (1,024 bytes); or `epoch_num` is not an integer. The message names the argument,
             its value and the limit.
     """

@@ -14,6 +14,7 @@ import dataclasses
 import logging
 import secrets
 import threading
+import unicodedata
 import warnings
 from typing import Any, Literal
 
@@ -311,7 +312,9 @@ def _checked_prefix(strategy: S3PrefixStrategyBase, rank: int, path_key: str) ->
     segments = prefix.split("/")
     if prefix.startswith("/") or any(part in (".", "..") for part in segments):
         raise ConfigError(f"{where} would leave the checkpoint's path")
-    if any(ord(char) < 0x20 or ord(char) == 0x7F for char in prefix):
+    if "://" in prefix:
+        raise ConfigError(f"{where} holds '://', which readers take for another place")
+    if any(unicodedata.category(char) == "Cc" for char in prefix):
         raise ConfigError(f"{where} holds a control character")
     room_for_name = len("4294967295-0123456789abcdef.distcp")
     if (length := len(join_key(path_key, prefix).encode()) + room_for_name) > 1024:

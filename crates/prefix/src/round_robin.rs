@@ -28,7 +28,7 @@ impl RoundRobinPrefixStrategy {
     ///
     /// # Errors
     /// [`PrefixError::OutOfRange`] when there are none; [`PrefixError::BadText`] for one that is empty, starts with
-    /// `/`, has a segment `.` or `..`, or holds a control character; [`PrefixError::TooLong`] for one that no key
+    /// `/`, has a segment `.` or `..`, or holds `://` or a control character; [`PrefixError::TooLong`] for one that no key
     /// could hold.
     pub fn new<P: Into<String>>(
         user_prefixes: impl IntoIterator<Item = P>,

@@ -11,8 +11,8 @@ pub const MAX_KEY_BYTES: usize = 1_024;
 ///
 /// # Errors
 /// [`PrefixError::BadText`] for a prefix that is empty, starts with `/`, has a segment `.` or `..` (clients resolve
-/// those, so the key would leave the checkpoint's path), or holds a control character (which XML listings cannot
-/// carry).
+/// those, so the key would leave the checkpoint's path), or holds `://` (a reader would take it for another place) or a
+/// control character (which XML listings cannot carry).
 pub fn check_user_prefix(argument: &str, text: &str) -> Result<(), PrefixError> {
     match fault(text) {
         None => Ok(()),
@@ -29,6 +29,8 @@ fn fault(text: &str) -> Option<&'static str> {
         Some("starts with '/'")
     } else if text.split('/').any(|segment| matches!(segment, "." | "..")) {
         Some("has a segment '.' or '..'")
+    } else if text.contains("://") || text.ends_with(":/") {
+        Some("holds '://', or does when a name follows")
     } else if text.chars().any(char::is_control) {
         Some("has a control character")
     } else {
@@ -42,9 +44,10 @@ mod tests {
 
     #[test]
     fn prefixes_that_leave_the_path_are_refused() {
-        for text in
-            ["", "/", "/p", ".", "..", "p/..", "p/./q", "p/../", "a\0b", "a\nb", "a\u{7f}", "a\u{85}b"]
-        {
+        for text in [
+            "", "/", "/p", ".", "..", "p/..", "p/./q", "p/../", "s3://p", "s3:/", "a\0b", "a\nb", "a\u{7f}",
+            "a\u{85}b",
+        ] {
             assert_eq!(check_user_prefix("p[2]", text).unwrap_err().argument(), "p[2]", "{text:?}");
         }
     }

@@ -21,9 +21,22 @@ pub(crate) struct Asked<'a> {
     pub(crate) headers: &'a HeaderMap,
 }
 
+/// Longest code, request id or region that is taken from an answer, in bytes.
+const MAX_NAME: usize = 128;
+
 /// A header as text.
 pub(crate) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().filter(|text| !text.is_empty())
+}
+
+/// A code, an id or a region, which errors repeat: a short word.
+pub(crate) fn name(text: &str) -> Option<&str> {
+    (text.len() <= MAX_NAME && text.bytes().all(|byte| byte.is_ascii_graphic())).then_some(text)
+}
+
+/// The first characters of a message, which errors repeat.
+pub(crate) fn shortened(message: &str) -> String {
+    message.chars().take(500).collect()
 }
 
 /// The `<Error>` that an answer with status 200 may hold.
@@ -35,7 +48,7 @@ pub(crate) fn error_inside(body: &[u8]) -> Option<Element> {
 pub(crate) fn failure(asked: &Asked<'_>, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
     let document = error_inside(body);
     let text = |name: &str| document.as_ref().and_then(|root| root.text_of(name));
-    let code = text("Code");
+    let code = text("Code").and_then(name);
     let (kind, class) = classify(status, code);
     let mut failure = Failure::new(class, Error::new(kind, describe(asked, status, code, text("Message"))));
     if let Some(error) = wrong_region(asked, status, code, headers, text("Region")) {
@@ -56,7 +69,7 @@ pub(crate) fn failure(asked: &Asked<'_>, status: StatusCode, headers: &HeaderMap
     if let Some(code) = code {
         error = error.with_code(code);
     }
-    if let Some(id) = header(headers, "x-amz-request-id").or(text("RequestId")) {
+    if let Some(id) = header(headers, "x-amz-request-id").or(text("RequestId")).and_then(name) {
         error = error.with_request_id(id);
     }
     Failure { error, ..failure }
@@ -129,7 +142,7 @@ fn describe(asked: &Asked<'_>, status: StatusCode, code: Option<&str>, message: 
     match (code, message) {
         (Some("NoSuchBucket"), _) => format!("bucket {:?} does not exist", asked.bucket),
         (Some("NoSuchKey"), _) => format!("{operation}: no such object"),
-        (_, Some(message)) => format!("{operation}: {}", message.chars().take(500).collect::<String>()),
+        (_, Some(message)) => format!("{operation}: {}", shortened(message)),
         (Some(code), None) => format!("{operation}: {code}{}", settings(asked.headers)),
         (None, None) => match status.as_u16() {
             403 => format!("{operation}: access denied"),
@@ -171,8 +184,10 @@ fn wrong_region(
     );
     // A HEAD has no body: there the header alone tells.
     let silent = status == StatusCode::BAD_REQUEST && code.is_none();
-    let expected =
-        header(headers, "x-amz-bucket-region").or(region_in_body).filter(|region| *region != given);
+    let expected = header(headers, "x-amz-bucket-region")
+        .or(region_in_body)
+        .and_then(name)
+        .filter(|region| *region != given);
     match expected {
         Some(expected) if redirected || named || silent => Some(Error::new(
             ErrorKind::Config,
@@ -310,6 +325,14 @@ mod tests {
             }
         }
         assert_eq!(answer(301, "PermanentRedirect", "").error.kind(), ErrorKind::Config);
+    }
+
+    #[test]
+    fn what_is_no_code_is_not_repeated() {
+        for code in ["a code", "line\nbreak", &"x".repeat(129)] {
+            let error = answer(503, code, "").error;
+            assert_eq!((error.kind(), error.code()), (ErrorKind::Throttled, None));
+        }
     }
 
     #[test]

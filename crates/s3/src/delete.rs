@@ -1,8 +1,11 @@
 //! Deleting many objects.
 
+use std::collections::HashSet;
+
 use http::Method;
 use md5::{Digest, Md5};
 
+use crate::answer::{name, shortened};
 use crate::checksum::{base64, crc32, crc32_text};
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
@@ -42,10 +45,12 @@ impl Client {
                     .into_iter()
                     .partition(|failure| passes(&failure.code) && round < ROUNDS);
                 failures.extend(lasting);
-                if passing.is_empty() {
+                // Whatever keys the service names, only those that were asked for are asked for again.
+                let passing: HashSet<String> = passing.into_iter().map(|failure| failure.key).collect();
+                left.retain(|key| passing.contains(key));
+                if left.is_empty() {
                     break;
                 }
-                left = passing.into_iter().map(|failure| failure.key).collect();
             }
         }
         Ok(failures)
@@ -81,8 +86,8 @@ impl Client {
             .map(|error| {
                 Ok(DeleteFailure {
                     key: error.text_of("Key").ok_or_else(|| malformed("a failure without a key"))?.to_owned(),
-                    code: error.text_of("Code").unwrap_or("Unknown").to_owned(),
-                    message: error.text_of("Message").unwrap_or_default().to_owned(),
+                    code: error.text_of("Code").and_then(name).unwrap_or("Unknown").to_owned(),
+                    message: shortened(error.text_of("Message").unwrap_or_default()),
                 })
             })
             .collect()

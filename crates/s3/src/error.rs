@@ -247,8 +247,9 @@ impl Error {
     }
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Error {
+    /// What happened, and in brackets where.
+    fn text(&self) -> String {
         let d = &*self.0;
         let mut context: Vec<String> = Vec::new();
         match (&d.bucket, &d.key) {
@@ -275,14 +276,17 @@ impl fmt::Display for Error {
         if d.maybe_applied {
             context.push("may have taken effect".to_owned());
         }
-        // One line, whatever a server put into its message.
-        for character in d.message.chars() {
-            f.write_char(if character.is_control() { ' ' } else { character })?;
+        match context.is_empty() {
+            true => d.message.clone(),
+            false => format!("{} [{}]", d.message, context.join(", ")),
         }
-        if !context.is_empty() {
-            write!(f, " [{}]", context.join(", "))?;
-        }
-        Ok(())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // One line, whatever a server put into its message, or a user into a key.
+        self.text().chars().try_for_each(|c| f.write_char(if c.is_control() { ' ' } else { c }))
     }
 }
 
@@ -314,6 +318,8 @@ mod tests {
         );
         assert!(error.retryable());
         assert!(!error.maybe_applied());
+        let named = Error::new(ErrorKind::NotFound, "x").with_bucket("b").with_key("k\n1");
+        assert_eq!(named.to_string(), "x [s3://b/k 1]");
     }
 
     #[test]

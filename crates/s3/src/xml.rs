@@ -9,6 +9,8 @@ use quick_xml::reader::Reader;
 
 /// Deepest nesting that is followed; S3's answers have four levels.
 const MAX_DEPTH: usize = 16;
+/// Longest name of an element, in bytes; S3's longest has 30.
+const MAX_NAME: usize = 100;
 
 /// One element with its text and children.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -35,21 +37,28 @@ impl Element {
     }
 }
 
-/// Reads a document; the error says what is wrong with it.
+fn named(name: &str) -> Result<Element, String> {
+    if name.len() > MAX_NAME {
+        return Err(format!("a name of {} bytes", name.len()));
+    }
+    Ok(Element { name: name.to_owned(), ..Element::default() })
+}
+
+/// Reads a document; the error says in a line what is wrong with it.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Element, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())?;
     let mut reader = Reader::from_str(text);
     let mut open: Vec<Element> = Vec::new();
     loop {
-        match reader.read_event().map_err(|error| error.to_string())? {
+        match reader.read_event().map_err(|error| error.to_string().chars().take(200).collect::<String>())? {
             Event::Start(start) => {
                 if open.len() == MAX_DEPTH {
                     return Err(format!("more than {MAX_DEPTH} levels"));
                 }
-                open.push(Element { name: start.local_name().as_ref().to_owned(), ..Element::default() });
+                open.push(named(start.local_name().as_ref())?);
             }
             Event::Empty(start) => {
-                let element = Element { name: start.local_name().as_ref().to_owned(), ..Element::default() };
+                let element = named(start.local_name().as_ref())?;
                 match open.last_mut() {
                     Some(parent) => parent.children.push(element),
                     None => return Ok(element),
@@ -78,7 +87,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Element, String> {
                 match (name.strip_prefix('#'), resolve_predefined_entity(name)) {
                     (Some(number), _) => element.text.push(character(number)?),
                     (None, Some(text)) => element.text.push_str(text),
-                    (None, None) => return Err(format!("unknown entity &{name};")),
+                    (None, None) => return Err(format!("unknown entity &{name:.40};")),
                 }
             }
             Event::DocType(_) => return Err("a document type".to_owned()),
@@ -94,7 +103,7 @@ fn character(number: &str) -> Result<char, String> {
         Some(digits) => u32::from_str_radix(digits, 16),
         None => number.parse(),
     };
-    value.ok().and_then(char::from_u32).ok_or_else(|| format!("unknown reference &#{number};"))
+    value.ok().and_then(char::from_u32).ok_or_else(|| format!("unknown reference &#{number:.40};"))
 }
 
 /// Appends `<name>text</name>`, escaped.
@@ -138,7 +147,18 @@ mod tests {
     #[test]
     fn broken_or_hostile_documents_are_refused() {
         let deep = "<a>".repeat(1000);
+        let long = "a".repeat(1000);
+        let (name, pair, entity, number) = (
+            format!("<{long}/>"),
+            format!("<a></{long}>"),
+            format!("<a>&{long};</a>"),
+            format!("<a>&#{long};</a>"),
+        );
         for document in [
+            name.as_str(),
+            &pair,
+            &entity,
+            &number,
             "",
             "<a>",
             "<a></b>",
@@ -149,7 +169,8 @@ mod tests {
             deep.as_str(),
             "<!DOCTYPE a [<!ENTITY x \"y\">]><a>&x;</a>",
         ] {
-            assert!(parse(document.as_bytes()).is_err(), "{document:.40}");
+            let error = parse(document.as_bytes()).expect_err(&format!("{document:.40}"));
+            assert!(error.len() <= 200, "{error}");
         }
         assert!(parse(b"<a>\xff</a>").is_err());
     }

@@ -2,9 +2,10 @@
 //!
 //! The whole pickle is walked on an abstract stack, so that a name taken through the memo or built by STACK_GLOBAL
 //! is seen as what it is. Beyond the names, the walk refuses what no index needs and an attack would use: calling
-//! or changing anything but an allowed global, changing a class itself or a shared enum member, persistent ids,
-//! tuples nested so deep that hashing them would overflow the C stack, and copying one large container over and
-//! over (arguments and states are paid for from a budget in proportion to the input).
+//! or changing anything but an allowed global, changing a class itself or a shared enum member, giving an object a
+//! second state or one after it was used, persistent ids, tuples nested so deep that hashing them would overflow the
+//! C stack, and copying or hashing one large container over and over (arguments, states and keys are paid for from a
+//! budget in proportion to the input).
 //!
 //! Of the values themselves only as much is kept as [`Survey`] answers: no tree, but a few bytes per object, dict
 //! and text, and eight per place of the memo.
@@ -21,7 +22,7 @@ use crate::index::IndexFacts;
 
 /// Deepest nesting of tuples and frozen sets, which Python hashes by recursion.
 const MAX_DEPTH: u8 = 100;
-/// Elements and text bytes that calls and states may copy, per byte of the pickle.
+/// Elements and text bytes that calls and states may copy and keys may hash, per byte of the pickle.
 const COPIES_PER_BYTE: u64 = 16;
 /// What is free of that charge, so that small pickles are never refused.
 const FREE_COPIES: u64 = 1 << 16;
@@ -126,8 +127,18 @@ impl Attribute {
 #[derive(Clone, Copy, Debug)]
 struct Dict {
     length: u32,
+    /// Of its values, as far as hashing goes.
+    weight: u32,
     /// As a state: the text of `relative_path`.
     path: u32,
+    flags: u8,
+}
+
+/// What is known of an object.
+#[derive(Clone, Copy, Debug)]
+struct Object {
+    /// Elements that hashing it touches.
+    weight: u32,
     flags: u8,
 }
 
@@ -144,6 +155,8 @@ const HOLDS_UNNAMED: u8 = 16;
 const HOLDS_OTHERS: u8 = 32;
 /// Of an object: it has its state.
 const BUILT: u8 = 64;
+/// Of an object: it is in a tuple, a set or a dict, which have seen what it weighs.
+const USED: u8 = 128;
 
 impl Abstract {
     fn is_mutable(self) -> bool {
@@ -277,8 +290,7 @@ struct Judge<'a> {
     /// Integers beyond 32 bits.
     longs: Vec<i64>,
     dicts: Vec<Dict>,
-    /// Flags of the objects.
-    objects: Vec<u8>,
+    objects: Vec<Object>,
     /// Values of the few attributes that are asked for by name: dict, name, value.
     attributes: Vec<(u32, Attribute, Abstract)>,
     /// The shard files that the items name.
@@ -308,15 +320,38 @@ impl<'a> Judge<'a> {
             Abstract::Text(place) => clamp(self.texts[place as usize].len()).saturating_add(1),
             Abstract::Bytes(length) | Abstract::Huge(length) => length.saturating_add(1),
             Abstract::Fixed { weight, .. } => weight,
+            Abstract::Object(_, _, place) => self.objects[place as usize].weight,
             _ => 1,
         }
     }
 
-    fn fixed(&self, items: &[Abstract]) -> Result<Abstract, Error> {
+    /// The same for hashing, which a text or bytes remember.
+    fn hash_weight(&self, item: Abstract) -> u32 {
+        match item {
+            Abstract::Text(_) | Abstract::Bytes(_) => 1,
+            other => self.weight(other),
+        }
+    }
+
+    fn pay_for_hashing(&mut self, item: Abstract) -> Result<(), Error> {
+        match self.hash_weight(item) {
+            1 => Ok(()),
+            weight => self.pay(weight),
+        }
+    }
+
+    fn mark_used(&mut self, item: Abstract) {
+        if let Abstract::Object(_, _, place) = item {
+            self.objects[place as usize].flags |= USED;
+        }
+    }
+
+    fn fixed(&mut self, items: &[Abstract]) -> Result<Abstract, Error> {
         let mut weight = 1u32;
         let mut depth = 1;
         let mut holds_mutable = false;
         for &item in items {
+            self.mark_used(item);
             weight = weight.saturating_add(self.weight(item));
             holds_mutable |= item.is_mutable();
             if let Abstract::Fixed { depth: inner, .. } = item {
@@ -352,10 +387,12 @@ impl<'a> Judge<'a> {
 
     /// Notes what a dict holds from now on.
     fn set(&mut self, place: u32, key: Abstract, value: Abstract) {
+        let weight = self.hash_weight(value);
         let dict = &mut self.dicts[place as usize];
+        dict.weight = dict.weight.saturating_add(weight);
         let item = match value {
             Abstract::Object(Trust::Maker, Class::StorageInfo, object)
-            | Abstract::Object(Trust::Caller, _, object) => self.objects[object as usize],
+            | Abstract::Object(Trust::Caller, _, object) => self.objects[object as usize].flags,
             _ => 0,
         };
         let whole = NAMES_FILE | HAS_OFFSET | HAS_LENGTH;
@@ -398,16 +435,18 @@ impl<'a> Judge<'a> {
         dict.flags = if holds { dict.flags | flag } else { dict.flags & !flag };
     }
 
+    /// Sees that an object, of which more will be known with its state, has none yet and is in nothing yet.
+    fn is_fresh(&self, object: u32) -> Result<(), Error> {
+        match self.objects[object as usize].flags & (BUILT | USED) {
+            0 => Ok(()),
+            _ => Err(corrupt("index: sets the state of an object twice, or after it was used")),
+        }
+    }
+
     /// Notes the state that an object gets from a dict.
     fn built(&mut self, class: Class, object: u32, state: u32) -> Result<(), Error> {
         let dict = self.dicts[state as usize];
-        let flags = &mut self.objects[object as usize];
-        let again = *flags & BUILT != 0;
         match class {
-            // what was noted of them is what they are: they must not change afterwards
-            Class::Metadata | Class::StorageMeta | Class::StorageInfo if again => {
-                return Err(corrupt("index: sets the state of an object twice"));
-            }
             Class::Metadata if self.metadata.is_some() => {
                 return Err(corrupt("index: holds more than one Metadata"));
             }
@@ -416,7 +455,10 @@ impl<'a> Judge<'a> {
             }
             _ => {}
         }
-        *flags = BUILT | dict.flags & (NAMES_FILE | HAS_OFFSET | HAS_LENGTH | HAS_CRC32);
+        self.objects[object as usize] = Object {
+            weight: dict.weight.saturating_add(1),
+            flags: BUILT | dict.flags & (NAMES_FILE | HAS_OFFSET | HAS_LENGTH | HAS_CRC32),
+        };
         match class {
             Class::Metadata => {
                 self.metadata = Some(BuiltMetadata {
@@ -487,7 +529,7 @@ impl<'a> Builder<'a> for Walk<'a, '_> {
             Op::EmptyList => Abstract::List,
             Op::EmptySet => Abstract::Set,
             Op::EmptyDict => {
-                judge.dicts.push(Dict { length: 0, path: 0, flags: 0 });
+                judge.dicts.push(Dict { length: 0, weight: 0, path: 0, flags: 0 });
                 Abstract::Dict(place(judge.dicts.len() - 1)?)
             }
             _ => Abstract::Scalar,
@@ -499,17 +541,27 @@ impl<'a> Builder<'a> for Walk<'a, '_> {
     }
 
     fn frozen_set(&mut self, items: &[Abstract]) -> Result<Abstract, Error> {
+        items.iter().try_for_each(|&item| self.judge.pay_for_hashing(item))?;
         self.judge.fixed(items)
     }
 
-    fn extend(&mut self, target: Abstract, _items: &[Abstract]) -> Result<(), Error> {
+    fn extend(&mut self, target: Abstract, items: &[Abstract]) -> Result<(), Error> {
         match target {
-            Abstract::List | Abstract::Set | Abstract::Object(Trust::Caller, _, _) => Ok(()),
+            Abstract::List | Abstract::Object(Trust::Caller, _, _) => Ok(()),
+            Abstract::Set => items.iter().try_for_each(|&item| {
+                self.judge.mark_used(item);
+                self.judge.pay_for_hashing(item)
+            }),
             _ => Err(corrupt("index: appends to something that is no list")),
         }
     }
 
     fn set_items(&mut self, target: Abstract, pairs: &[Abstract]) -> Result<(), Error> {
+        for pair in pairs.chunks_exact(2) {
+            self.judge.mark_used(pair[0]);
+            self.judge.mark_used(pair[1]);
+            self.judge.pay_for_hashing(pair[0])?;
+        }
         match target {
             Abstract::Dict(place) => {
                 let dict = &mut self.judge.dicts[place as usize];
@@ -549,16 +601,18 @@ impl<'a> Builder<'a> for Walk<'a, '_> {
         let Abstract::Global(trust, class) = callable else {
             return Err(corrupt("index: calls something that is no global"));
         };
+        let mut weight = 1;
         if trust != Trust::Caller {
-            let Abstract::Fixed { weight, holds_mutable: false, .. } = arguments else {
+            let Abstract::Fixed { weight: copied, holds_mutable: false, .. } = arguments else {
                 return Err(corrupt("index: unusual arguments of a call"));
             };
             if keywords.is_some() {
                 return Err(corrupt("index: a call with keyword arguments"));
             }
-            self.judge.pay(weight)?;
+            self.judge.pay(copied)?;
+            weight = copied;
         }
-        self.judge.objects.push(0);
+        self.judge.objects.push(Object { weight, flags: 0 });
         Ok(Abstract::Object(trust, class, place(self.judge.objects.len() - 1)?))
     }
 
@@ -569,20 +623,25 @@ impl<'a> Builder<'a> for Walk<'a, '_> {
                 Abstract::Dict(state),
             ) => {
                 if trust == Trust::Maker {
+                    self.judge.is_fresh(object)?;
                     self.judge.pay(self.judge.dicts[state as usize].length)?;
                 }
                 self.judge.built(class, object, state)
             }
             (Abstract::Object(Trust::Caller, _, _), _) => Ok(()),
             (
-                Abstract::Object(Trust::Maker, class, _),
+                Abstract::Object(Trust::Maker, class, object),
                 Abstract::Fixed { weight, holds_mutable: false, .. },
             ) => match class {
                 // their states are dicts
                 Class::Metadata | Class::StorageMeta | Class::StorageInfo => {
                     Err(corrupt("index: an unusual state"))
                 }
-                _ => self.judge.pay(weight),
+                _ => {
+                    self.judge.is_fresh(object)?;
+                    self.judge.objects[object as usize] = Object { weight, flags: BUILT };
+                    self.judge.pay(weight)
+                }
             },
             _ => Err(corrupt("index: sets the state of something shared, or an unusual state")),
         }

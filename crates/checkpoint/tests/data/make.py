@@ -2,20 +2,19 @@
 
 Run it as `python make.py` in this folder. `archives/*.pt` are whole `torch.save` files; `heads.json` holds what is
 too large or too many to keep whole: the pickle of every dtype, and the ends of archives around 4 GiB. `index/*` are
-pickled `Metadata`. `hostile.json` are pickles that no reader may run.
+pickled `Metadata`. `hostile.py` makes the pickles that no reader may run.
 """
 
 import io
 import itertools
 import json
-import os
 import pathlib
 import pickle
-import pickletools
 import struct
 import sys
 import zipfile
 
+import hostile
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
@@ -195,110 +194,11 @@ def indexes():
         (folder / f"{name}.pkl").write_bytes(pickle.dumps(value, protocol))
 
 
-class Reduces:
-    def __init__(self, function, *arguments):
-        self.parts = (function, arguments)
-
-    def __reduce__(self):
-        return self.parts
-
-
-def hostile():
-    def text(value):
-        value = value.encode()
-        return b"\x8c" + bytes([len(value)]) + value
-
-    def named(module, name):
-        return text(module) + text(name) + b"\x93"
-
-    size = b"ctorch\nSize\n"
-    info = named("torch.distributed.checkpoint.filesystem", "_StorageInfo")
-    start = b"\x80\x04"
-    cases = {
-        "os.system": pickle.dumps(Reduces(os.system, "exit 1")),
-        "builtins.eval": pickle.dumps(Reduces(eval, "1+1")),
-        "builtins.eval by GLOBAL": b"\x80\x02cbuiltins\neval\n(X\x03\x00\x00\x001+1tR.",
-        "builtins.getattr": pickle.dumps(Reduces(getattr, dict, "get")),
-        "a nested name": start + named("torch", "serialization.load") + b".",
-        "a submodule": start + named("torch.serialization", "load") + b".",
-        "torch.load by memo": start + text("torch") + b"\x94" + text("load") + b"\x9400h\x00h\x01\x93.",
-        "STACK_GLOBAL of a number": start + b"K\x01" + text("load") + b"\x93.",
-        "STACK_GLOBAL of bytes": start + b"C\x05torch" + text("load") + b"\x93.",
-        "STACK_GLOBAL of an object": start + info + b")\x81" + text("load") + b"\x93.",
-        "STACK_GLOBAL on an empty stack": start + b"\x93.",
-        "INST": b"\x80\x02(X\x01\x00\x00\x00xios\nsystem\n.",
-        "OBJ": b"\x80\x02(cos\nsystem\nX\x01\x00\x00\x00xo.",
-        "OBJ of an allowed class": b"\x80\x02(" + size + b"o.",
-        "EXT1": b"\x80\x02\x82\x01.",
-        "EXT2": b"\x80\x02\x83\x01\x00.",
-        "EXT4": b"\x80\x02\x84\x01\x00\x00\x00.",
-        "a persistent id": b"\x80\x02X\x01\x00\x00\x00xQ.",
-        "a textual persistent id": b"\x80\x02Pabc\n.",
-        "protocol 0": pickle.dumps({"a": 1}, 0),
-        "protocol 9": b"\x80\x09N.",
-        "an out-of-band buffer": b"\x80\x05\x97.",
-        "a call of a call": start + size + b")R)R.",
-        "a call of text": start + text("torch") + b")R.",
-        "a list as arguments": start + size + b"]R.",
-        "keyword arguments": start + info + b")}\x92.",
-        "the state of a class": start + info + b"}" + text("relative_path") + text("x") + b"sb.",
-        "slots of a class": start + info + b"N}" + text("__getstate__") + size + b"s\x86b.",
-        "the state of a dtype": start + b"ctorch\nfloat32\n}" + text("a") + b"K\x01sb.",
-        "the state of an enum member": start
-        + named("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING")
-        + b"K\x00\x85R}"
-        + text("_value_")
-        + b"K\x07sb.",
-        "appending to a class": start + info + b"K\x01a.",
-        "items of a class": start + info + b"K\x01K\x02s.",
-        "a text longer than the rest": start + b"\x8d" + struct.pack("<Q", 1 << 60) + b"x.",
-        "bytes longer than the rest": start + b"\x8e" + struct.pack("<Q", (1 << 64) - 1) + b"x.",
-        "a frame longer than the rest": start + b"\x95" + struct.pack("<Q", 1 << 40) + b"N.",
-        "a long integer longer than the rest": start + b"\x8b" + struct.pack("<i", -1) + b".",
-        "a memo place far away": start + b"Nr\xff\xff\xff\x7f.",
-        "a memo place never set": start + b"h\x05.",
-        "tuples nested deep": start + b")" + b"\x85" * 300 + b".",
-        "tuples nested deep by memo": start + b")" + b"\x940h\x00\x85" + b"q\x000h\x00\x85" * 300 + b".",
-        "lists nested deep by marks": start + b"(" * 1100 + b"t" * 1100 + b".",
-        "one large tuple copied often": start
-        + b"("
-        + b"K\x01" * 500
-        + b"t\x94"
-        + size
-        + b"\x94("
-        + b"h\x01h\x00\x85R" * 400
-        + b"t.",
-        "one large state copied often": start
-        + b"}\x94("
-        + b"".join(b"M" + struct.pack("<H", key) + b"N" for key in range(500))
-        + b"u"
-        + info
-        + b"\x94("
-        + b"h\x01)\x81h\x00b" * 400
-        + b"t.",
-        "a mutable argument grown later": start + b"]\x94" + size + b"h\x00\x85R.",
-        "no STOP": start + b"N",
-        "nothing at all": b"",
-        "two items": start + b"NN.",
-        "no item": start + b".",
-        "an open mark": start + b"(N.",
-        "POP below a mark": start + b"N(00.",
-        "odd items": start + b"}(Nu.",
-        "APPENDS without a list": start + b"(Ne.",
-        "an unknown opcode": start + b"\xff.",
-        "a name without an end": start + b"ctorch" + b"x" * 1100,
-    }
-    # pickletools agrees that these are what they say
-    pickletools.dis(cases["os.system"], io.StringIO())
-    cases = {name: value.hex() for name, value in cases.items()}
-    (HERE / "hostile.json").write_text(json.dumps(cases, indent=0) + "\n")
-
-
 def main():
     archives()
     heads()
     indexes()
-    hostile()
+    hostile.main()
 
 
 if __name__ == "__main__":
