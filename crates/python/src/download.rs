@@ -135,10 +135,13 @@ impl Destination for BlockDestination {
     }
 }
 
+/// What a download runs as, until it is waited for or stopped.
+type Task = Mutex<Option<JoinHandle<Result<(), Error>>>>;
+
 /// A download that is under way.
 #[pyclass(frozen, module = "s3dcp._native")]
 pub(crate) struct Download {
-    task: OfProcess<Mutex<Option<JoinHandle<Result<(), Error>>>>>,
+    task: OfProcess<Task>,
 }
 
 impl Download {
