@@ -173,7 +173,8 @@ pub(crate) async fn see(
         Ok(None) => return Ok(None),
         // damaged in the store: what lies there can be replaced like an index that cannot be read
         Err(error) if error.kind() == ErrorKind::Corrupt => {
-            (Bytes::new(), client.head_object(bucket, key).await?.etag)
+            let Ok(info) = client.head_object(bucket, key).await else { return Err(error) };
+            (Bytes::new(), info.etag)
         }
         Err(error) => return Err(error),
     };
