@@ -18,6 +18,7 @@ class Endpoint:
     access_key: str
     secret_key: str
     region: str = "us-east-1"
+    authority: None = None
 
     @cached_property
     def _client(self) -> Any:
