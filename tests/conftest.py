@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     wanted, others = [], []
     for item in items:
         only = item.get_closest_marker("s3")
-        talks = {"s3dcp_server", "server"} & set(getattr(item, "fixturenames", ()))
+        talks = "s3dcp_server" in getattr(item, "fixturenames", ()) or _parameters(item).get("server") == name
         fits = name in only.args if only else name == "embedded" or talks
         (wanted if fits else others).append(item)
         if name in real.SERVERS and not real.SERVERS[name].HONOURS_CONDITIONS:
@@ -47,6 +47,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xfail(reason=reason, strict=not isinstance(reason, departures.Sometimes)))
     items[:] = wanted
     config.hook.pytest_deselected(items=others)
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ class Endpoint:
     access_key: str
     secret_key: str
     region: str = "us-east-1"
+    authority: None = None
 
     @cached_property
     def _client(self) -> Any:
@@ -40,6 +41,6 @@ class Endpoint:
             for upload in page.get("Uploads", []):
                 self._client.abort_multipart_upload(Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"])
         for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=name):
-            for entry in page.get("Contents", []):
-                self._client.delete_object(Bucket=name, Key=entry["Key"])
+            if objects := [{"Key": entry["Key"]} for entry in page.get("Contents", [])]:
+                self._client.delete_objects(Bucket=name, Delete={"Objects": objects, "Quiet": True})
         self._client.delete_bucket(Bucket=name)
