@@ -21,7 +21,6 @@ class Planned:
     rank: int | None
     ranks: int
     overwrite: bool
-    conditional: bool
     seen: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -59,15 +58,11 @@ class Planned:
 
 
 class Model:
-    """A path: `indexes` by name, and the shard `files` that are there by the number of their save.
-
-    Files of a save that `failed` to commit may be there or not.
-    """
+    """A path: `indexes` by name, and the shard `files` that are there by the number of their save."""
 
     def __init__(self) -> None:
         self.indexes: dict[str, int] = {}
         self.files: dict[int, set[str]] = {}
-        self.failed: set[int] = set()
         self.saves: dict[int, Planned] = {}
 
     def plan(self, save: Planned) -> type[Exception] | None:
@@ -88,10 +83,10 @@ class Model:
         self.files.setdefault(number, set()).update(files)
 
     def commit(self, save: Planned) -> type[Exception] | None:
-        """Replace the index, if it is the one that the save saw, and clean up; else the error that it must meet."""
+        """Replace the index, if it is the one that the save saw, and clean up; else the error that it must meet, and what it wrote is gone."""
         seen, there = save.seen.get(save.index), self.indexes.get(save.index)
-        if there != seen and (there is not None or save.conditional):
-            self.failed.add(save.number)
+        if there != seen:
+            self.files.pop(save.number, None)
             return Conflict if there is None else AlreadyExists
         self.indexes.update(dict.fromkeys(save.indexes, save.number))
         for name in save.indexes:
