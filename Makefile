@@ -10,8 +10,12 @@ NATIVE := python/s3dcp/_native.abi3.so
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= $(notdir $(wildcard fuzz/corpus/*))
+GOLDEN := crates/checkpoint/tests/data
 
-.PHONY: help demo test test-rust test-python test-real-s3 check check-rust check-python format bench bench-micro clean
+.PHONY: help demo test test-rust test-python test-real-s3 check check-rust check-python format bench bench-micro fuzz sanitize clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -81,6 +85,35 @@ bench: $(NATIVE) $(BENCH_VENV)/ready
 	cargo build --locked --release --quiet -p s3dcp-bench-server
 	cargo build --locked --release --quiet -p s3dcp-s3 --example transfer
 	$(BENCH_VENV)/bin/python bench/run.py $(BENCH)
+
+# Every target in libFuzzer, with AddressSanitizer; what breaks a rule is left in target/fuzz/found.
+fuzz: export CARGO_TARGET_DIR := $(CARGO_TARGET_DIR)/fuzz
+fuzz: export RUSTC_BOOTSTRAP := 1
+fuzz: export RUSTFLAGS := -Zsanitizer=address -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-simplifycfg-branch-fold-threshold=0 -Ccodegen-units=1 \
+	--cfg fuzzing
+fuzz:
+	cargo build --locked --release --quiet --manifest-path fuzz/libfuzzer/Cargo.toml --target $(HOST)
+	@for target in $(FUZZ_TARGETS); do \
+		mkdir -p $(CARGO_TARGET_DIR)/found $(CARGO_TARGET_DIR)/corpus/$$target; \
+		$(CARGO_TARGET_DIR)/$(HOST)/release/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=20 \
+			-rss_limit_mb=1024 -malloc_limit_mb=300 -print_final_stats=1 -verbosity=0 \
+			-artifact_prefix=$(CARGO_TARGET_DIR)/found/$$target- \
+			$(CARGO_TARGET_DIR)/corpus/$$target fuzz/corpus/$$target $(GOLDEN)/index $(GOLDEN)/archives || exit 1; \
+	done
+
+# AddressSanitizer around Python, for the native module that reads and writes tensor memory; then the models.
+sanitize: ASAN := $(CARGO_TARGET_DIR)/asan
+sanitize: $(VENV)/ready
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address -Cforce-frame-pointers=yes" CARGO_TARGET_DIR=$(ASAN) \
+		cargo build --locked --release --quiet --config profile.release.opt-level=1 -p s3dcp-python --target $(HOST)
+	@rm -rf $(ASAN)/python && mkdir -p $(ASAN)/python && cp -r python/s3dcp $(ASAN)/python
+	@cp $(ASAN)/$(HOST)/release/lib_native.so $(ASAN)/python/s3dcp/_native.abi3.so
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+		PYTHONPATH=$(ASAN)/python $(BIN)/python -m pytest -p no:xdist \
+		tests/test_sanitizer.py tests/test_batches.py tests/test_state_kinds.py
+	CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/models cargo run --locked --release --quiet --manifest-path fuzz/models/Cargo.toml
 
 $(VENV)/ready: requirements-dev.txt
 	@echo "Installing Python packages into $(VENV) (torch is large: some minutes)"

@@ -8,11 +8,13 @@ mod errors;
 mod index;
 mod index_writer;
 mod memory;
+mod pool;
 mod prefix;
 mod runtime;
 mod server;
 mod shard_writer;
 mod staging;
+mod sync;
 
 use pyo3::prelude::*;
 

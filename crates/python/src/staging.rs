@@ -1,6 +1,6 @@
 //! Which staging buffers are free: Python fills a buffer, uploads hold it until their parts are up.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,35 +8,21 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::memory::BufferView;
+use crate::pool::{InUse, Pool};
 
 /// How often a waiting `acquire` looks for signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 
-struct Shared {
-    /// Address and capacity of each buffer.
-    buffers: Vec<(usize, usize)>,
-    free: Mutex<Vec<usize>>,
-    freed: Condvar,
+struct Buffers {
+    /// Address and capacity of each.
+    places: Vec<(usize, usize)>,
     _owner: Py<PyAny>,
-}
-
-/// A buffer in use; it is free again when the last holder of this is gone.
-struct InUse {
-    slot: usize,
-    shared: Arc<Shared>,
-}
-
-impl Drop for InUse {
-    fn drop(&mut self) {
-        self.shared.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.slot);
-        self.shared.freed.notify_one();
-    }
 }
 
 /// Filled bytes of a buffer on their way up.
 struct Filled {
     view: BufferView,
-    _in_use: Arc<InUse>,
+    _in_use: Arc<InUse<Buffers>>,
 }
 
 impl AsRef<[u8]> for Filled {
@@ -48,7 +34,7 @@ impl AsRef<[u8]> for Filled {
 /// Bookkeeping of reused host buffers, which `owner` keeps alive.
 #[pyclass(frozen, module = "s3dcp._native")]
 pub(crate) struct StagingPool {
-    shared: Arc<Shared>,
+    pool: Pool<Buffers>,
 }
 
 #[pymethods]
@@ -58,25 +44,14 @@ impl StagingPool {
         if buffers.iter().any(|&(address, capacity)| address == 0 || capacity == 0) {
             return Err(PyValueError::new_err("buffers: each must have memory"));
         }
-        let free = Mutex::new((0..buffers.len()).rev().collect());
-        Ok(Self { shared: Arc::new(Shared { buffers, free, freed: Condvar::new(), _owner: owner }) })
+        Ok(Self { pool: Pool::new(buffers.len(), Buffers { places: buffers, _owner: owner }) })
     }
 
     /// Wait up to `seconds` for a free buffer; None when there is none by then.
     fn acquire(&self, py: Python<'_>, seconds: f64) -> PyResult<Option<StagingBuffer>> {
         let looks = (seconds / SIGNAL_INTERVAL.as_secs_f64()).ceil().max(1.0) as u64;
         for _ in 0..looks {
-            let slot = py.detach(|| {
-                let free = self.shared.free.lock().unwrap_or_else(PoisonError::into_inner);
-                let (mut free, _) = self
-                    .shared
-                    .freed
-                    .wait_timeout_while(free, SIGNAL_INTERVAL, |free| free.is_empty())
-                    .unwrap_or_else(PoisonError::into_inner);
-                free.pop()
-            });
-            if let Some(slot) = slot {
-                let in_use = Arc::new(InUse { slot, shared: Arc::clone(&self.shared) });
+            if let Some(in_use) = py.detach(|| self.pool.acquire(SIGNAL_INTERVAL)) {
                 return Ok(Some(StagingBuffer { in_use }));
             }
             py.check_signals()?;
@@ -88,7 +63,7 @@ impl StagingPool {
 /// One buffer of a pool, Python's to fill; free again once this is gone and all that was written from it is up.
 #[pyclass(frozen, module = "s3dcp._native")]
 pub(crate) struct StagingBuffer {
-    in_use: Arc<InUse>,
+    in_use: Arc<InUse<Buffers>>,
 }
 
 #[pymethods]
@@ -96,14 +71,14 @@ impl StagingBuffer {
     /// Its number in the pool.
     #[getter]
     fn slot(&self) -> usize {
-        self.in_use.slot
+        self.in_use.slot()
     }
 }
 
 impl StagingBuffer {
     /// `length` bytes from `start` on, which Python does not touch any more.
     pub(crate) fn filled(&self, start: usize, length: usize) -> PyResult<Bytes> {
-        let (address, capacity) = self.in_use.shared.buffers[self.in_use.slot];
+        let (address, capacity) = self.in_use.kept().places[self.in_use.slot()];
         if start.checked_add(length).is_none_or(|end| end > capacity) {
             return Err(PyValueError::new_err(format!(
                 "start={start}, length={length}: past the end of the buffer of {capacity} bytes"

@@ -3,15 +3,15 @@
 //! The layers are Retry(Pacing(Limit(Http))): a sleeping retry holds nothing. Today admission is the limit on
 //! connections, which follows what they move ([`Concurrency`]); control of the request rate per key prefix belongs
 //! into [`Gate::admit`], which already learns what the request is.
-
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+//!
+//! `fuzz/models` compiles this file too, with locks whose interleavings it tries.
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::clock;
 use crate::error::{Error, ErrorKind};
 use crate::stats::Counters;
+use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, PoisonError};
 use crate::tuning::Concurrency;
 
 /// What is about to be sent.

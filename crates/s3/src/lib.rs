@@ -44,6 +44,7 @@ mod retry;
 mod session;
 mod sign;
 mod stats;
+mod sync;
 mod transport;
 mod tuning;
 mod upload;

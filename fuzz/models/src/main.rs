@@ -1,0 +1,196 @@
+//! The gate, the budget and the staging pool under many interleavings of their users, which Shuttle draws.
+//!
+//! The files are the product's own; only their locks, counters, semaphores and clock are others. A failure prints the
+//! schedule that leads to it.
+#![allow(dead_code, reason = "the models use a part of each file")]
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc as Plain;
+use std::sync::atomic::{AtomicUsize as Count, Ordering::SeqCst};
+use std::task::Poll;
+use std::time::Duration;
+
+use shuttle::{future, thread};
+
+use gate::{Budget, Gate};
+use pool::{InUse, Pool};
+use tuning::Concurrency;
+
+#[path = "../../../crates/s3/src/error.rs"]
+mod error;
+#[path = "../../../crates/s3/src/gate.rs"]
+mod gate;
+#[path = "../../../crates/python/src/pool.rs"]
+mod pool;
+#[path = "../../../crates/s3/src/stats.rs"]
+mod stats;
+#[path = "../../../crates/s3/src/tuning.rs"]
+mod tuning;
+
+mod sync {
+    pub(crate) use std::sync::PoisonError;
+
+    pub(crate) use shuttle::sync::atomic::{AtomicUsize, Ordering};
+    pub(crate) use shuttle::sync::{Arc, Condvar, Mutex};
+}
+
+mod clock {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    pub(crate) use std::time::Instant;
+
+    /// A second later at every look, so that the limit on requests changes after a few of them.
+    pub(crate) fn now() -> Instant {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        static LOOKS: AtomicU64 = AtomicU64::new(0);
+        *START + Duration::from_secs(LOOKS.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+const SCHEDULES: usize = 2000;
+const ANY: gate::Request<'static> = gate::Request { bucket: "b", key: None, write: true };
+
+fn main() {
+    for (name, model) in [
+        ("pool", pool_model as fn()),
+        ("gate", gate_model),
+        ("budget", budget_model),
+    ] {
+        shuttle::check_random(model, SCHEDULES);
+        shuttle::check_pct(model, SCHEDULES, 3);
+        println!("{name}: {} schedules", 2 * SCHEDULES);
+    }
+}
+
+/// How many of something are taken; never more than there are.
+struct Taken {
+    now: Count,
+    most: usize,
+}
+
+impl Taken {
+    fn new(most: usize) -> Plain<Taken> {
+        Plain::new(Taken { now: Count::new(0), most })
+    }
+
+    fn take(&self, many: usize) {
+        let now = self.now.fetch_add(many, SeqCst) + many;
+        assert!(now <= self.most, "{now} are taken, and there are {}", self.most);
+    }
+
+    fn give_back(&self, many: usize) {
+        self.now.fetch_sub(many, SeqCst);
+    }
+}
+
+/// A buffer has one user, an upload of it may be the last to let go, whoever waits gets one, all come back, and what
+/// the pool keeps outlives them.
+fn pool_model() {
+    struct Kept(Plain<Count>);
+    impl Drop for Kept {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+    struct Filled {
+        users: Plain<[Plain<Taken>; 2]>,
+        buffer: sync::Arc<InUse<Kept>>,
+    }
+    impl Drop for Filled {
+        fn drop(&mut self) {
+            self.users[self.buffer.slot()].give_back(1);
+        }
+    }
+    let gone = Plain::new(Count::new(0));
+    let pool = sync::Arc::new(Pool::new(2, Kept(Plain::clone(&gone))));
+    let users = Plain::new([Taken::new(1), Taken::new(1)]);
+    let savers: Vec<_> = (0..3)
+        .map(|_| {
+            let (pool, users) = (sync::Arc::clone(&pool), Plain::clone(&users));
+            thread::spawn(move || {
+                let buffer = pool.acquire(Duration::MAX).expect("somebody lets go of one");
+                users[buffer.slot()].take(1);
+                let filled = sync::Arc::new(Filled { users, buffer });
+                let upload = sync::Arc::clone(&filled);
+                let upload = thread::spawn(move || {
+                    thread::yield_now();
+                    drop(upload);
+                });
+                drop(filled);
+                upload.join().expect("the upload ends");
+            })
+        })
+        .collect();
+    for saver in savers {
+        saver.join().expect("the save ends");
+    }
+    let both = [(); 2].map(|()| pool.acquire(Duration::MAX).expect("all came back"));
+    drop(pool);
+    assert_eq!(gone.load(SeqCst), 0);
+    drop(both);
+    assert_eq!(gone.load(SeqCst), 1);
+}
+
+/// Not more requests at once than the cap, whatever the limit does meanwhile; one that is given up while it waits takes
+/// no turn with it; in the end as many may go as the limit says.
+fn gate_model() {
+    const CAP: usize = 3;
+    let gate = sync::Arc::new(Gate::new(Concurrency::new(1, CAP), sync::Arc::new(stats::Counters::default())));
+    let taken = Taken::new(CAP);
+    let requests: Vec<_> = (0..4)
+        .map(|number| {
+            let (gate, taken) = (sync::Arc::clone(&gate), Plain::clone(&taken));
+            future::spawn(async move {
+                for _ in 0..3 {
+                    let permit = gate.admit(ANY).await;
+                    taken.take(1);
+                    future::yield_now().await;
+                    taken.give_back(1);
+                    drop(permit);
+                }
+                if number == 0 {
+                    let mut given_up = pin!(gate.admit(ANY));
+                    poll_fn(|context| Poll::Ready(drop(given_up.as_mut().poll(context)))).await;
+                }
+            })
+        })
+        .collect();
+    future::block_on(async {
+        for request in requests {
+            request.await.expect("the request ends");
+        }
+        let mut held = Vec::new();
+        for _ in 0..gate.limit() {
+            held.push(gate.admit(ANY).await);
+        }
+    });
+}
+
+/// Not more bytes in flight than the budget, except one part that is larger than all of it; every part goes in the end.
+fn budget_model() {
+    const UNITS: usize = 3;
+    const UNIT: u64 = 4096;
+    let budget = sync::Arc::new(Budget::new(UNITS as u64 * UNIT));
+    let taken = Taken::new(UNITS);
+    let parts: Vec<_> = [1, 2, 3, 10, 1]
+        .into_iter()
+        .map(|units: usize| {
+            let (budget, taken) = (sync::Arc::clone(&budget), Plain::clone(&taken));
+            future::spawn(async move {
+                let in_flight = budget.take(units as u64 * UNIT).await.expect("an open budget");
+                taken.take(units.min(UNITS));
+                future::yield_now().await;
+                taken.give_back(units.min(UNITS));
+                drop(in_flight);
+            })
+        })
+        .collect();
+    future::block_on(async {
+        for part in parts {
+            part.await.expect("the part goes");
+        }
+    });
+}

@@ -1,0 +1,32 @@
+//! Indexes, which a stranger may have written.
+
+use s3dcp_checkpoint::{AllowList, check_index, read_facts, scan_index, seal_index};
+use s3dcp_s3::crc32;
+
+/// An index that may be unpickled is whole, names nothing that is not in it, and stays the same under a trailer that
+/// no damage gets past.
+pub fn index(data: &[u8]) {
+    let allow = AllowList::default_globals();
+    let checked = check_index(data, &allow);
+    let facts = read_facts(data);
+    let Ok(length) = scan_index(data, &allow) else {
+        checked.expect_err("what the walk refuses is no index");
+        return;
+    };
+    assert_eq!(data[length - 1], b'.');
+    scan_index(&data[..length - 1], &allow).expect_err("a pickle without its end");
+    if checked.is_err() {
+        return;
+    }
+    let facts = facts.expect("what may be unpickled can be read");
+    assert!(facts.item_count <= data.len() as u64);
+    for path in facts.relative_paths.iter().take(8) {
+        assert!(path.is_empty() || data.windows(path.len()).any(|window| window == path.as_bytes()));
+    }
+    let mut sealed = seal_index(data.to_vec());
+    check_index(&sealed, &allow).expect("an index under a trailer");
+    assert_eq!(read_facts(&sealed).expect("an index under a trailer"), facts);
+    sealed[crc32(data) as usize % data.len()] ^= 0x40;
+    check_index(&sealed, &allow).expect_err("a damaged index under a trailer");
+    read_facts(&sealed).expect_err("a damaged index under a trailer");
+}

@@ -1,0 +1,68 @@
+"""That AddressSanitizer sees tensor memory where it watches: else its silence would say nothing. See `make sanitize`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MAPS = Path("/proc/self/maps")
+
+pytestmark = pytest.mark.skipif(
+    not MAPS.exists() or "libasan" not in MAPS.read_text(), reason="only under AddressSanitizer (make sanitize)"
+)
+
+START = """
+import sys
+import torch
+from s3dcp import _native, testing
+from s3dcp._client import client_for
+from s3dcp._transfer import Batch
+from s3dcp.client_config import S3ClientConfig
+
+server = testing.server(buckets=["bucket"])
+url = server.__enter__().endpoint_url
+client = client_for("us-east-1", S3ClientConfig(max_attempts=1), url)
+SIZE = 100_000
+tensor = torch.zeros(SIZE, dtype=torch.uint8)
+
+
+def upload(size):
+    writer = client.shard_writer("bucket", "k", size)
+    writer.raw_memory(tensor.data_ptr(), size, tensor)
+    writer.start_finishing()
+    writer.wait()
+
+
+def download(size):
+    batch = Batch()
+    batch.add("x", "k", 0, size, None, 0, size, tensor.data_ptr())
+    client.download("bucket", batch, False, 1000.0).wait()
+"""
+
+
+def ended(code: str) -> str:
+    """What a process says that runs this after `START`."""
+    done = subprocess.run(
+        [sys.executable, "-c", START + code], capture_output=True, text=True, timeout=300, check=False
+    )
+    return "" if done.returncode == 0 else done.stderr
+
+
+def test_right_places_are_read_and_written() -> None:
+    assert ended("upload(SIZE); download(SIZE)") == ""
+
+
+def test_a_read_past_the_end_of_a_tensor_ends_the_process() -> None:
+    assert "heap-buffer-overflow" in ended("upload(SIZE + 64)")
+
+
+def test_a_write_past_the_end_of_a_tensor_ends_the_process() -> None:
+    assert "heap-buffer-overflow" in ended("upload(SIZE); tensor = torch.zeros(SIZE - 64, dtype=torch.uint8); download(SIZE)")
+
+
+def test_a_write_to_a_tensor_that_is_gone_ends_the_process() -> None:
+    gone = "upload(SIZE); gone = tensor.data_ptr(); del tensor; tensor = type('', (), {'data_ptr': lambda self: gone})()"
+    assert "heap-use-after-free" in ended(f"{gone}; download(SIZE)")
