@@ -11,7 +11,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo test test-rust test-python test-real-s3 check check-rust check-python format bench bench-micro clean
+.PHONY: help demo test test-rust test-python test-real-s3 check check-rust check-python format deny bench bench-micro clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -76,6 +76,10 @@ format: $(VENV)/ready
 	cargo fmt --all
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Licences, sources and doubled versions of the dependencies; needs cargo-deny (cargo install cargo-deny).
+deny:
+	cargo deny --locked check licenses bans sources
 
 bench: $(NATIVE) $(BENCH_VENV)/ready
 	cargo build --locked --release --quiet -p s3dcp-bench-server
