@@ -10,12 +10,9 @@ NATIVE := python/s3dcp/_native.abi3.so
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
-HOST = $(shell rustc -vV | sed -n 's/^host: //p')
-FUZZ_SECONDS ?= 60
-FUZZ_TARGETS ?= $(notdir $(wildcard fuzz/corpus/*))
-GOLDEN := crates/checkpoint/tests/data
 
-.PHONY: help demo test test-rust test-python test-real-s3 check check-rust check-python format bench bench-micro fuzz sanitize clean
+.PHONY: help demo test test-rust test-python test-real-s3 check check-rust check-python format deny bench bench-micro \
+	fuzz sanitize clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -81,10 +78,19 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Licences, sources and doubled versions of the dependencies; needs cargo-deny (cargo install cargo-deny).
+deny:
+	cargo deny --locked check licenses bans sources
+
 bench: $(NATIVE) $(BENCH_VENV)/ready
 	cargo build --locked --release --quiet -p s3dcp-bench-server
 	cargo build --locked --release --quiet -p s3dcp-s3 --example transfer
 	$(BENCH_VENV)/bin/python bench/run.py $(BENCH)
+
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= $(notdir $(wildcard fuzz/corpus/*))
+GOLDEN := crates/checkpoint/tests/data
 
 # Every target in libFuzzer, with AddressSanitizer; what breaks a rule is left in target/fuzz/found.
 fuzz: export CARGO_TARGET_DIR := $(CARGO_TARGET_DIR)/fuzz

@@ -260,7 +260,7 @@ def stop_and_end(uri: str, url: str) -> tuple[str, set[str]]:
     return type(error).__name__, names_of_threads()
 
 
-HELD = {stage: STAGES[stage] for stage in ("planning", "an upload begins", "a part", "completion", "commit")}
+HELD = {stage: STAGES[stage] for stage in ("planning", "a part", "completion", "commit")}
 
 
 @pytest.mark.parametrize(
@@ -291,6 +291,20 @@ def test_a_signal_ends_a_save_at_once_and_leaves_nothing_of_it(
     jobs.check(store.uri, small())
     if stage != "commit":
         assert before.items() <= store.listing().items()
+
+
+def test_a_second_signal_does_not_wait_for_an_upload_to_be_aborted(store: Store, s3dcp_server: testing.Server) -> None:
+    """The service does not say whether the upload has begun."""
+    with Between(s3dcp_server.endpoint_url) as between:
+        between.rule = lambda request: wire.silence if STAGES["an upload begins"](request) else None
+        child = Child(stop_and_end, store.uri, between.url)
+        between.wait_for(STAGES["an upload begins"])
+        os.kill(child.pid, signal.SIGINT)
+        time.sleep(0.5)
+        began = time.monotonic()
+        os.kill(child.pid, signal.SIGINT)
+        assert child.result()[0] == "KeyboardInterrupt"
+        assert time.monotonic() - began < SOON
 
 
 def test_an_upload_that_begins_while_the_signal_comes_is_aborted_too(
