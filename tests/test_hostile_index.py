@@ -77,7 +77,9 @@ def test_without_the_walk_shared_objects_could_be_changed() -> None:
     """Why the walk looks beyond names: this passes the unpickler."""
     body = bytes.fromhex(CASES["refused by the walk"]["slots of a class"])
     changes = (
-        "import sys; from s3dcp._index import unpickled; from torch.distributed.checkpoint.filesystem import _StorageInfo;"
-        "unpickled(sys.stdin.buffer.read(), 'here', frozenset()); sys.exit(_StorageInfo.__getstate__.__name__ != 'Size')"
+        "import sys; from s3dcp._index import unpickled;"
+        "from torch.distributed.checkpoint.filesystem import _StorageInfo;"
+        "unpickled(sys.stdin.buffer.read(), 'here', frozenset());"
+        "sys.exit(_StorageInfo.__getstate__.__name__ != 'Size')"
     )
     subprocess.run([sys.executable, "-c", changes], input=body, check=True, timeout=60)

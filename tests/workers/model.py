@@ -83,7 +83,10 @@ class Model:
         self.files.setdefault(number, set()).update(files)
 
     def commit(self, save: Planned) -> type[Exception] | None:
-        """Replace the index, if it is the one that the save saw, and clean up; else the error that it must meet, and what it wrote is gone."""
+        """Replace the index, if it is the one that the save saw, and clean up.
+
+        Else the error that it must meet, and what it wrote is gone.
+        """
         seen, there = save.seen.get(save.index), self.indexes.get(save.index)
         if there != seen:
             self.files.pop(save.number, None)

@@ -53,7 +53,9 @@ def made(module, name, **values):
 
 def index(planner_data, *, storage_data=b"}", front=b""):
     """An index, sound as far as its parts are."""
-    metadata = made(METADATA, "Metadata", state_dict_metadata=b"}", planner_data=planner_data, storage_data=storage_data)
+    metadata = made(
+        METADATA, "Metadata", state_dict_metadata=b"}", planner_data=planner_data, storage_data=storage_data
+    )
     return b"\x80\x04" + front + metadata + b"."
 
 
@@ -108,7 +110,7 @@ def accepted():
 def code():
     """Code to run, by every way to name it and every way to call it."""
     system = called(named("os", "system"), text(TOUCH))
-    lines = "os\nsystem\n".encode()
+    lines = b"os\nsystem\n"
     return {
         "os.system": index(pickled(Reduces(os.system, TOUCH))),
         "os.system by name": index(system),
@@ -152,13 +154,28 @@ def code():
         "INST": index(b"(" + text(TOUCH) + b"i" + lines),
         "OBJ": index(b"(c" + lines + text(TOUCH) + b"o"),
         "STACK_GLOBAL over the memo": index(
-            text("torch") + b"\x94" + text("posix") + b"\x94" + text("system") + b"\x94000h\x01h\x02\x93"
-            + text(TOUCH) + b"\x85R"
+            text("torch")
+            + b"\x94"
+            + text("posix")
+            + b"\x94"
+            + text("system")
+            + b"\x94000h\x01h\x02\x93"
+            + text(TOUCH)
+            + b"\x85R"
         ),
         "a memo place set anew": index(
-            text("torch") + b"q\x000" + text("posix") + b"q\x000h\x00" + text("system") + b"\x93" + text(TOUCH) + b"\x85R"
+            text("torch")
+            + b"q\x000"
+            + text("posix")
+            + b"q\x000h\x00"
+            + text("system")
+            + b"\x93"
+            + text(TOUCH)
+            + b"\x85R"
         ),
-        "a state that is called": index(INFO + b")\x81" + state(__setstate__=named("os", "system")) + b"b" + text(TOUCH) + b"b"),
+        "a state that is called": index(
+            INFO + b")\x81" + state(__setstate__=named("os", "system")) + b"b" + text(TOUCH) + b"b"
+        ),
         "a reduce in a state": index(INFO + b")\x81" + state(__reduce__=named("os", "system")) + b"b"),
         "in front of the index": index(b"N", front=system + b"0"),
         "as a key": index(b"}" + system + b"Ns"),
@@ -285,9 +302,7 @@ def beyond_names():
             )
             + b"}h\x3cNs"
         ),
-        "a large key set often": index(
-            b"(" + b"K\x01" * 2000 + b"t\x94}(" + b"h\x00N" * 4000 + b"u"
-        ),
+        "a large key set often": index(b"(" + b"K\x01" * 2000 + b"t\x94}(" + b"h\x00N" * 4000 + b"u"),
         "two indexes": index(index(b"N")[2:-1]),
         "two items": b"\x80\x04N" + index(b"N")[2:],
         "an entry that is no storage information": index(b"N", storage_data=b"}" + KEY + b")\x81Ns"),
