@@ -17,6 +17,8 @@ __all__ = [
     "Index",
     "ObjectInfo",
     "Observed",
+    "PartitionView",
+    "Partitions",
     "Server",
     "ServerStats",
     "ShardWriter",
