@@ -1,4 +1,4 @@
-"""That AddressSanitizer sees tensor memory where it watches: else its silence would say nothing. See `make sanitize`."""
+"""That AddressSanitizer sees tensor memory where it watches, or else its silence would say nothing."""
 
 from __future__ import annotations
 
@@ -60,9 +60,13 @@ def test_a_read_past_the_end_of_a_tensor_ends_the_process() -> None:
 
 
 def test_a_write_past_the_end_of_a_tensor_ends_the_process() -> None:
-    assert "heap-buffer-overflow" in ended("upload(SIZE); tensor = torch.zeros(SIZE - 64, dtype=torch.uint8); download(SIZE)")
+    assert "heap-buffer-overflow" in ended(
+        "upload(SIZE); tensor = torch.zeros(SIZE - 64, dtype=torch.uint8); download(SIZE)"
+    )
 
 
 def test_a_write_to_a_tensor_that_is_gone_ends_the_process() -> None:
-    gone = "upload(SIZE); gone = tensor.data_ptr(); del tensor; tensor = type('', (), {'data_ptr': lambda self: gone})()"
+    gone = (
+        "upload(SIZE); gone = tensor.data_ptr(); del tensor; tensor = type('', (), {'data_ptr': lambda self: gone})()"
+    )
     assert "heap-use-after-free" in ended(f"{gone}; download(SIZE)")

@@ -53,7 +53,9 @@ def made(module, name, **values):
 
 def index(planner_data, *, storage_data=b"}", front=b""):
     """An index, sound as far as its parts are."""
-    metadata = made(METADATA, "Metadata", state_dict_metadata=b"}", planner_data=planner_data, storage_data=storage_data)
+    metadata = made(
+        METADATA, "Metadata", state_dict_metadata=b"}", planner_data=planner_data, storage_data=storage_data
+    )
     return b"\x80\x04" + front + metadata + b"."
 
 
@@ -108,7 +110,7 @@ def accepted():
 def code():
     """Code to run, by every way to name it and every way to call it."""
     system = called(named("os", "system"), text(TOUCH))
-    lines = "os\nsystem\n".encode()
+    lines = b"os\nsystem\n"
     return {
         "os.system": index(pickled(Reduces(os.system, TOUCH))),
         "os.system by name": index(system),
@@ -152,13 +154,28 @@ def code():
         "INST": index(b"(" + text(TOUCH) + b"i" + lines),
         "OBJ": index(b"(c" + lines + text(TOUCH) + b"o"),
         "STACK_GLOBAL over the memo": index(
-            text("torch") + b"\x94" + text("posix") + b"\x94" + text("system") + b"\x94000h\x01h\x02\x93"
-            + text(TOUCH) + b"\x85R"
+            text("torch")
+            + b"\x94"
+            + text("posix")
+            + b"\x94"
+            + text("system")
+            + b"\x94000h\x01h\x02\x93"
+            + text(TOUCH)
+            + b"\x85R"
         ),
         "a memo place set anew": index(
-            text("torch") + b"q\x000" + text("posix") + b"q\x000h\x00" + text("system") + b"\x93" + text(TOUCH) + b"\x85R"
+            text("torch")
+            + b"q\x000"
+            + text("posix")
+            + b"q\x000h\x00"
+            + text("system")
+            + b"\x93"
+            + text(TOUCH)
+            + b"\x85R"
         ),
-        "a state that is called": index(INFO + b")\x81" + state(__setstate__=named("os", "system")) + b"b" + text(TOUCH) + b"b"),
+        "a state that is called": index(
+            INFO + b")\x81" + state(__setstate__=named("os", "system")) + b"b" + text(TOUCH) + b"b"
+        ),
         "a reduce in a state": index(INFO + b")\x81" + state(__reduce__=named("os", "system")) + b"b"),
         "in front of the index": index(b"N", front=system + b"0"),
         "as a key": index(b"}" + system + b"Ns"),
@@ -191,7 +208,6 @@ def malformed():
         "a call of text": index(text("torch") + b")R"),
         "a call of a call": index(SIZE + b")R)R"),
         "a list as arguments": index(SIZE + b"]R"),
-        "keyword arguments": index(INFO + b")}" + text("x") + b"Ns\x92"),
         "the state of a class": index(INFO + state(relative_path=text("x")) + b"b"),
         "the state of a dtype": index(b"ctorch\nfloat32\n" + state(a=b"K\x01") + b"b"),
         "appending to a class": index(INFO + b"K\x01a"),
@@ -242,6 +258,7 @@ def beyond_names():
     return {
         "OBJ of an allowed class": index(b"(" + SIZE + b"o"),
         "INST of an allowed class": index(b"(itorch\nSize\n"),
+        "keyword arguments": index(INFO + b")}" + text("x") + b"Ns\x92"),
         "slots of a class": index(INFO + b"N}" + text("__getstate__") + SIZE + b"s\x86b"),
         "the state of an enum member": index(ENUM + b"K\x00\x85R" + state(_value_=b"K\x07") + b"b"),
         "a __setstate__ of its own": index(key + state(__setstate__=SIZE) + b"b" + state(a=b"N") + b"b"),
@@ -285,9 +302,7 @@ def beyond_names():
             )
             + b"}h\x3cNs"
         ),
-        "a large key set often": index(
-            b"(" + b"K\x01" * 2000 + b"t\x94}(" + b"h\x00N" * 4000 + b"u"
-        ),
+        "a large key set often": index(b"(" + b"K\x01" * 2000 + b"t\x94}(" + b"h\x00N" * 4000 + b"u"),
         "two indexes": index(index(b"N")[2:-1]),
         "two items": b"\x80\x04N" + index(b"N")[2:],
         "an entry that is no storage information": index(b"N", storage_data=b"}" + KEY + b")\x81Ns"),
