@@ -5,16 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH_VENV := .cache/bench
+GARAGE := .cache/garage
 NATIVE := python/s3dcp/_native.abi3.so
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
-HOST = $(shell rustc -vV | sed -n 's/^host: //p')
-FUZZ_SECONDS ?= 60
-FUZZ_TARGETS ?= $(notdir $(wildcard fuzz/corpus/*))
-GOLDEN := crates/checkpoint/tests/data
 
-.PHONY: help demo test test-rust test-python check check-rust check-python format bench bench-micro fuzz sanitize clean
+.PHONY: help demo test test-rust test-python test-real-s3 check check-rust check-python format deny bench bench-micro \
+	fuzz sanitize clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -35,6 +33,34 @@ endif
 test-python: $(NATIVE)
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
 
+# The tests that talk to the embedded server, on other servers: docs/servers.md.
+SERVERS ?= rgw garage
+test-real-s3: $(NATIVE) $(SERVERS:%=installed-%)
+	@for server in $(SERVERS); do \
+		$(BIN)/python -m pytest --s3=$$server $(PYTEST) || failed=yes; \
+	done; [ -z "$$failed" ]
+
+# $(call debian,programs,packages): the packages, unless all the programs are there.
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
+define debian
+	@for program in $(1); do command -v $$program >/dev/null || missing=yes; done; [ -z "$$missing" ] || \
+		{ $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends $(2); }
+endef
+
+.PHONY: installed-rgw installed-garage
+installed-rgw:
+	$(call debian,radosgw ceph-mon ceph-osd ceph-mgr ceph,radosgw ceph-mon ceph-osd ceph-mgr ceph-common)
+
+installed-garage: $(GARAGE)/bin/garage
+
+# Little optimised: it is built for these tests alone.
+$(GARAGE)/bin/garage:
+	$(call debian,cc clang cmake pkg-config protoc,build-essential clang cmake pkg-config protobuf-compiler)
+	@echo "Building Garage into $(GARAGE) (some twenty minutes)"
+	@CARGO_TARGET_DIR=$(GARAGE)/target CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+		cargo install garage --version 2.5.0 --locked --quiet --root $(GARAGE)
+	@rm -rf $(GARAGE)/target
+
 check: check-rust check-python
 
 check-rust:
@@ -52,10 +78,19 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Licences, sources and doubled versions of the dependencies; needs cargo-deny (cargo install cargo-deny).
+deny:
+	cargo deny --locked check licenses bans sources
+
 bench: $(NATIVE) $(BENCH_VENV)/ready
 	cargo build --locked --release --quiet -p s3dcp-bench-server
 	cargo build --locked --release --quiet -p s3dcp-s3 --example transfer
 	$(BENCH_VENV)/bin/python bench/run.py $(BENCH)
+
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= $(notdir $(wildcard fuzz/corpus/*))
+GOLDEN := crates/checkpoint/tests/data
 
 # Every target in libFuzzer, with AddressSanitizer; what breaks a rule is left in target/fuzz/found.
 fuzz: export CARGO_TARGET_DIR := $(CARGO_TARGET_DIR)/fuzz

@@ -1,17 +1,69 @@
-"""Fixtures: a bucket for every test on the embedded server, and groups of ranks that tests share."""
+"""Fixtures: a bucket for every test on the embedded server or another, and groups of ranks that tests share."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import real
+from real import departures
+from s3dcp import testing
 from workers.ranks import Alone, Ranks
 from workers.store import Store, boto_client
 
 torch.set_num_threads(1)
+# Processes that tests start import `workers` as well.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--s3",
+        choices=["embedded", *real.SERVERS],
+        default="embedded",
+        help="run the tests that talk to the embedded server, on this one",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that talk to no server run with the embedded one; those of one server with that one."""
+    name = config.getoption("--s3")
+    wanted, others = [], []
+    for item in items:
+        only = item.get_closest_marker("s3")
+        talks = "s3dcp_server" in getattr(item, "fixturenames", ()) or _parameters(item).get("server") == name
+        fits = name in only.args if only else name == "embedded" or talks
+        (wanted if fits else others).append(item)
+        if name in real.SERVERS and not real.SERVERS[name].HONOURS_CONDITIONS:
+            item.add_marker(pytest.mark.filterwarnings("ignore:the server ignores conditional writes:UserWarning"))
+        if reason := departures.reason(name, item):
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=not isinstance(reason, departures.Sometimes)))
+    items[:] = wanted
+    config.hook.pytest_deselected(items=others)
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+@pytest.fixture(scope="session")
+def s3dcp_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The server under test, in the AWS environment variables."""
+    name = request.config.getoption("--s3")
+    if name == "embedded":
+        yield request.getfixturevalue("s3dcp_server")
+        return
+    if absent := real.SERVERS[name].absent():
+        pytest.exit(absent, returncode=1)
+    with real.SERVERS[name].start(tmp_path_factory.mktemp(name)) as server, testing.environment(server):
+        yield server
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pathlib
 import pickle
 import pickletools
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -213,6 +214,19 @@ def test_what_is_made_without_gc_is_not_looked_through_by_the_next_collections()
     assert gc.get_freeze_count() == 0
     young = {id(one) for generation in (0, 1) for one in gc.get_objects(generation)}
     assert not any(id(one) in young for one in made)
+
+
+def test_garbage_is_not_made_old_with_a_few_new_objects() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    gone = weakref.ref(Cycle())
+    with no_collections(old_at_once=True):
+        made = [[number] for number in range(1000)]
+    gc.collect(1)
+    assert gone() is None
+    assert len(made) == 1000
 
 
 def test_what_others_froze_stays_frozen() -> None:

@@ -212,6 +212,13 @@ def test_the_error_that_hides_the_index_is_what_a_load_raises(store: Store, fail
     assert isinstance(error, Corrupt)
 
 
+def test_what_stands_in_for_an_unreadable_index_can_be_printed(store: Store) -> None:
+    reader = S3StorageReader(REGION, store.uri)
+    with pytest.raises(NotFound):
+        reader.read_metadata()
+    assert "no checkpoint at" in repr(reader.read_metadata(rank=0))
+
+
 def test_no_checkpoint_at_all_is_not_found_under_both_names(store: Store, failure) -> None:
     error = failure(jobs.load, blank(state()), store.uri)
     assert isinstance(error, NotFound)

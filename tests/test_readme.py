@@ -126,6 +126,7 @@ def test_the_arguments_are_those_of_the_class(heading: str, cls: type) -> None:
     assert told == own | torchs if heading == "writer" else told == own - {"_extension_registry"}
 
 
+@pytest.mark.s3("embedded")
 def test_the_keys_of_the_server_are_the_ones_everyone_is_told(s3dcp_server: testing.Server) -> None:
     assert f"(`{s3dcp_server.access_key}` and\n`{s3dcp_server.secret_key}`)" in README
 

@@ -1,4 +1,4 @@
-"""That AddressSanitizer sees tensor memory where it watches, or else its silence would say nothing."""
+"""AddressSanitizer sees tensor memory where it watches, else its silence would say nothing (`make sanitize`)."""
 
 from __future__ import annotations
 

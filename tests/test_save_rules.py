@@ -23,6 +23,7 @@ from s3dcp import (
     S3StorageWriter,
 )
 from workers import jobs
+from workers.jobs import InTheMiddle
 from workers.states import blank, values
 from workers.store import REGION, Store
 
@@ -39,20 +40,6 @@ def save_ids(names: list[str]) -> set[str]:
     found = [SHARD.fullmatch(name) for name in names]
     assert all(found), names
     return {match["save_id"] for match in found if match}
-
-
-class InTheMiddle(DefaultSavePlanner):
-    """Calls `action` once while the save writes, after it has seen what is at the path."""
-
-    def __init__(self, action: Any) -> None:
-        super().__init__()
-        self.action = action
-
-    def resolve_data(self, write_item: Any) -> Any:
-        action, self.action = self.action, None
-        if action is not None:
-            action()
-        return super().resolve_data(write_item)
 
 
 class Stop(Exception):
@@ -180,10 +167,12 @@ def test_without_conditions_a_commit_still_looks_before_it_writes(store: Store, 
     jobs.check(store.uri, state(2))
 
 
-def test_a_save_whose_index_vanished_meanwhile_commits_nothing(store: Store, failure) -> None:
+@pytest.mark.parametrize("conditional_commit", ["warn", "off"])
+def test_a_save_whose_index_vanished_meanwhile_commits_nothing(store: Store, failure, conditional_commit) -> None:
     jobs.save(state(0), store.uri)
     vanish = InTheMiddle(lambda: store.delete(".metadata"))
-    assert isinstance(failure(jobs.save, state(1), store.uri, planner=vanish), Conflict)
+    error = failure(jobs.save, state(1), store.uri, planner=vanish, conditional_commit=conditional_commit)
+    assert isinstance(error, Conflict)
     assert ".metadata" not in store.names()
 
 

@@ -25,7 +25,7 @@ fn replay(name: &str) {
         _ => {}
     }
     for file in corpus {
-        println!("{}", file.display());
+        eprintln!("{}", file.display());
         let data = fs::read(file).unwrap();
         target(&data);
         for cut in 0..CUTS {

@@ -236,6 +236,8 @@ class Fetch:
     def _whole_item(self, item: ReadItem, info: Any, planner: LoadPlanner) -> None:
         """An object, a transformed stream, or a tensor that only torch can read: fetch all of it."""
         name = item.storage_index.fqn
+        if info.length > SLOT_BYTES:
+            self._index.must_be_in_file(name, info)
         memory = self._transfer.stage(info.length)
         if info.length:
             self._transfer.staged.add(
@@ -260,7 +262,10 @@ class Fetch:
                     _refuse_unsafe(name, stream)
                 planner.load_bytes(item, stream)
                 return
-            stored = torch.load(stream, map_location="cpu", weights_only=True)
+            try:
+                stored = torch.load(stream, map_location="cpu", weights_only=True)
+            except Exception as error:
+                raise Corrupt(f"{name}: torch cannot load this tensor: {error}") from error
             self._index.must_match_declared(item.storage_index, stored.dtype, tuple(stored.size()))
             target = planner.resolve_tensor(item).detach()
             block = narrow_tensor_by_index(stored, item.storage_offsets, item.lengths)

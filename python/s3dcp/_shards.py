@@ -11,7 +11,9 @@ from __future__ import annotations
 import heapq
 import io
 import json
+import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,8 @@ from ._collector import no_collections
 from ._dtypes import NATIVE, SAFETENSORS_NAMES
 from ._resolve import Resolver, is_direct, is_plain
 from ._staging import Stager
+
+logger = logging.getLogger(__name__)
 
 _OBJECT = WriteItemType.BYTE_IO
 # A batch is handed over when it has so many tensors or bytes: what a planner made for the save alone is let go then.
@@ -154,10 +158,10 @@ class ShardFile:
         """Wait until the object is complete on S3; raises whatever failed."""
         self._native.wait()
 
-    def abort(self) -> None:
-        """Give the upload up; S3 keeps nothing of it. Does nothing once complete."""
+    def give_up(self) -> _native.ShardWriter:
+        """Let go of what staging holds; what is left to give up."""
         self._stager.close()
-        self._native.abort()
+        return self._native
 
     def _result(self, item: WriteItem, record: _Record) -> WriteResult:
         offset, length, data_offset, checksums = record
@@ -236,6 +240,21 @@ class ShardFile:
         # In the order in which readers undo them; torch's own order loses all but single extensions.
         result.storage_data.transform_descriptors = descriptors[::-1]
         return result
+
+
+def discard(client: _native.Client, bucket: str, files: list[ShardFile], keys: Iterable[str] = ()) -> None:
+    """Give up a save that no index can name: abort its uploads, delete its `files` and those of `keys`.
+
+    It raises nothing of its own and takes half a minute at most, on a dead service too.
+    """
+    left = client.discard(bucket, [file.give_up() for file in files], list(keys))
+    if left:
+        logger.warning(
+            "%d shard files of a save that failed may stay, s3://%s/%s first: s3dcp prune finds them",
+            len(left),
+            bucket,
+            left[0],
+        )
 
 
 def _direct(tensor: torch.Tensor) -> torch.Tensor | None:

@@ -131,6 +131,14 @@ class Index:
         if not (type(start) is int and start >= 0 and start + nbytes <= info.length):
             raise Corrupt(f"{name}: the index gives this item too few bytes for its shape")
 
+    def must_be_in_file(self, name: str, info: Any) -> None:
+        """Refuse an entry that ends past its file, before memory is set aside for it."""
+        key = self.key(info.relative_path)
+        size = self._client.head_object(self._bucket, key).size
+        if info.offset + info.length > size:
+            message = f"{name}: the index gives this item {info.length} bytes at {info.offset} of a file of {size}"
+            raise Corrupt(message, bucket=self._bucket, key=key)
+
     def checksums(self, info: Any) -> bytes | None:
         """The packed checksums of an entry, where it has some and they are wanted."""
         checksums = getattr(info, "crc32", None)

@@ -8,6 +8,16 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 
 
+def refuse_password(endpoint_url: str | None) -> None:
+    """Refuse a URL with ``user:password@`` where it is given, before it can be printed, pickled or logged.
+
+    Raises:
+        ValueError: there is one; the message does not repeat it.
+    """
+    if isinstance(endpoint_url, str) and "@" in endpoint_url:
+        raise ValueError("endpoint_url: must have no user or password; credentials come from the AWS chain")
+
+
 @dataclass(frozen=True)
 class S3ClientConfig:
     """Settings of the S3 client; the first six are those of ``s3torchconnector.S3ClientConfig``.
@@ -85,6 +95,7 @@ class S3ClientConfig:
             "sse_kms_key_id",
             "None unless server_side_encryption='aws:kms'",
         )
+        refuse_password(self.endpoint_url)
         for field in ("deadline", "connect_timeout", "read_timeout"):
             require(positive(getattr(self, field)), field, "a positive number of seconds")
         require(

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemBase
 
 from . import _native
 from ._client import client_for
-from .client_config import S3ClientConfig
+from .client_config import S3ClientConfig, refuse_password
 from .errors import NotFound
 
 __all__ = ["S3FileSystem"]
@@ -58,6 +58,7 @@ class S3FileSystem(FileSystemBase):
         *,
         endpoint_url: str | None = None,
     ) -> None:
+        refuse_password(endpoint_url)
         self._region = region
         self._config = s3client_config
         self._endpoint_url = endpoint_url
@@ -226,10 +227,14 @@ class _ObjectWriter(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            self._drain()
-            self._native.end()
-            self._native.start_finishing()
-            self._native.wait()
+            try:
+                self._drain()
+                self._native.end()
+                self._native.start_finishing()
+                self._native.wait()
+            except BaseException:
+                self._native.abort()
+                raise
 
     def abort(self) -> None:
         """Drop what was written."""

@@ -47,6 +47,9 @@ class _UnreadableIndex(Metadata):
         self._error = error
         self.storage_meta = None
 
+    def __repr__(self) -> str:
+        return f"<index that could not be read: {self._error}>"
+
     def raise_error(self) -> None:
         raise self._error
 

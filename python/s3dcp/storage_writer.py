@@ -30,7 +30,7 @@ from ._collector import no_collections
 from ._progress import Progress, ProgressCallback
 from ._request_budget import WRITES_PER_SECOND, world_size, writers_per_directory
 from ._resolve import Resolver
-from ._shards import ShardFile, split_into_files
+from ._shards import ShardFile, discard, split_into_files
 from .client_config import S3ClientConfig
 from .errors import ConfigError
 from .file_system import S3FileSystem, join_key, split_path
@@ -213,8 +213,11 @@ class S3StorageWriter(FileSystemWriter):
         return [dataclasses.replace(plan, storage_data=save.plan_data) for plan in plans]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Upload this rank's shard files straight from tensor memory; all parts are up when it returns."""
-        save = self._save
+        """Upload this rank's shard files straight from tensor memory; all parts are up when it returns.
+
+        When it fails, uploads are aborted and files already complete deleted.
+        """
+        save, client = self._save, self.fs.client
         told = plan.storage_data if isinstance(plan.storage_data, _PlanData) else self._last_plan_data
         plan_data = save.plan_data or told or _PlanData(world_size())
         save.plan_data = self._last_plan_data = plan_data
@@ -225,22 +228,19 @@ class S3StorageWriter(FileSystemWriter):
         total = sum(file.nbytes for file in files)
         prefix = save.prefix(plan_data.ranks)
         requests_per_second = WRITES_PER_SECOND / plan_data.ranks_per_directory / max(len(files), 1)
-        with Progress(self.progress, "save", self.fs.client, "bytes_sent", total, save.rank):
+        with Progress(self.progress, "save", client, "bytes_sent", total, save.rank):
             try:
                 for number, file in enumerate(files):
                     name = f"{prefix}{number}-{save.save_id}.distcp"
                     key = join_key(save.path_key, name)
-                    shard = ShardFile(
-                        self.fs.client, save.bucket, key, name, self.transforms, file.nbytes, requests_per_second
-                    )
+                    shard = ShardFile(client, save.bucket, key, name, self.transforms, file.nbytes, requests_per_second)
                     open_files.append(shard)
                     results += shard.write(file, resolver)
                     shard.start_finishing()
                 for shard in open_files:
                     shard.wait()
             except BaseException:
-                for shard in open_files:
-                    shard.abort()
+                discard(client, save.bucket, open_files)
                 raise
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
@@ -252,6 +252,8 @@ class S3StorageWriter(FileSystemWriter):
         Raises:
             AlreadyExists: another writer committed since planning.
             S3DcpError: the commit failed; when its outcome is unknown, the message says so and nothing is deleted.
+
+        Where the index was certainly not written, the shard files of all ranks are deleted.
         """
         save = self._save
         if save.observed is None:
@@ -262,7 +264,12 @@ class S3StorageWriter(FileSystemWriter):
             metadata.storage_data = {
                 result.index: result.storage_data for rank_results in results for result in rank_results
             }
-            index = _native.write_index(metadata, save.save_id)
+            try:
+                index = _native.write_index(metadata, save.save_id)
+            except BaseException:
+                names = {info.relative_path for info in metadata.storage_data.values()}
+                discard(self.fs.client, save.bucket, [], [join_key(save.path_key, name) for name in names])
+                raise
         committed = self.fs.client.commit(
             save.bucket, save.path_key, save.epoch, save.index_rank, save.observed, index, self.conditional_commit
         )

@@ -12,12 +12,14 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
-from ._native import Server, ServerStats
+from ._native import Partitions, PartitionView, Server, ServerStats
 
-__all__ = ["Server", "ServerStats", "environment", "server"]
+__all__ = ["PartitionView", "Partitions", "Server", "ServerStats", "environment", "server"]
 
 # What would send a client elsewhere, or sign with other keys, while the server's environment is set.
 _OVERRIDES = (
@@ -37,6 +39,10 @@ def server(
     *,
     address: str | None = None,
     region: str | None = None,
+    tls: bool = False,
+    partitions: Partitions | None = None,
+    faults: Iterable[str] = (),
+    fault_seed: int = 0,
 ) -> Iterator[Server]:
     """Serve S3 on a free loopback port while the context lasts.
 
@@ -47,12 +53,21 @@ def server(
             processes started meanwhile inherit them.
         address: ``"<ip>:<port>"`` to listen on instead; port 0 takes a free one.
         region: Refuse requests signed for any other region, as AWS does; every region is accepted when None.
+        tls: Serve HTTPS, with a certificate made on the spot: clients must trust ``Server.authority``, and
+            with ``environment`` those that read ``AWS_CA_BUNDLE`` do.
+        partitions: A model of S3's partitions in front: what is too much for one is answered ``503 SlowDown``, and one
+            that stays hot splits. ``Partitions()`` has S3's rates; ``Partitions(20, 50, split_after=5)`` suits a test.
+        faults: What goes wrong from the start, one rule each, such as
+            ``"error:SlowDown on=UploadPart key=*.distcp skip=2 times=3"``; ``Server.inject`` adds more. ``s3dcp serve
+            --help`` lists what can go wrong.
+        fault_seed: Seed of what faults leave to chance.
 
     Raises:
-        ValueError: A bucket's name or the address is not valid.
+        ValueError: A bucket's name, the address or a fault is not valid.
         OSError: The address cannot be bound or the directory cannot be used.
     """
-    with Server(data, list(buckets), address=address, region=region) as running:
+    options: dict[str, Any] = {"tls": tls, "partitions": partitions, "faults": list(faults), "fault_seed": fault_seed}
+    with Server(data, list(buckets), address=address, region=region, **options) as running:
         if environment:
             with _environment_of(running):
                 yield running
@@ -72,12 +87,16 @@ def environment(server: Server) -> Iterator[None]:
         "AWS_EC2_METADATA_DISABLED": "true",
         **dict.fromkeys(_OVERRIDES),
     }
-    before = {name: os.environ.get(name) for name in changes}
-    _set_environment(changes)
-    try:
+    with ExitStack() as cleanup:
+        if server.authority is not None:
+            file = cleanup.enter_context(tempfile.NamedTemporaryFile("w", suffix=".pem"))
+            file.write(server.authority)
+            file.flush()
+            changes["AWS_CA_BUNDLE"] = file.name
+        before = {name: os.environ.get(name) for name in changes}
+        _set_environment(changes)
+        cleanup.callback(_set_environment, before)
         yield
-    finally:
-        _set_environment(before)
 
 
 _environment_of = environment  # `server` has an argument of this name

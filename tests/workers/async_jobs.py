@@ -28,17 +28,24 @@ def save_in_process(uri: str) -> None:
 
 
 def load_in_forked_child(uri: str) -> None:
-    """Use the client, fork, and use it in the child and again in the parent."""
+    """Use the client, fork, and use it in the child and again in the parent, on the connections it has."""
     fs = S3FileSystem(REGION)
-    assert fs.exists(f"{uri}/.metadata")
+    assert _read_index(fs, uri)
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            with fs.create_stream(f"{uri}/.metadata", "rb") as stream:
-                code = 0 if stream.read() else 2
+            code = 0 if _read_index(fs, uri) else 2
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+    before = fs.client.stats().retries
+    assert _read_index(fs, uri)
+    assert fs.client.stats().retries == before
+
+
+def _read_index(fs: S3FileSystem, uri: str) -> bytes:
     assert fs.exists(f"{uri}/.metadata")
+    with fs.create_stream(f"{uri}/.metadata", "rb") as stream:
+        return stream.read()

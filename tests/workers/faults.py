@@ -14,7 +14,7 @@ from torch.distributed.checkpoint import DefaultSavePlanner
 from s3dcp import S3PrefixStrategyBase
 from workers import jobs
 from workers.indexes import Calls, without_checksums
-from workers.states import training_state
+from workers.states import training_state, values
 from workers.store import Store
 
 
@@ -116,4 +116,28 @@ class FailsOnRank1(DefaultSavePlanner):
 
 def save_failing_on_rank_1(uri: str) -> None:
     """A save in which rank 1 fails midway."""
-    jobs.save(training_state(5), uri, planner=FailsOnRank1())
+    jobs.save(training_state(5), uri, planner=FailsOnRank1(), thread_count=2)
+
+
+class RivalWins(DefaultSavePlanner):
+    """While rank 0 writes, another save commits at `uri`."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__()
+        self.uri: str | None = uri
+
+    @staticmethod
+    def state() -> dict[str, Any]:
+        """What the other save holds."""
+        return {"rival": values((7,), 1)}
+
+    def resolve_data(self, write_item: Any) -> Any:
+        uri, self.uri = self.uri, None
+        if uri and jobs.rank() == 0:
+            jobs.save(self.state(), uri, no_dist=True)
+        return super().resolve_data(write_item)
+
+
+def save_losing_to_a_rival(uri: str) -> None:
+    """A save whose path another save takes."""
+    jobs.save(training_state(5), uri, planner=RivalWins(uri), thread_count=2)

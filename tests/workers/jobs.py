@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
 
 from s3dcp import S3StorageReader, S3StorageWriter
 from workers import strategies
@@ -115,3 +115,17 @@ def check_with_torch(folder: Path, seed: int = 0) -> None:
 def rank() -> int:
     """This process's rank; 0 without a group."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+class InTheMiddle(DefaultSavePlanner):
+    """Calls `action` once while the save writes, after it has seen what is at the path."""
+
+    def __init__(self, action: Any) -> None:
+        super().__init__()
+        self.action = action
+
+    def resolve_data(self, write_item: Any) -> Any:
+        action, self.action = self.action, None
+        if action is not None:
+            action()
+        return super().resolve_data(write_item)

@@ -55,6 +55,11 @@ class Store:
         answer = self.client.list_multipart_uploads(Bucket=self.bucket)
         return [upload["Key"] for upload in answer.get("Uploads", [])]
 
+    def parts(self, name: str) -> int:
+        """Of how many parts the object called `name` below `path` was made, as its ETag tells; 0 for one PUT."""
+        etag = self.client.head_object(Bucket=self.bucket, Key=f"{self.path}/{name}")["ETag"].strip('"')
+        return int(etag.partition("-")[2] or 0)
+
     def read(self, name: str) -> bytes:
         """The object called `name` below `path`."""
         body: bytes = self.client.get_object(Bucket=self.bucket, Key=f"{self.path}/{name}")["Body"].read()

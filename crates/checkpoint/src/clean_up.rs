@@ -1,17 +1,63 @@
-//! Deletes the shard files that a replaced index named and that no index names any more.
+//! Deletes the shard files that a replaced index named and that no index names any more, and those of a save that
+//! failed.
 //!
-//! Only `.distcp` keys below the path are ever deleted, and only after every index there was read again: one that
-//! cannot be read might name any of them, so then all stay. The indexes most likely to name them are read first,
-//! and nothing more once no file is left to delete, so a save of a new epoch costs a few requests whatever the number of
-//! epochs. Files that no index ever named (of killed jobs) are not looked for here.
+//! After a commit, or one that failed, only `.distcp` keys below the path are deleted, and only after every index there
+//! was read again: one that cannot be read might name any of them, so then all stay. The indexes most likely to name
+//! them are read first, and nothing more once no file is left to delete, so a save of a new epoch costs a few requests
+//! whatever the number of epochs. A save that failed before its commit deletes its own files without asking, because no
+//! index has ever heard of their save id. Files of killed jobs are not looked for here, but in [`prune`](crate::prune).
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use s3dcp_s3::{Client, Error};
 
 use crate::commit::Committed;
-use crate::keys::{Target, is_rank_index, join};
+use crate::index_writer::Index;
+use crate::keys::{Target, is_rank_index, join, resolve_key};
 use crate::observe::{Observed, epoch_folders, read_named};
+
+/// Longest time for giving up what a failed save wrote: whoever failed on a dead service should not wait for it again.
+const DISCARD_LIMIT: Duration = Duration::from_secs(30);
+
+/// Gives up a save of which no index can name anything: waits until `uploads` are aborted, then deletes the objects of
+/// `keys`. Takes 30 seconds at most; the keys of objects that may stay.
+pub async fn discard(
+    client: &Client,
+    bucket: &str,
+    uploads: Vec<impl Future<Output = ()>>,
+    keys: Vec<String>,
+) -> Vec<String> {
+    let discarded = async {
+        join_all(uploads).await;
+        match client.delete_objects(bucket, &keys).await {
+            Ok(failures) => failures.into_iter().map(|failure| failure.key).collect(),
+            Err(_) => keys.clone(),
+        }
+    };
+    let discarded = tokio::time::timeout(DISCARD_LIMIT, discarded).await;
+    discarded.unwrap_or(keys)
+}
+
+/// Deletes the shard files of a save whose index was not written and never will be, as far as that goes in 30 seconds.
+pub(crate) async fn discard_uncommitted(
+    client: &Client,
+    target: &Target,
+    observed: &Observed,
+    index: &Index,
+) {
+    let keys = index.shard_files().filter_map(|file| resolve_key(&target.path_key, file).ok()).collect();
+    let mut unnamed = Unnamed::new(client, target, keys);
+    let discarded = async {
+        if unnamed.spare_named(observed).await.is_ok() {
+            let keys: Vec<String> = unnamed.keys.into_iter().collect();
+            // What stays is found by a prune; the save has its own error to report.
+            let _left = client.delete_objects(&target.bucket, &keys).await;
+        }
+    };
+    let _in_time = tokio::time::timeout(DISCARD_LIMIT, discarded).await;
+}
 
 pub(crate) async fn clean_up(
     client: &Client,
@@ -28,9 +74,7 @@ pub(crate) async fn clean_up(
                 .push("the replaced index could not be read: the shard files it named stay".to_owned()),
         }
     }
-    let prefix = target.prefix();
-    keys.retain(|key| key.starts_with(&prefix) && key.ends_with(".distcp"));
-    let mut unnamed = Unnamed { client, target, keys };
+    let mut unnamed = Unnamed::new(client, target, keys);
     if let Err(error) = unnamed.spare_named(observed).await {
         if !unnamed.keys.is_empty() {
             let count = unnamed.keys.len();
@@ -71,7 +115,14 @@ struct Unnamed<'a> {
     keys: BTreeSet<String>,
 }
 
-impl Unnamed<'_> {
+impl<'a> Unnamed<'a> {
+    /// Of these keys, the shard files below the path.
+    fn new(client: &'a Client, target: &'a Target, mut keys: BTreeSet<String>) -> Unnamed<'a> {
+        let prefix = target.prefix();
+        keys.retain(|key| key.starts_with(&prefix) && key.ends_with(".distcp"));
+        Unnamed { client, target, keys }
+    }
+
     /// Takes out every key that an index below the path names.
     async fn spare_named(&mut self, observed: &Observed) -> Result<(), Error> {
         let mut read = BTreeSet::new();
@@ -86,7 +137,7 @@ impl Unnamed<'_> {
             return Ok(());
         }
         let mut folders = vec![self.target.path_key.clone()];
-        folders.extend(epoch_folders(self.client, self.target).await?);
+        folders.extend(epoch_folders(self.client, &self.target.bucket, &self.target.path_key).await?);
         for folder in folders {
             self.spare(join(&folder, ".metadata"), &mut read).await?;
             if self.keys.is_empty() {

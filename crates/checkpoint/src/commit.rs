@@ -2,23 +2,26 @@
 //!
 //! No temporary name and no rename, hence no instant without a checkpoint and none with half of one. Where the reply
 //! is lost or the condition failed, the index that is there now tells how it went. Where that stays unknown, nothing
-//! is deleted. Shard files are written before, and belong to the save that wrote them; cleaning up after a replaced
-//! index comes last and never fails a save.
+//! is deleted. Shard files are written before, and belong to the save that wrote them: they are deleted when its index
+//! was not written and no attempt at it is left that could still be. Cleaning up after a replaced index comes last and
+//! never fails a save.
 
 use std::time::Duration;
 
 use s3dcp_s3::{Client, Condition, Error, ErrorKind, PutOptions};
 
-use crate::clean_up::clean_up;
-use crate::conditions::{ConditionalCommit, Support, support};
+use crate::clean_up::{clean_up, discard_uncommitted};
+use crate::conditions::{ConditionalCommit, Support, required, support};
 use crate::index::read_facts;
 use crate::index_writer::{Index, SealedIndex};
 use crate::keys::Target;
-use crate::observe::{Observed, get};
+use crate::observe::{Observed, SeenIndex, get, see};
 
 /// How often a 409 (another write of the same key under way) is tried again, with doubling pauses from the first.
 const CONFLICT_RETRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// How often a `<path>/.metadata` that other saves keep writing is tried again; one of them succeeds each time.
+const ROOT_RETRIES: u32 = 20;
 
 /// A save that has been committed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,15 +36,16 @@ pub struct Committed {
 
 /// Commits a save whose shard files are complete.
 ///
-/// With an epoch and collectives the index is also written to `<path>/.metadata`, as seen from there, afterwards and
-/// without a condition.
+/// With an epoch and collectives the index is also written to `<path>/.metadata`, as seen from there, afterwards. What
+/// another save put there since planning is replaced, unless that save was of the same epoch.
 ///
 /// # Errors
 /// Before anything is committed: `Config` when the server ignores conditions and `mode` is `Require`.
 /// `AlreadyExists` when another save's index is there by now, naming both save ids;
 /// `Conflict` when the one that planning saw has gone. An error whose [`Error::maybe_applied`] is set leaves the
 /// outcome open. An error that names `<path>/.metadata` of an epoch came after the epoch's own index was committed.
-/// Whenever there is an error nothing has been deleted.
+/// Nothing is deleted on an error but the shard files that `index` names and no other index does, and those only where
+/// no attempt to write it can have had an effect or still have one.
 pub async fn commit(
     client: &Client,
     target: &Target,
@@ -51,25 +55,36 @@ pub async fn commit(
 ) -> Result<Committed, Error> {
     target.check()?;
     let mut committed = Committed::default();
-    let conditional = conditional(client, target, mode, &mut committed.warnings).await?;
-    let commit = IndexCommit {
+    let mut commit = IndexCommit {
         client,
         target,
         key: target.index_key(),
-        observed,
+        seen: observed.index.clone(),
         index: index.seal(if target.epoch.is_some() { "../" } else { "" }),
         save_id: index.save_id(),
+        maybe_applied: false,
     };
-    commit.write(conditional).await?;
+    let (conditional, written) = match conditional(client, target, mode, &mut committed.warnings).await {
+        Ok(conditional) => (conditional, commit.write(conditional).await),
+        Err(error) => (false, Err(error)),
+    };
+    if let Err(error) = written {
+        if !commit.maybe_applied && !error.maybe_applied() {
+            discard_uncommitted(client, target, observed, index).await;
+        }
+        return Err(error);
+    }
     if target.epoch.is_some() && target.rank.is_none() {
-        let key = target.root_key();
-        let root = index.seal("");
-        let options = PutOptions { crc32: Some(root.crc32), ..PutOptions::default() };
-        let put = client.put_object(&target.bucket, &key, root.payload, &options);
-        put.await.map_err(|error| {
-            let index_key = target.index_key();
+        let root = IndexCommit {
+            key: target.root_key(),
+            seen: observed.root.clone(),
+            index: index.seal(""),
+            ..commit.clone()
+        };
+        commit.followed_by(root, conditional).await.map_err(|error| {
             let message = format!(
-                "{index_key} is committed, but .metadata of the path could not follow: {}",
+                "{} is committed, but .metadata of the path could not follow: {}",
+                commit.key,
                 error.message()
             );
             error.with_message(message)
@@ -89,31 +104,27 @@ async fn conditional(
     if mode == ConditionalCommit::Off {
         return Ok(false);
     }
-    let (problem, send) = match support(client, target, warnings).await {
-        Support::Honoured => return Ok(true),
-        Support::Ignored => ("the server ignores conditional writes".to_owned(), false),
-        Support::Refused(answer) => (format!("the server refuses conditional writes ({answer})"), false),
-        Support::Unknown(why) => {
-            (format!("it is not known whether the server honours conditional writes ({why})"), true)
-        }
-    };
+    let support = support(client, target, warnings).await;
+    let Some(problem) = support.problem() else { return Ok(true) };
     if mode == ConditionalCommit::Require {
-        let message = format!("conditional_commit=\"require\": {problem}; nothing was committed");
-        return Err(Error::new(ErrorKind::Config, message).with_bucket(&target.bucket));
+        return Err(required(target, &problem));
     }
     warnings
         .push(format!("{problem}: two saves to one path at the same time could replace each other's index"));
-    Ok(send)
+    Ok(matches!(support, Support::Unknown(_)))
 }
 
 /// The write of one index.
+#[derive(Clone)]
 struct IndexCommit<'a> {
     client: &'a Client,
     target: &'a Target,
     key: String,
-    observed: &'a Observed,
+    seen: Option<SeenIndex>,
     index: SealedIndex,
     save_id: &'a str,
+    /// Whether an attempt may have taken effect, or may yet.
+    maybe_applied: bool,
 }
 
 /// How a write that was not plainly acknowledged turned out.
@@ -128,31 +139,37 @@ enum Outcome {
 
 impl IndexCommit<'_> {
     fn seen_etag(&self) -> Option<&str> {
-        self.observed.index.as_ref()?.etag.as_deref()
+        self.seen.as_ref()?.etag.as_deref()
     }
 
-    async fn put(&self, condition: Condition) -> Result<(), Error> {
+    async fn put(&mut self, condition: Condition) -> Result<(), Error> {
         let options = PutOptions { condition, crc32: Some(self.index.crc32), ..PutOptions::default() };
-        let body = || self.index.payload.clone();
         let mut pause = FIRST_PAUSE;
         for _ in 0..CONFLICT_RETRIES {
-            match self.client.put_object(&self.target.bucket, &self.key, body(), &options).await {
+            match self.put_once(&options).await {
                 Err(error) if error.kind() == ErrorKind::Conflict => tokio::time::sleep(pause).await,
-                result => return result.map(drop),
+                result => return result,
             }
             pause *= 2;
         }
-        self.client.put_object(&self.target.bucket, &self.key, body(), &options).await.map(drop)
+        self.put_once(&options).await
     }
 
-    async fn write(&self, conditional: bool) -> Result<(), Error> {
-        let condition = match &self.observed.index {
+    async fn put_once(&mut self, options: &PutOptions) -> Result<(), Error> {
+        let body = self.index.payload.clone();
+        let put = self.client.put_object(&self.target.bucket, &self.key, body, options).await;
+        self.maybe_applied |= put.as_ref().is_err_and(Error::maybe_applied);
+        put.map(drop)
+    }
+
+    async fn write(&mut self, conditional: bool) -> Result<(), Error> {
+        let condition = match &self.seen {
             _ if !conditional => Condition::None,
             None => Condition::IfNoneMatch,
             Some(seen) => seen.etag.clone().map_or(Condition::None, Condition::IfMatch),
         };
         if condition == Condition::None {
-            self.refuse_newcomer().await?;
+            self.refuse_change().await?;
         }
         let Err(error) = self.put(condition.clone()).await else { return Ok(()) };
         let refused = matches!(error.kind(), ErrorKind::PreconditionFailed | ErrorKind::Conflict)
@@ -173,13 +190,35 @@ impl IndexCommit<'_> {
         self.settle(error, refused, outcome)
     }
 
+    /// Writes `<path>/.metadata` after this index of an epoch.
+    ///
+    /// Where that epoch was saved again meanwhile, the files of this save may be gone and the other one writes it.
+    async fn followed_by(&self, mut root: IndexCommit<'_>, conditional: bool) -> Result<(), Error> {
+        for _ in 0..ROOT_RETRIES {
+            match root.write(conditional).await {
+                Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::Conflict) => {}
+                result => return result,
+            }
+            root.seen = see(self.client, &self.target.bucket, &root.key, &self.target.path_key).await?;
+            match self.outcome().await {
+                Outcome::Ours => {}
+                Outcome::Unknown(error) => return Err(error),
+                _ => return Ok(()),
+            }
+        }
+        root.write(conditional).await
+    }
+
     /// Without a condition the best there is: look right before writing.
-    async fn refuse_newcomer(&self) -> Result<(), Error> {
+    async fn refuse_change(&self) -> Result<(), Error> {
         match self.client.head_object(&self.target.bucket, &self.key).await {
-            Ok(info) if self.observed.index.is_none() || info.etag.as_deref() != self.seen_etag() => {
+            Ok(info) if self.seen.is_none() || info.etag.as_deref() != self.seen_etag() => {
                 let outcome = self.outcome().await;
                 let error = Error::new(ErrorKind::AlreadyExists, "an index appeared during the save");
                 self.settle(error, true, outcome)
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound && self.seen.is_some() => {
+                self.settle(error, true, Outcome::Gone)
             }
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(()),

@@ -11,6 +11,9 @@ use crate::error::corrupt;
 use crate::pickle::allow::AllowList;
 use crate::pickle::scan::{Others, Survey};
 
+/// The longest index that is read, in bytes: some forty million items.
+pub const MAX_INDEX_BYTES: u64 = 4 << 30;
+
 const MAGIC: &[u8; 8] = b"S3DCPIDX";
 /// Magic, pickle length (`u64`), CRC-32 of the pickle (`u32`), little-endian.
 pub(crate) const TRAILER: usize = 20;

@@ -70,6 +70,11 @@ impl Index {
         &self.save_id
     }
 
+    /// The shard files, as seen from the checkpoint's path.
+    pub(crate) fn shard_files(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().map(|(_, name)| &name[..])
+    }
+
     /// The pickle's length, in bytes.
     #[must_use]
     pub fn length(&self) -> usize {

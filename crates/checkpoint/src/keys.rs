@@ -6,6 +6,7 @@ use crate::error::{config, corrupt};
 
 /// Longest key S3 takes, in bytes.
 const MAX_KEY: usize = 1024;
+const PROBE: &str = ".s3dcp-probe-";
 
 /// The key of `relative_path`, seen from the folder `base_key` in which its index lies.
 ///
@@ -124,6 +125,34 @@ pub(crate) fn is_rank_index(name: &str) -> bool {
         .is_some_and(|rank| !rank.is_empty() && rank.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+/// True for the name of an index: the one of all ranks, or a rank's own.
+pub(crate) fn is_index(name: &str) -> bool {
+    name == ".metadata" || is_rank_index(name)
+}
+
+/// True for the name of a shard file as this project writes it: what a prefix strategy put before it, the number of the
+/// file and the save id.
+pub(crate) fn is_shard_file(name: &str) -> bool {
+    name.strip_suffix(".distcp")
+        .and_then(|stem| stem.rsplit_once('-'))
+        .is_some_and(|(front, save_id)| front.ends_with(|last: char| last.is_ascii_digit()) && is_id(save_id))
+}
+
+/// The name of an object that asks a server about conditional writes.
+pub(crate) fn probe_name(id: u64) -> String {
+    format!("{PROBE}{id:016x}")
+}
+
+/// True for such a name.
+pub(crate) fn is_probe(name: &str) -> bool {
+    name.strip_prefix(PROBE).is_some_and(is_id)
+}
+
+/// 64 bits in lower-case hexadecimal.
+fn is_id(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +193,31 @@ mod tests {
         ] {
             assert!(resolve_key(base, relative).is_err(), "{base} + {relative:?}");
         }
+    }
+
+    #[test]
+    fn only_what_a_save_of_this_project_writes_has_the_name_of_a_shard_file_or_probe() {
+        for name in
+            ["__0_0-0123456789abcdef.distcp", "__12_345-ffffffffffffffff.distcp", "0-0000000000000000.distcp"]
+        {
+            assert!(is_shard_file(name), "{name}");
+        }
+        for name in [
+            "__0_0.distcp",
+            "__0_0-0123456789abcde.distcp",
+            "__0_0-0123456789abcdef0.distcp",
+            "__0_0-0123456789ABCDEF.distcp",
+            "__0_0-0123456789abcdef.distcp.bak",
+            "__0_0-0123456789abcdef",
+            "__0_-0123456789abcdef.distcp",
+            "-0123456789abcdef.distcp",
+            "notes.txt",
+            ".metadata",
+        ] {
+            assert!(!is_shard_file(name), "{name}");
+        }
+        assert!(is_probe(&probe_name(0)) && is_probe(&probe_name(u64::MAX)));
+        assert!(!is_probe(".s3dcp-probe-") && !is_probe(".s3dcp-probe-mine") && !is_probe("notes.txt"));
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //!   rows.
 //! - The index: [`IndexWriter`] writes it, [`check_index`] judges it before Python unpickles it, [`read_facts`] reads
 //!   what this crate needs, [`resolve_key`] places its shard files.
-//! - Commit: [`observe`] and [`learn_conditions`] before a save, [`commit`] at its end.
+//! - Commit: [`observe`] and [`learn_conditions`] before a save, [`commit`] at its end, [`discard`] when it fails.
+//! - What killed and failed saves leave: [`find_leftovers`] lists and deletes it.
 //!
 //! Errors are the engine's, [`s3dcp_s3::Error`].
 
@@ -23,6 +24,7 @@ mod index_writer;
 mod keys;
 mod observe;
 mod pickle;
+mod prune;
 mod read_plan;
 mod read_sink;
 mod shard_writer;
@@ -32,15 +34,17 @@ pub use archive::spec::TensorSpec;
 pub use archive::write::archive_size;
 pub use block::{BlockDim, BlockLayout};
 pub use checksums::{ItemChecksums, SLICE_SIZE};
+pub use clean_up::discard;
 pub use commit::{Committed, commit};
 pub use conditions::{ConditionalCommit, learn_conditions};
 pub use dtype::DType;
-pub use index::{IndexFacts, check_index, read_facts, seal_index};
+pub use index::{IndexFacts, MAX_INDEX_BYTES, check_index, read_facts, seal_index};
 pub use index_writer::{Index, IndexWriter, SealedIndex};
 pub use keys::{Target, resolve_key};
 pub use observe::{Observed, SeenIndex, observe};
 pub use pickle::allow::AllowList;
 pub use pickle::scan::scan_index;
 pub use pickle::write::{PickleWriter, ValueStart};
+pub use prune::{Leftover, LeftoverKind, Leftovers, Pruned, find_leftovers};
 pub use read_plan::{Destination, ItemRead, Piece, ReadOptions, plan_reads};
 pub use shard_writer::{GATHER_BELOW, ItemRecord, ShardWriter};

@@ -10,7 +10,7 @@ use s3dcp_s3::{Client, Error, ErrorKind};
 use tokio::task::JoinSet;
 
 use crate::error::corrupt;
-use crate::index::{IndexFacts, read_facts};
+use crate::index::{IndexFacts, MAX_INDEX_BYTES, read_facts};
 use crate::keys::{Target, join, resolve_key};
 
 /// HEAD requests under way at once.
@@ -88,7 +88,7 @@ async fn refuse_other_kind(client: &Client, target: &Target) -> Result<(), Error
         if target.rank.is_some() {
             return Ok(None);
         }
-        let mut folders = epoch_folders(client, target).await?;
+        let mut folders = epoch_folders(client, &target.bucket, &target.path_key).await?;
         folders.retain(|folder| *folder != target.folder());
         let keys = folders.iter().map(|folder| join(folder, name)).collect();
         first_existing(client, &target.bucket, keys).await
@@ -104,9 +104,12 @@ async fn refuse_other_kind(client: &Client, target: &Target) -> Result<(), Error
 }
 
 /// The `epoch_*` folders of a path, without a trailing slash.
-pub(crate) async fn epoch_folders(client: &Client, target: &Target) -> Result<Vec<String>, Error> {
-    let prefix = format!("{}epoch_", target.prefix());
-    let listing = client.list_objects(&target.bucket, &prefix, Some("/")).await?;
+pub(crate) async fn epoch_folders(
+    client: &Client,
+    bucket: &str,
+    path_key: &str,
+) -> Result<Vec<String>, Error> {
+    let listing = client.list_objects(bucket, &join(path_key, "epoch_"), Some("/")).await?;
     Ok(listing.common_prefixes.iter().map(|prefix| prefix.trim_end_matches('/').to_owned()).collect())
 }
 
@@ -140,13 +143,13 @@ async fn first_existing(client: &Client, bucket: &str, keys: Vec<String>) -> Res
     }
 }
 
-/// Reads an object; `None` when there is none (a bucket that does not exist is an error).
+/// Reads an index; `None` when there is none (a bucket that does not exist is an error).
 pub(crate) async fn get(
     client: &Client,
     bucket: &str,
     key: &str,
 ) -> Result<Option<(Bytes, Option<String>)>, Error> {
-    match client.get_object(bucket, key).await {
+    match client.get_object_within(bucket, key, MAX_INDEX_BYTES).await {
         Ok(object) => Ok(Some((object.body, object.info.etag))),
         Err(error) if error.kind() == ErrorKind::NotFound && error.code() != Some("NoSuchBucket") => Ok(None),
         Err(error) => Err(error),
@@ -158,8 +161,23 @@ pub(crate) fn named_keys(facts: &IndexFacts, folder: &str) -> Result<BTreeSet<St
     facts.relative_paths.iter().map(|path| resolve_key(folder, path)).collect()
 }
 
-async fn see(client: &Client, bucket: &str, key: &str, folder: &str) -> Result<Option<SeenIndex>, Error> {
-    let Some((body, etag)) = get(client, bucket, key).await? else { return Ok(None) };
+/// Reads the index at `key`, which lies in `folder`; `None` when there is none.
+pub(crate) async fn see(
+    client: &Client,
+    bucket: &str,
+    key: &str,
+    folder: &str,
+) -> Result<Option<SeenIndex>, Error> {
+    let (body, etag) = match get(client, bucket, key).await {
+        Ok(Some(found)) => found,
+        Ok(None) => return Ok(None),
+        // damaged in the store: what lies there can be replaced like an index that cannot be read
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            let Ok(info) = client.head_object(bucket, key).await else { return Err(error) };
+            (Bytes::new(), info.etag)
+        }
+        Err(error) => return Err(error),
+    };
     let seen = match read_facts(&body) {
         Ok(facts) => SeenIndex {
             etag,

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use s3dcp_s3::{Error, RangeRead};
 
 use crate::checksums::{ItemChecksums, SLICE_SIZE};
-use crate::error::config;
+use crate::error::{config, corrupt};
 use crate::read_sink::{Check, Names, ReadSink, Target, share};
 
 /// Memory that a piece of an item goes to.
@@ -113,7 +113,7 @@ pub fn plan_reads(items: Vec<ItemRead>, options: &ReadOptions) -> Result<Vec<Ran
     for (number, item) in (0..count).zip(items) {
         let end = item.offset.checked_add(item.length).filter(|&end| end <= i64::MAX as u64);
         if end.is_none() {
-            return Err(config(format!("{}: item of {} bytes at {}", item.name, item.length, item.offset)));
+            return Err(corrupt(format!("{}: item of {} bytes at {}", item.name, item.length, item.offset)));
         }
         let checksums = item.checksums.as_ref().filter(|_| options.verify);
         if let Some(checksums) = checksums {

@@ -9,10 +9,11 @@
 //! The writer does not choose the file's name, its parts or its place in any index.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use s3dcp_s3::{Error, Upload, UploadOutput, crc32, crc32_combine};
+use s3dcp_s3::{Error, ErrorKind, Upload, UploadOutput, crc32, crc32_combine};
 
 use crate::archive::spec::TensorSpec;
 use crate::archive::write::Archive;
@@ -317,17 +318,30 @@ impl ShardWriter {
     /// # Errors
     /// `Config` when an item is still open or an earlier error was passed over; else the engine's. The upload is
     /// aborted then.
-    pub async fn finish(mut self) -> Result<UploadOutput, Error> {
+    pub async fn finish(self) -> Result<UploadOutput, Error> {
+        self.finish_unless(std::future::pending()).await
+    }
+
+    /// The same, unless `stop` comes first: then the upload is aborted. The file may be complete all the same.
+    ///
+    /// # Errors
+    /// As for [`ShardWriter::finish`], and `Interrupted` after `stop`.
+    pub async fn finish_unless(mut self, stop: impl Future<Output = ()>) -> Result<UploadOutput, Error> {
         if self.open.is_some() || self.broken {
             let error = self.out_of_order("finished inside an item or after an error");
             self.upload.abort().await;
             return Err(error);
         }
-        if let Err(error) = self.flush().await {
+        let mut stop = pin!(stop);
+        let flushed = tokio::select! {
+            result = self.flush() => result,
+            () = &mut stop => Err(Error::new(ErrorKind::Interrupted, "the upload was given up")),
+        };
+        if let Err(error) = flushed {
             self.upload.abort().await;
             return Err(error);
         }
-        self.upload.finish().await
+        self.upload.finish_unless(stop).await
     }
 
     /// Gives the file up; nothing of it stays.

@@ -8,8 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use common::{Action, BUCKET, Bed, Head, index, stored, target};
-use s3dcp_checkpoint::{Committed, ConditionalCommit, Observed, Target, commit, observe, read_facts};
+use s3dcp_checkpoint::{
+    Committed, ConditionalCommit, Observed, Target, commit, learn_conditions, observe, read_facts,
+};
 use s3dcp_s3::{Client, Error, ErrorKind};
+use tokio::sync::Semaphore;
 
 const WARN: ConditionalCommit = ConditionalCommit::Warn;
 
@@ -119,6 +122,7 @@ async fn an_unknown_outcome_says_so_and_deletes_nothing() {
     save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
     let target = target(None, None);
     let observed = observe(&bed.client, &target, true).await.unwrap();
+    bed.put("run/new.distcp", "shard").await;
     let client = bed
         .through(2, |head| match head.path.ends_with(".metadata") {
             true if head.method == "PUT" => Action::LoseReply,
@@ -132,7 +136,7 @@ async fn an_unknown_outcome_says_so_and_deletes_nothing() {
         error.message().contains("may or may not") && error.message().contains("nothing was deleted"),
         "{error}"
     );
-    assert!(bed.exists("run/old.distcp").await);
+    assert!(bed.exists("run/old.distcp").await && bed.exists("run/new.distcp").await);
 }
 
 #[tokio::test]
@@ -141,12 +145,98 @@ async fn a_reply_lost_before_the_write_leaves_the_outcome_open() {
     save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
     let target = target(None, None);
     let observed = observe(&bed.client, &target, true).await.unwrap();
+    bed.put("run/new.distcp", "shard").await;
     let client = bed.through(1, |head| if is_index_put(head) { Action::Hang } else { Action::Forward }).await;
     let error = finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
     assert!(error.maybe_applied(), "{error}");
     assert_eq!(error.kind(), ErrorKind::Connection);
     assert_eq!(save_id_at(&bed, "run/.metadata").await, "old");
-    assert!(bed.exists("run/old.distcp").await);
+    assert!(bed.exists("run/old.distcp").await && bed.exists("run/new.distcp").await);
+}
+
+#[tokio::test]
+async fn a_save_whose_index_was_not_written_deletes_the_shard_files_that_it_alone_names() {
+    for (status, code, kind) in
+        [(403, "AccessDenied", ErrorKind::Denied), (412, "PreconditionFailed", ErrorKind::AlreadyExists)]
+    {
+        let bed = Bed::start().await;
+        let target = target(None, None);
+        let observed = observe(&bed.client, &target, true).await.unwrap();
+        save(&bed, None, None, "rival", &["rival.distcp", "both.distcp"]).await.unwrap();
+        for key in ["run/new.distcp", "run/x/new.distcp", "run/notes.txt", "other/new.distcp"] {
+            bed.put(key, "shard").await;
+        }
+        let files = ["new.distcp", "x/new.distcp", "both.distcp", "notes.txt", "../other/new.distcp"];
+        let client = bed
+            .through(2, move |head| match is_index_put(head) {
+                true => Action::Answer(status, code),
+                false => Action::Forward,
+            })
+            .await;
+        let error = finish(&client, &target, &observed, None, "new", &files, WARN).await.unwrap_err();
+        assert_eq!((error.kind(), error.maybe_applied()), (kind, false));
+        let stay =
+            ["other/new.distcp", "run/.metadata", "run/both.distcp", "run/notes.txt", "run/rival.distcp"];
+        assert_eq!(bed.keys().await, stay);
+    }
+}
+
+#[tokio::test]
+async fn a_save_that_another_index_may_name_deletes_nothing_while_that_cannot_be_read() {
+    let bed = Bed::start().await;
+    let target = target(None, None);
+    let observed = observe(&bed.client, &target, true).await.unwrap();
+    save(&bed, None, None, "rival", &["rival.distcp"]).await.unwrap();
+    bed.put("run/new.distcp", "shard").await;
+    bed.put("run/epoch_9/.metadata", "damaged").await;
+    let error =
+        finish(&bed.client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert!(bed.exists("run/new.distcp").await);
+}
+
+/// The first attempt at the index may still be carried out, and without a condition it would replace what is there.
+#[tokio::test]
+async fn nothing_is_deleted_after_a_refusal_that_an_attempt_of_unknown_outcome_came_before() {
+    for first in [500, 409] {
+        let bed = Bed::start().await;
+        let target = target(None, None);
+        let observed = observe(&bed.client, &target, true).await.unwrap();
+        save(&bed, None, None, "rival", &["rival.distcp"]).await.unwrap();
+        bed.put("run/new.distcp", "shard").await;
+        let count = AtomicU32::new(0);
+        let client = bed
+            .through(10, move |head| {
+                let attempt = if is_index_put(head) { count.fetch_add(1, Ordering::SeqCst) } else { 9 };
+                match (attempt, first) {
+                    (0, _) => Action::Answer(500, "InternalError"),
+                    (1, 409) => Action::Answer(409, "ConditionalRequestConflict"),
+                    _ => Action::Forward,
+                }
+            })
+            .await;
+        let error =
+            finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
+        assert!(bed.exists("run/new.distcp").await);
+    }
+}
+
+#[tokio::test]
+async fn an_epoch_that_the_path_could_not_follow_is_committed_and_keeps_its_files() {
+    let bed = Bed::start().await;
+    let target = target(Some(4), None);
+    let observed = observe(&bed.client, &target, true).await.unwrap();
+    bed.put("run/new.distcp", "shard").await;
+    let client = bed
+        .through(2, |head| match head.method == "PUT" && head.path.ends_with("run/.metadata") {
+            true => Action::Answer(403, "AccessDenied"),
+            false => Action::Forward,
+        })
+        .await;
+    let error = finish(&client, &target, &observed, Some(4), "new", &["new.distcp"], WARN).await.unwrap_err();
+    assert_eq!(error.key(), Some("run/.metadata"));
+    assert_eq!(bed.keys().await, ["run/epoch_4/.metadata", "run/new.distcp"]);
 }
 
 #[tokio::test]
@@ -267,6 +357,49 @@ async fn a_new_epoch_deletes_nothing_of_the_older_ones() {
     assert!(bed.exists("run/a/epoch_1/1.distcp").await && bed.exists("run/a/epoch_3/3.distcp").await);
 }
 
+/// Saves epoch 1 as "first"; just before it writes `<path>/.metadata`, all of another epoch's save as "second".
+async fn overtaken_before_the_root(bed: &Bed, epoch: u8) {
+    let gate = Arc::new(Semaphore::new(0));
+    let held = gate.clone();
+    let is_root_put = |head: &Head| head.method == "PUT" && head.path.ends_with("/run/.metadata");
+    let slow = bed
+        .through(1, move |head| if is_root_put(head) { Action::Hold(held.clone()) } else { Action::Forward })
+        .await;
+    let target = target(Some(1), None);
+    let observed = observe(&bed.client, &target, true).await.unwrap();
+    bed.put("run/first.distcp", "shard").await;
+    let second = async {
+        while !bed.exists("run/epoch_1/.metadata").await {
+            tokio::task::yield_now().await;
+        }
+        save(bed, Some(epoch), None, "second", &["second.distcp"]).await.unwrap();
+        gate.add_permits(1);
+    };
+    let first = finish(&slow, &target, &observed, Some(1), "first", &["first.distcp"], WARN);
+    let (committed, ()) = tokio::join!(first, second);
+    assert_eq!(committed.unwrap(), Committed::default());
+}
+
+#[tokio::test]
+async fn an_epoch_that_was_saved_again_meanwhile_leaves_the_path_to_the_later_save() {
+    let bed = Bed::start().await;
+    overtaken_before_the_root(&bed, 1).await;
+    assert!(!bed.exists("run/first.distcp").await);
+    for index in ["run/.metadata", "run/epoch_1/.metadata"] {
+        assert_eq!(save_id_at(&bed, index).await, "second");
+    }
+}
+
+#[tokio::test]
+async fn of_two_epochs_at_once_the_path_names_the_one_that_was_committed_last() {
+    let bed = Bed::start().await;
+    overtaken_before_the_root(&bed, 2).await;
+    for (index, save_id) in [("epoch_1/", "first"), ("epoch_2/", "second"), ("", "first")] {
+        assert_eq!(save_id_at(&bed, &format!("run/{index}.metadata")).await, save_id);
+        assert!(bed.exists(&format!("run/{save_id}.distcp")).await);
+    }
+}
+
 #[tokio::test]
 async fn a_commit_costs_as_many_requests_with_many_epochs_as_with_few() {
     let bed = Bed::start().await;
@@ -379,9 +512,15 @@ async fn a_server_that_ignores_conditions_is_warned_of_or_refused() {
     let target = target(None, None);
     let observed = observe(&client, &target, false).await.unwrap();
     let require = ConditionalCommit::Require;
-    let error = finish(&client, &target, &observed, None, "s", &["a.distcp"], require).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Config);
-    assert!(bed.keys().await.is_empty(), "no index and no probe object: {:?}", bed.keys().await);
+    bed.put("run/a.distcp", "shard").await;
+    for error in [
+        learn_conditions(&client, &target, require).await.unwrap_err(),
+        finish(&client, &target, &observed, None, "s", &["a.distcp"], require).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Config);
+    }
+    learn_conditions(&client, &target, WARN).await.unwrap();
+    assert!(bed.keys().await.is_empty(), "no index, file or probe object: {:?}", bed.keys().await);
     let committed = finish(&client, &target, &observed, None, "s", &["a.distcp"], WARN).await.unwrap();
     assert!(committed.warnings[0].contains("ignores conditional writes"), "{:?}", committed.warnings);
     assert_eq!(bed.keys().await, ["run/.metadata"]);

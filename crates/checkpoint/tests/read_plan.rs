@@ -307,7 +307,7 @@ fn impossible_requests_are_refused_by_name() {
     assert_eq!(kind(item, &options), ErrorKind::Config);
     let (mut item, ..) = one_item(100, 0..100, false);
     item.offset = u64::MAX - 5;
-    assert_eq!(kind(item, &options), ErrorKind::Config);
+    assert_eq!(kind(item, &options), ErrorKind::Corrupt);
     let (mut item, ..) = one_item(100, 0..100, true);
     item.checksums = Some(ItemChecksums { item: 1, slices: vec![1, 2] });
     assert_eq!(kind(item, &options), ErrorKind::Corrupt);

@@ -3,8 +3,11 @@
 //! Everything is here rather than in the binary, so that the Python package's `s3dcp` runs the same code through
 //! [`run`]. Each subcommand is a module.
 
+mod format;
+mod prune;
 mod report;
 mod serve;
+mod service;
 mod strategies;
 mod tree;
 
@@ -24,6 +27,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Prune(prune::Arguments),
     Serve(serve::Arguments),
     Strategies(strategies::Arguments),
     Tree(tree::Arguments),
@@ -41,6 +45,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
         }
     };
     let result = match arguments.command {
+        Command::Prune(arguments) => prune::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Strategies(arguments) => strategies::run(&arguments),
         Command::Tree(arguments) => tree::run(&arguments),
@@ -72,5 +77,7 @@ mod tests {
         assert_eq!(exit_code(&["strategies", "hex", "--ranks", "0"]), 2);
         assert_eq!(exit_code(&["strategies", "numeric", "--ranks", "4"]), 2);
         assert_eq!(exit_code(&["tree", "not-a-uri"]), 2);
+        assert_eq!(exit_code(&["prune", "not-a-uri"]), 2);
+        assert_eq!(exit_code(&["prune", "s3://bucket/path", "--older-than", "2"]), 2);
     }
 }

@@ -3,10 +3,10 @@
 use std::env;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use s3dcp_server::{Server, ServerConfig, Storage};
+use s3dcp_server::{Fault, Limits, Partitions, Server, ServerConfig, Storage};
 
 use crate::report::Failure;
 
@@ -16,7 +16,7 @@ const SECRET_KEY_VARIABLE: &str = "S3DCP_SECRET_KEY";
 /// Serve S3 on this machine, for development and tests
 ///
 /// Signatures and checksums are verified and conditional writes hold, but it is a development endpoint: one pair of keys,
-/// no TLS, no fsync. Stop it with Ctrl-C.
+/// no fsync. Stop it with Ctrl-C.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Address and port to listen on; port 0 takes a free one
@@ -43,6 +43,31 @@ pub(crate) struct Arguments {
     /// Make ETags the MD5 of the content, at some 2 CPU-seconds per GiB
     #[arg(long)]
     md5_etags: bool,
+    /// Serve HTTPS, with a certificate made on the spot; what clients must trust is written to this file
+    #[arg(long, value_name = "FILE")]
+    tls: Option<PathBuf>,
+    /// Put a model of S3's partitions in front, at this share of S3's request rates: 0.01 fits a laptop
+    ///
+    /// What is too much for a partition is answered 503 SlowDown; partitions that stay hot split. The page that is announced
+    /// draws the key space, its heat and its splits.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    partitions: Option<f64>,
+    /// How many times faster than S3 partitions heat up, split and merge
+    #[arg(long, default_value_t = 1.0, value_name = "TIMES", value_parser = share, requires = "partitions")]
+    partition_speed: f64,
+    /// A partition that is there from the start begins at this key; may be given several times
+    #[arg(long = "partition-at", value_name = "BUCKET/KEY", requires = "partitions")]
+    partitions_at: Vec<String>,
+    /// Let something go wrong, say 'error:SlowDown on=UploadPart key=*.distcp skip=2 times=3'; may be given several times
+    ///
+    /// What: error:<code>, error-in-200:<code>, drop, reset-request:<bytes>, silence, flip-request, delay:<n>ms before anything
+    /// takes effect; lose, reset:<bytes>, cut:<bytes>, stall:<bytes>, truncate:<bytes>, flip afterwards, on the answer. To
+    /// which requests: on=<operation>,..., key=<pattern>, part=<n>, skip=<n>, times=<n>, chance=<0..1>.
+    #[arg(long = "fault", value_name = "RULE")]
+    faults: Vec<Fault>,
+    /// Seed of what faults leave to chance
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    fault_seed: u64,
 }
 
 impl Arguments {
@@ -57,8 +82,22 @@ impl Arguments {
             buckets: self.buckets.clone(),
             domain: self.domain.clone(),
             md5_etags: self.md5_etags,
+            tls: self.tls.is_some(),
+            partitions: self.partitions.map(|share| Partitions {
+                limits: Limits::default().scaled(share, self.partition_speed),
+                first_keys: self.partitions_at.clone(),
+            }),
+            faults: self.faults.clone(),
+            fault_seed: self.fault_seed,
         }
     }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|&value: &f64| value.is_finite() && value > 0.0)
+        .ok_or_else(|| "must be a number above 0".to_owned())
 }
 
 fn given(argument: Option<&String>, variable: &str) -> Option<String> {
@@ -75,21 +114,36 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     let server = Server::start(arguments.config()).await.map_err(Failure::failed)?;
     // Listened for before anything is said, so that a stop that follows the output is never missed.
     let stop = told_to_stop()?;
-    if !server.address().ip().is_loopback() {
-        let warning = "warning: this is a development endpoint without TLS, and other machines can reach it";
+    if let (Some(file), Some(authority)) = (&arguments.tls, server.authority()) {
+        std::fs::write(file, authority)
+            .map_err(|error| Failure::failed(format!("--tls {}: {error}", file.display())))?;
+    }
+    if let Some(warning) = warning(server.address()) {
         writeln!(io::stderr(), "{warning}").map_err(Failure::output)?;
     }
-    announce(&server).map_err(Failure::output)?;
+    announce(&server, arguments.tls.as_deref()).map_err(Failure::output)?;
     stop.await;
     server.stop().await;
     Ok(())
 }
 
+/// What to say of an address that other machines can reach.
+fn warning(address: SocketAddr) -> Option<&'static str> {
+    let text = "warning: this is a development endpoint, and other machines can reach it";
+    (!address.ip().is_loopback()).then_some(text)
+}
+
 /// Says where the server is, as lines a shell can run.
-fn announce(server: &Server) -> io::Result<()> {
+fn announce(server: &Server, authority: Option<&Path>) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "# s3dcp serves S3 at {}; stop it with Ctrl-C", server.endpoint_url())?;
+    if !server.partitions().is_empty() {
+        writeln!(out, "# its partitions are drawn at {}/_s3dcp/", server.endpoint_url())?;
+    }
     writeln!(out, "export AWS_ENDPOINT_URL={}", server.endpoint_url())?;
+    if let Some(file) = authority {
+        writeln!(out, "export AWS_CA_BUNDLE='{}'", std::path::absolute(file)?.display())?;
+    }
     writeln!(out, "export AWS_REGION={}", server.region())?;
     writeln!(out, "export AWS_ACCESS_KEY_ID={}", server.access_key())?;
     if server.secret_key() == ServerConfig::default().secret_key {
@@ -122,4 +176,23 @@ fn told_to_stop() -> Result<impl Future<Output = ()>, Failure> {
             std::future::pending::<()>().await;
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_other_machines_can_reach_is_warned_of() {
+        for (address, warned) in [
+            ("127.0.0.1:9000", false),
+            ("127.9.9.9:9000", false),
+            ("[::1]:9000", false),
+            ("0.0.0.0:9000", true),
+            ("[::]:9000", true),
+            ("10.0.0.7:9000", true),
+        ] {
+            assert_eq!(warning(address.parse().unwrap()).is_some(), warned, "{address}");
+        }
+    }
 }

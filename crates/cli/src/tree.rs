@@ -5,9 +5,11 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use clap::Args;
-use s3dcp_s3::{Client, ClientConfig, ErrorKind, parse_s3_uri};
+use s3dcp_s3::parse_s3_uri;
 
+use crate::format::{printable, size};
 use crate::report::Failure;
+use crate::service::{Service, failure, runtime};
 
 /// Show the objects below a path as a tree of prefixes, with counts and sizes
 ///
@@ -19,30 +21,15 @@ pub(crate) struct Arguments {
     /// Show no more than this many levels
     #[arg(long, value_name = "LEVELS")]
     depth: Option<usize>,
-    /// Endpoint to ask [default: AWS_ENDPOINT_URL, else AWS]
-    #[arg(long, value_name = "URL")]
-    endpoint_url: Option<String>,
-    /// Region of the bucket [default: AWS_REGION, else the profile's]
-    #[arg(long)]
-    region: Option<String>,
-    /// Profile to take credentials from
-    #[arg(long)]
-    profile: Option<String>,
+    #[command(flatten)]
+    service: Service,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (bucket, path) = parse_s3_uri(&arguments.uri).map_err(Failure::usage)?;
     let prefix = if path.is_empty() || path.ends_with('/') { path } else { format!("{path}/") };
-    let config = ClientConfig {
-        region: arguments.region.clone(),
-        endpoint_url: arguments.endpoint_url.clone(),
-        profile: arguments.profile.clone(),
-        ..ClientConfig::default()
-    };
-    let client = Client::new(config).map_err(failure)?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
-    let listing = runtime.block_on(client.list_objects(&bucket, &prefix, None)).map_err(failure)?;
+    let client = arguments.service.client()?;
+    let listing = runtime()?.block_on(client.list_objects(&bucket, &prefix, None)).map_err(failure)?;
     if listing.objects.is_empty() {
         return Err(Failure::failed(format!("there is nothing below s3://{bucket}/{prefix}")));
     }
@@ -52,13 +39,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let text = root.render(&format!("s3://{bucket}/{prefix}"), arguments.depth.unwrap_or(usize::MAX));
     io::stdout().lock().write_all(text.as_bytes()).map_err(Failure::output)
-}
-
-fn failure(error: s3dcp_s3::Error) -> Failure {
-    match error.kind() {
-        ErrorKind::Config => Failure::usage(error),
-        _ => Failure::failed(error),
-    }
 }
 
 /// Everything that shares a prefix.
@@ -143,27 +123,6 @@ impl Folder {
     }
 }
 
-/// A name with its control characters escaped, so that a key cannot play with the terminal.
-fn printable(name: &str) -> String {
-    name.chars()
-        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
-        .collect()
-}
-
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let mut value = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,20 +170,5 @@ s3://b/  4 objects, 5.0 MiB
         let shown = tree(&[("a", 1), ("a/", 2), ("a//b", 3), ("a/b", 4), ("\u{1b}[2J", 5)], usize::MAX);
         assert!(shown.starts_with("s3://b/  5 objects, 15 B\n"), "{shown}");
         assert!(!shown.contains('\u{1b}'));
-    }
-
-    #[test]
-    fn sizes_have_one_decimal_and_the_right_unit() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (1536, "1.5 KiB"),
-            (1 << 20, "1.0 MiB"),
-            (5 << 30, "5.0 GiB"),
-        ] {
-            assert_eq!(size(bytes), text);
-        }
-        assert_eq!(size((1 << 20) - 1), "1.0 MiB");
     }
 }

@@ -6,13 +6,15 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
-use s3dcp_checkpoint::{ConditionalCommit, Target, commit, learn_conditions, observe};
+use s3dcp_checkpoint::{
+    ConditionalCommit, MAX_INDEX_BYTES, Target, commit, discard, learn_conditions, observe,
+};
 use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption, UploadOptions};
 
 use crate::download::{Batch, Download, whole_range};
 use crate::errors::{about, to_python};
 use crate::index::Index;
-use crate::runtime::wait;
+use crate::runtime::{OfProcess, wait};
 use crate::shard_writer::ShardWriter;
 
 /// Size, ETag and age of an object.
@@ -75,19 +77,18 @@ pub(crate) struct Committed {
 #[pyclass(frozen, module = "s3dcp._native")]
 pub(crate) struct Client {
     config: ClientConfig,
-    live: Mutex<(u32, s3dcp_s3::Client)>,
+    live: Mutex<OfProcess<s3dcp_s3::Client>>,
 }
 
 impl Client {
     fn engine(&self, py: Python<'_>) -> PyResult<s3dcp_s3::Client> {
-        let pid = std::process::id();
         let mut live = self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if live.0 != pid {
-            let fresh = s3dcp_s3::Client::new(self.config.clone()).map_err(|error| to_python(py, &error))?;
-            // The parent's connections are its own: neither used nor closed here.
-            std::mem::forget(std::mem::replace(&mut *live, (pid, fresh)));
+        if let Some(engine) = live.get() {
+            return Ok(engine.clone());
         }
-        Ok(live.1.clone())
+        let engine = s3dcp_s3::Client::new(self.config.clone()).map_err(|error| to_python(py, &error))?;
+        *live = OfProcess::new(engine.clone());
+        Ok(engine)
     }
 }
 
@@ -143,10 +144,10 @@ impl Client {
             ..defaults
         };
         let engine = s3dcp_s3::Client::new(config.clone()).map_err(|error| to_python(py, &error))?;
-        Ok(Self { config, live: Mutex::new((std::process::id(), engine)) })
+        Ok(Self { config, live: Mutex::new(OfProcess::new(engine)) })
     }
 
-    /// The object's bytes and its ETag.
+    /// The bytes of an index, or of another object that is no longer than an index may be, and its ETag.
     fn get_object<'py>(
         &self,
         py: Python<'py>,
@@ -154,7 +155,7 @@ impl Client {
         key: &str,
     ) -> PyResult<(Bound<'py, PyBytes>, Option<String>)> {
         let engine = self.engine(py)?;
-        let output = wait(py, engine.get_object(bucket, key))?;
+        let output = wait(py, engine.get_object_within(bucket, key, MAX_INDEX_BYTES))?;
         Ok((PyBytes::new(py, &output.body), output.info.etag))
     }
 
@@ -250,7 +251,26 @@ impl Client {
         };
         let upload = engine.upload(bucket, key, options);
         let part_size = upload.part_remaining();
-        Ok(ShardWriter::new(s3dcp_checkpoint::ShardWriter::new(upload), part_size))
+        Ok(ShardWriter::new(key, s3dcp_checkpoint::ShardWriter::new(upload), part_size))
+    }
+
+    /// Give up a save that no index can name: abort its uploads and delete its files, those of `keys` too; the keys
+    /// that may stay. See `s3dcp_checkpoint::discard`.
+    fn discard(
+        &self,
+        py: Python<'_>,
+        bucket: &str,
+        writers: Vec<PyRefMut<'_, ShardWriter>>,
+        mut keys: Vec<String>,
+    ) -> PyResult<Vec<String>> {
+        let engine = self.engine(py)?;
+        let mut uploads = Vec::with_capacity(writers.len());
+        for mut writer in writers {
+            let (ended, key) = writer.stop();
+            uploads.push(ended);
+            keys.extend(key);
+        }
+        wait(py, async { Ok(discard(&engine, bucket, uploads, keys).await) })
     }
 
     /// What is at a path before a save, and meanwhile what the server does with conditions; see
@@ -269,8 +289,12 @@ impl Client {
         let engine = self.engine(py)?;
         let target = Target { bucket, path_key, epoch, rank };
         let learned = learn_conditions(&engine, &target, commit_mode(conditional_commit));
-        let seen = wait(py, async { tokio::join!(observe(&engine, &target, overwrite), learned).0 })?;
-        Ok(Observed { inner: seen })
+        let both = async {
+            let (seen, learned) = tokio::join!(observe(&engine, &target, overwrite), learned);
+            let seen = seen?;
+            learned.map(|()| seen)
+        };
+        Ok(Observed { inner: wait(py, both)? })
     }
 
     /// Commit an index; see `s3dcp_checkpoint::commit`.

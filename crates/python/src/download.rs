@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::errors::{about, to_python};
 use crate::memory::TensorDestination;
-use crate::runtime::{handle, wait};
+use crate::runtime::{OfProcess, forked, handle, wait};
 
 /// A block that is several runs: bytes per run, bytes of memory, where in the block the read begins (bytes of the
 /// file, bytes of memory), and its dimensions (count, step in the file, step in memory), the outermost first.
@@ -135,10 +135,13 @@ impl Destination for BlockDestination {
     }
 }
 
+/// What a download runs as, until it is waited for or stopped.
+type Task = Mutex<Option<JoinHandle<Result<(), Error>>>>;
+
 /// A download that is under way.
 #[pyclass(frozen, module = "s3dcp._native")]
 pub(crate) struct Download {
-    task: Mutex<Option<JoinHandle<Result<(), Error>>>>,
+    task: OfProcess<Task>,
 }
 
 impl Download {
@@ -160,11 +163,11 @@ impl Download {
             let reads = plan_reads(reads, &options).map_err(|error| error.with_bucket(&bucket))?;
             engine.download(&bucket, reads).await
         });
-        Ok(Download { task: Mutex::new(Some(task)) })
+        Ok(Download { task: OfProcess::new(Mutex::new(Some(task))) })
     }
 
     fn take(&self) -> Option<JoinHandle<Result<(), Error>>> {
-        self.task.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.task.get()?.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -174,6 +177,9 @@ impl Download {
     ///
     /// Also when this raises, nothing is written any more.
     pub(crate) fn wait(&self, py: Python<'_>) -> PyResult<()> {
+        if self.task.get().is_none() {
+            return Err(to_python(py, &forked("the download")));
+        }
         let Some(mut task) = self.take() else { return Ok(()) };
         let result = wait(py, async {
             (&mut task).await.unwrap_or_else(|failure| {
@@ -186,7 +192,7 @@ impl Download {
         result
     }
 
-    /// Stop it, if it still runs; nothing is written after this.
+    /// Stop it, if it still runs; nothing is written after this. Does nothing in a forked child.
     fn cancel(&self, py: Python<'_>) -> PyResult<()> {
         match self.take() {
             Some(task) => stop(py, task),

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use s3dcp_s3::Error;
+use s3dcp_s3::{Error, ErrorKind};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::errors::to_python;
@@ -22,6 +22,52 @@ use crate::errors::to_python;
 /// How often a waiting call looks for signals such as Ctrl-C.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 const WORKER_THREADS: usize = 2;
+
+/// A value that belongs to the process that made it.
+///
+/// What is behind it (threads, connections, locks that one of the threads may hold) does not come along into a forked
+/// child: there the value is neither used nor dropped. Dropping a connection would also take it out of the event queue
+/// that the child shares with its parent.
+pub(crate) struct OfProcess<T> {
+    pid: u32,
+    value: Option<T>,
+}
+
+impl<T> OfProcess<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self { pid: std::process::id(), value: Some(value) }
+    }
+
+    fn is_here(&self) -> bool {
+        self.pid == std::process::id()
+    }
+
+    /// The value, in the process that made it.
+    pub(crate) fn get(&self) -> Option<&T> {
+        self.value.as_ref().filter(|_| self.is_here())
+    }
+
+    /// The value, in the process that made it.
+    pub(crate) fn get_mut(&mut self) -> Option<&mut T> {
+        if self.is_here() { self.value.as_mut() } else { None }
+    }
+}
+
+impl<T> Drop for OfProcess<T> {
+    fn drop(&mut self) {
+        if !self.is_here() {
+            std::mem::forget(self.value.take());
+        }
+    }
+}
+
+/// The error for what a forked child took over from its parent.
+pub(crate) fn forked(what: &str) -> Error {
+    Error::new(
+        ErrorKind::Interrupted,
+        format!("{what} was begun before a fork and goes on in the parent process, not in this child"),
+    )
+}
 
 struct PerProcess {
     pid: u32,

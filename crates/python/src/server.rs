@@ -8,15 +8,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use s3dcp_server::{ServerConfig, Storage};
+use s3dcp_server::{Fault, Limits, ServerConfig, Storage};
 use tokio::runtime::Runtime;
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Server>()?;
     module.add_class::<ServerStats>()?;
+    module.add_class::<Partitions>()?;
+    module.add_class::<PartitionView>()?;
     module.add_function(wrap_pyfunction!(main, module)?)?;
     Ok(())
 }
@@ -45,6 +48,113 @@ impl ServerStats {
     }
 }
 
+/// A model of S3's partitions for a server to put in front.
+#[pyclass(module = "s3dcp._native", frozen, eq, get_all)]
+#[derive(Debug, Clone, PartialEq)]
+struct Partitions {
+    /// Writes per second and partition.
+    writes_per_second: f64,
+    /// Reads per second and partition.
+    reads_per_second: f64,
+    /// Seconds that heat is averaged over.
+    heat_window: f64,
+    /// Seconds that a partition is hot before it splits.
+    split_after: f64,
+    /// Seconds that neighbours are cold before they merge.
+    merge_after: f64,
+    /// Where partitions begin from the start, as `<bucket>/<key>`.
+    first_keys: Vec<String>,
+}
+
+#[pymethods]
+impl Partitions {
+    #[new]
+    #[pyo3(signature = (writes_per_second=None, reads_per_second=None, *, heat_window=None, split_after=None, merge_after=None, first_keys=Vec::new()))]
+    fn new(
+        writes_per_second: Option<f64>,
+        reads_per_second: Option<f64>,
+        heat_window: Option<f64>,
+        split_after: Option<f64>,
+        merge_after: Option<f64>,
+        first_keys: Vec<String>,
+    ) -> PyResult<Self> {
+        let default = Limits::default();
+        let made = Self {
+            writes_per_second: writes_per_second.unwrap_or(default.writes_per_second),
+            reads_per_second: reads_per_second.unwrap_or(default.reads_per_second),
+            heat_window: heat_window.unwrap_or(default.heat_window.as_secs_f64()),
+            split_after: split_after.unwrap_or(default.split_after.as_secs_f64()),
+            merge_after: merge_after.unwrap_or(default.merge_after.as_secs_f64()),
+            first_keys,
+        };
+        match made.limits()?.invalid() {
+            Some(reason) => Err(PyValueError::new_err(reason)),
+            None => Ok(made),
+        }
+    }
+
+    fn __repr__(&self) -> String {
+        let Self { writes_per_second, reads_per_second, heat_window, split_after, merge_after, first_keys } =
+            self;
+        format!(
+            "Partitions({writes_per_second:?}, {reads_per_second:?}, heat_window={heat_window:?}, split_after={split_after:?}, merge_after={merge_after:?}, first_keys={first_keys:?})"
+        )
+    }
+}
+
+impl Partitions {
+    fn to_server(&self) -> PyResult<s3dcp_server::Partitions> {
+        Ok(s3dcp_server::Partitions { limits: self.limits()?, first_keys: self.first_keys.clone() })
+    }
+
+    fn limits(&self) -> PyResult<Limits> {
+        let seconds = |name: &str, value: f64| {
+            Duration::try_from_secs_f64(value)
+                .map_err(|_| PyValueError::new_err(format!("{name}={value}: must be a number of seconds")))
+        };
+        Ok(Limits {
+            writes_per_second: self.writes_per_second,
+            reads_per_second: self.reads_per_second,
+            heat_window: seconds("heat_window", self.heat_window)?,
+            split_after: seconds("split_after", self.split_after)?,
+            merge_after: seconds("merge_after", self.merge_after)?,
+            ..Limits::default()
+        })
+    }
+}
+
+/// One partition, and what it is asked for.
+#[pyclass(module = "s3dcp._native", frozen, get_all)]
+#[derive(Debug, Clone)]
+struct PartitionView {
+    /// Its first key as `<bucket>/<key>`; empty for the lowest.
+    first_key: String,
+    /// Where the next one begins; None for the highest.
+    end_key: Option<String>,
+    /// Writes asked for per second, lately.
+    writes_per_second: f64,
+    /// Reads, likewise.
+    reads_per_second: f64,
+    /// The larger share of the two budgets that is asked for.
+    load: f64,
+    /// Whether it is on its way to a split.
+    hot: bool,
+    /// Requests admitted since it came to be.
+    admitted: u64,
+    /// Requests refused since then.
+    refused: u64,
+}
+
+#[pymethods]
+impl PartitionView {
+    fn __repr__(&self) -> String {
+        format!(
+            "<partition from {:?}: load {:.2}, admitted {}, refused {}>",
+            self.first_key, self.load, self.admitted, self.refused
+        )
+    }
+}
+
 /// An S3 endpoint for development and tests, serving from the moment it is made.
 #[pyclass(module = "s3dcp._native", frozen)]
 struct Server {
@@ -52,6 +162,7 @@ struct Server {
     access_key: String,
     secret_key: String,
     region: String,
+    authority: Option<String>,
     /// None once it has been stopped.
     running: Mutex<Option<Running>>,
 }
@@ -101,7 +212,7 @@ impl Server {
 #[pymethods]
 impl Server {
     #[new]
-    #[pyo3(signature = (data=None, buckets=Vec::new(), *, access_key=None, secret_key=None, address=None, region=None, domain=None, md5_etags=false))]
+    #[pyo3(signature = (data=None, buckets=Vec::new(), *, access_key=None, secret_key=None, address=None, region=None, domain=None, md5_etags=false, tls=false, partitions=None, faults=Vec::new(), fault_seed=0))]
     #[expect(clippy::too_many_arguments, reason = "they are keyword arguments in Python")]
     fn new(
         py: Python<'_>,
@@ -113,6 +224,10 @@ impl Server {
         region: Option<String>,
         domain: Option<String>,
         md5_etags: bool,
+        tls: bool,
+        partitions: Option<&Partitions>,
+        faults: Vec<String>,
+        fault_seed: u64,
     ) -> PyResult<Self> {
         let default = ServerConfig::default();
         let config = ServerConfig {
@@ -124,6 +239,10 @@ impl Server {
             buckets,
             domain,
             md5_etags,
+            tls,
+            partitions: partitions.map(Partitions::to_server).transpose()?,
+            faults: faults.iter().map(|rule| parse_fault(rule)).collect::<PyResult<_>>()?,
+            fault_seed,
         };
         let running = py.detach(|| Running::start(config)).map_err(python_error)?;
         Ok(Self {
@@ -131,6 +250,7 @@ impl Server {
             access_key: running.server.access_key().to_owned(),
             secret_key: running.server.secret_key().to_owned(),
             region: running.server.region().to_owned(),
+            authority: running.server.authority().map(str::to_owned),
             running: Mutex::new(Some(running)),
         })
     }
@@ -153,6 +273,57 @@ impl Server {
     #[getter]
     fn region(&self) -> &str {
         &self.region
+    }
+
+    /// What clients must trust: a certificate as PEM; None without TLS.
+    #[getter]
+    fn authority(&self) -> Option<&str> {
+        self.authority.as_deref()
+    }
+
+    /// The partitions in front, in the order of their keys; none without `partitions`.
+    ///
+    /// RuntimeError when the server has been stopped, or in a forked child.
+    fn partitions(&self) -> PyResult<Vec<PartitionView>> {
+        self.with_server(|server| {
+            let views = server.partitions().into_iter();
+            views
+                .map(|view| PartitionView {
+                    first_key: view.first_key,
+                    end_key: view.end_key,
+                    writes_per_second: view.writes_per_second,
+                    reads_per_second: view.reads_per_second,
+                    load: view.load,
+                    hot: view.hot,
+                    admitted: view.admitted,
+                    refused: view.refused,
+                })
+                .collect()
+        })
+    }
+
+    /// Adds a fault, such as `error:SlowDown on=UploadPart times=3`, behind those that are there.
+    ///
+    /// ValueError when it is no rule; RuntimeError when the server has been stopped, or in a forked child.
+    fn inject(&self, fault: &str) -> PyResult<()> {
+        let fault = parse_fault(fault)?;
+        self.with_server(|server| server.inject(fault))
+    }
+
+    /// Takes all faults away.
+    ///
+    /// RuntimeError when the server has been stopped, or in a forked child.
+    fn clear_faults(&self) -> PyResult<()> {
+        self.with_server(s3dcp_server::Server::clear_faults)
+    }
+
+    /// The faults in force, and to how many requests each was applied.
+    ///
+    /// RuntimeError when the server has been stopped, or in a forked child.
+    fn faults(&self) -> PyResult<Vec<(String, u64)>> {
+        self.with_server(|server| {
+            server.faults().into_iter().map(|(fault, applied)| (fault.to_string(), applied)).collect()
+        })
     }
 
     /// What the server has done so far.
@@ -237,6 +408,10 @@ fn python_error(error: io::Error) -> PyErr {
 
 fn forked() -> PyErr {
     PyRuntimeError::new_err("the server runs in the process that started it, not in this forked child")
+}
+
+fn parse_fault(rule: &str) -> PyResult<Fault> {
+    rule.parse().map_err(|error: s3dcp_server::InvalidFault| PyValueError::new_err(error.to_string()))
 }
 
 fn parse_address(address: &str) -> PyResult<SocketAddr> {

@@ -6,16 +6,18 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 use s3dcp_checkpoint::{DType, ItemRecord, TensorSpec};
 use s3dcp_s3::{Error, ErrorKind, UploadOutput};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::errors::to_python;
 use crate::memory::TensorMemory;
-use crate::runtime;
+use crate::runtime::{self, OfProcess, forked};
 use crate::staging::StagingBuffer;
 
 enum State {
     Open(Box<s3dcp_checkpoint::ShardWriter>),
-    Finishing(JoinHandle<Result<UploadOutput, Error>>),
+    /// Dropping the sender stops the task.
+    Finishing(JoinHandle<Result<UploadOutput, Error>>, oneshot::Sender<()>),
     Ended,
 }
 
@@ -28,7 +30,8 @@ type TensorItem<'py> = (Bound<'py, PyString>, Vec<u64>, usize, Bound<'py, PyAny>
 /// Writes the items of one shard file in order; bytes go up while later items are still being written.
 #[pyclass(module = "s3dcp._native")]
 pub(crate) struct ShardWriter {
-    state: State,
+    key: String,
+    state: OfProcess<State>,
     in_tensor: bool,
     /// Bytes of a full part.
     #[pyo3(get)]
@@ -36,12 +39,36 @@ pub(crate) struct ShardWriter {
 }
 
 impl ShardWriter {
-    pub(crate) fn new(writer: s3dcp_checkpoint::ShardWriter, part_size: u64) -> Self {
-        Self { state: State::Open(Box::new(writer)), in_tensor: false, part_size }
+    pub(crate) fn new(key: &str, writer: s3dcp_checkpoint::ShardWriter, part_size: u64) -> Self {
+        let state = OfProcess::new(State::Open(Box::new(writer)));
+        Self { key: key.to_owned(), state, in_tensor: false, part_size }
+    }
+
+    /// Gives the upload up: its end, to be waited for, and its key where the object may be complete. In a forked child
+    /// there is nothing to give up.
+    pub(crate) fn stop(&mut self) -> (impl Future<Output = ()> + Send + use<>, Option<String>) {
+        let state = self.state.get_mut().map(|state| std::mem::replace(state, State::Ended));
+        let may_be_complete = matches!(state, Some(State::Finishing(..) | State::Ended));
+        let ended = async {
+            match state {
+                Some(State::Open(writer)) => writer.abort().await,
+                Some(State::Finishing(task, stop)) => {
+                    drop(stop);
+                    // However it ended, nobody wants the object.
+                    let _ended = task.await;
+                }
+                Some(State::Ended) | None => {}
+            }
+        };
+        (ended, may_be_complete.then(|| self.key.clone()))
+    }
+
+    fn state(&mut self, py: Python<'_>) -> PyResult<&mut State> {
+        self.state.get_mut().ok_or_else(|| to_python(py, &forked("the upload of this file")))
     }
 
     fn open(&mut self, py: Python<'_>) -> PyResult<&mut s3dcp_checkpoint::ShardWriter> {
-        match &mut self.state {
+        match self.state(py)? {
             State::Open(writer) => Ok(writer),
             _ => Err(to_python(
                 py,
@@ -145,42 +172,39 @@ impl ShardWriter {
     /// Let the rest go up in the background; `wait` tells how it ended.
     fn start_finishing(&mut self, py: Python<'_>) -> PyResult<()> {
         self.open(py)?;
-        if let State::Open(writer) = std::mem::replace(&mut self.state, State::Ended) {
-            self.state = State::Finishing(runtime::handle()?.spawn(writer.finish()));
+        let state = self.state(py)?;
+        if let State::Open(writer) = std::mem::replace(state, State::Ended) {
+            let (stop, stopped) = oneshot::channel();
+            let finished = writer.finish_unless(async { stopped.await.unwrap_or(()) });
+            *state = State::Finishing(runtime::handle()?.spawn(finished), stop);
         }
         Ok(())
     }
 
     /// Wait until the object is complete; its size in bytes.
     fn wait(&mut self, py: Python<'_>) -> PyResult<u64> {
-        let State::Finishing(task) = &mut self.state else {
+        let state = self.state(py)?;
+        let State::Finishing(task, _) = state else {
             return Err(to_python(
                 py,
                 &Error::new(ErrorKind::Interrupted, "this file is not being finished"),
             ));
         };
-        let output = runtime::wait(py, async {
-            task.await.unwrap_or_else(|failure| {
-                Err(Error::new(ErrorKind::Interrupted, format!("the upload's task ended early: {failure}")))
-            })
-        })?;
-        self.state = State::Ended;
-        Ok(output.size)
+        let ended = runtime::wait(py, async { Ok(task.await) })?;
+        *state = State::Ended;
+        let output = ended.unwrap_or_else(|failure| {
+            Err(Error::new(ErrorKind::Interrupted, format!("the upload's task ended early: {failure}")))
+        });
+        output.map(|output| output.size).map_err(|error| to_python(py, &error))
     }
 
-    /// Give up: S3 keeps nothing. Does nothing when the object is complete.
+    /// Give the upload up. Does nothing when the object is complete, or in a forked child.
     fn abort(&mut self, py: Python<'_>) -> PyResult<()> {
-        match std::mem::replace(&mut self.state, State::Ended) {
-            State::Open(writer) => runtime::wait(py, async {
-                writer.abort().await;
-                Ok(())
-            }),
-            State::Finishing(task) => {
-                task.abort();
-                Ok(())
-            }
-            State::Ended => Ok(()),
-        }
+        let (ended, _) = self.stop();
+        runtime::wait(py, async {
+            ended.await;
+            Ok(())
+        })
     }
 }
 

@@ -17,6 +17,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) bucket: &'a str,
     /// The region the request was signed for; `None` when unsigned.
     pub(crate) region: Option<&'a str>,
+    /// The request's.
+    pub(crate) headers: &'a HeaderMap,
 }
 
 /// Longest code, request id or region that is taken from an answer, in bytes.
@@ -52,8 +54,9 @@ pub(crate) fn failure(asked: &Asked<'_>, status: StatusCode, headers: &HeaderMap
     if let Some(error) = wrong_region(asked, status, code, headers, text("Region")) {
         failure = Failure::fatal(error);
     }
+    // A proxy has statuses of its own (520 and on) for a service that it lost sight of.
     failure.ambiguous =
-        status.is_server_error() && class != Class::Throttled && failure.class != Class::Final;
+        status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED && class != Class::Throttled;
     failure.retry_after =
         header(headers, "retry-after").and_then(|value| value.parse().ok()).map(Duration::from_secs);
     failure.server_time = server_time(headers);
@@ -73,7 +76,7 @@ pub(crate) fn failure(asked: &Asked<'_>, status: StatusCode, headers: &HeaderMap
 }
 
 /// The service's clock, from its answer.
-fn server_time(headers: &HeaderMap) -> Option<SystemTime> {
+pub(crate) fn server_time(headers: &HeaderMap) -> Option<SystemTime> {
     header(headers, "date").and_then(parse_http_date)
 }
 
@@ -100,7 +103,10 @@ fn classify(status: StatusCode, code: Option<&str>) -> (ErrorKind, Class) {
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" => {
             (Denied, Class::Once(Remedy::RefreshCredentials))
         }
-        "BadDigest" | "XAmzContentChecksumMismatch" => (Corrupt, Class::Once(Remedy::SendAgain)),
+        // Garage says InvalidDigest of bytes that do not fit their checksum; S3, of a Content-MD5, which is never sent.
+        "BadDigest" | "InvalidDigest" | "XAmzContentChecksumMismatch" => {
+            (Corrupt, Class::Once(Remedy::SendAgain))
+        }
         "PreconditionFailed" => (PreconditionFailed, Class::Final),
         "ConditionalRequestConflict" | "OperationAborted" => (Conflict, Class::Final),
         "InvalidRange" => (Corrupt, Class::Final),
@@ -115,6 +121,9 @@ fn classify(status: StatusCode, code: Option<&str>) -> (ErrorKind, Class) {
         }
         _ => match status.as_u16() {
             301 | 302 | 307 | 308 => (Config, Class::Final),
+            // A HEAD has no body to say why: credentials that expired, and another clock, are what one more try can mend.
+            400 if code.is_none() => (Service, Class::Once(Remedy::RefreshCredentials)),
+            403 if code.is_none() => (Denied, Class::Once(Remedy::AdjustClock)),
             401 | 403 => (Denied, Class::Final),
             404 => (NotFound, Class::Final),
             408 => (Timeout, Class::Transient),
@@ -134,7 +143,7 @@ fn describe(asked: &Asked<'_>, status: StatusCode, code: Option<&str>, message: 
         (Some("NoSuchBucket"), _) => format!("bucket {:?} does not exist", asked.bucket),
         (Some("NoSuchKey"), _) => format!("{operation}: no such object"),
         (_, Some(message)) => format!("{operation}: {}", shortened(message)),
-        (Some(code), None) => format!("{operation}: {code}"),
+        (Some(code), None) => format!("{operation}: {code}{}", settings(asked.headers)),
         (None, None) => match status.as_u16() {
             403 => format!("{operation}: access denied"),
             404 => format!("{operation}: not found"),
@@ -145,6 +154,18 @@ fn describe(asked: &Asked<'_>, status: StatusCode, code: Option<&str>, message: 
             }
         },
     }
+}
+
+/// Names what the caller has set and a service may refuse without a word (Ceph does).
+fn settings(headers: &HeaderMap) -> String {
+    let names: Vec<&str> = [
+        ("x-amz-server-side-encryption", "server_side_encryption"),
+        ("x-amz-storage-class", "storage_class"),
+    ]
+    .into_iter()
+    .filter_map(|(header, setting)| headers.contains_key(header).then_some(setting))
+    .collect();
+    if names.is_empty() { String::new() } else { format!(", sent with {}", names.join(" and ")) }
 }
 
 /// A request that went to another region than the bucket's.
@@ -190,7 +211,11 @@ fn wrong_region(
 mod tests {
     use super::*;
 
-    const ASKED: Asked<'_> = Asked { operation: "PutObject", bucket: "bkt", region: Some("us-east-1") };
+    /// What an answer to a PutObject with these headers means.
+    fn judged(sent: &HeaderMap, status: u16, headers: &HeaderMap, body: &[u8]) -> Failure {
+        let asked = Asked { operation: "PutObject", bucket: "bkt", region: Some("us-east-1"), headers: sent };
+        failure(&asked, StatusCode::from_u16(status).unwrap(), headers, body)
+    }
 
     fn answer(status: u16, code: &str, extra: &str) -> Failure {
         let body = if code.is_empty() {
@@ -200,7 +225,7 @@ mod tests {
                 "<Error><Code>{code}</Code><Message>Told so.</Message>{extra}<RequestId>RID</RequestId></Error>"
             )
         };
-        failure(&ASKED, StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes())
+        judged(&HeaderMap::new(), status, &HeaderMap::new(), body.as_bytes())
     }
 
     #[test]
@@ -221,9 +246,12 @@ mod tests {
             (403, "RequestTimeTooSkewed", Denied, Class::Once(Remedy::AdjustClock)),
             (400, "ExpiredToken", Denied, Class::Once(Remedy::RefreshCredentials)),
             (400, "BadDigest", Corrupt, Class::Once(Remedy::SendAgain)),
+            (400, "InvalidDigest", Corrupt, Class::Once(Remedy::SendAgain)),
             (403, "AccessDenied", Denied, Class::Final),
             (403, "SignatureDoesNotMatch", Denied, Class::Final),
-            (403, "", Denied, Class::Final),
+            (400, "", Service, Class::Once(Remedy::RefreshCredentials)),
+            (403, "", Denied, Class::Once(Remedy::AdjustClock)),
+            (401, "", Denied, Class::Final),
             (412, "PreconditionFailed", PreconditionFailed, Class::Final),
             (412, "", PreconditionFailed, Class::Final),
             (409, "ConditionalRequestConflict", Conflict, Class::Final),
@@ -247,7 +275,10 @@ mod tests {
     fn only_a_server_error_leaves_it_open_whether_the_request_took_effect() {
         assert!(answer(500, "InternalError", "").ambiguous);
         assert!(answer(504, "", "").ambiguous);
-        for (status, code) in [(503, "SlowDown"), (403, "AccessDenied"), (404, "NoSuchKey"), (412, "")] {
+        assert!(answer(524, "", "").ambiguous);
+        for (status, code) in
+            [(503, "SlowDown"), (501, "NotImplemented"), (403, "AccessDenied"), (404, "NoSuchKey"), (412, "")]
+        {
             assert!(!answer(status, code, "").ambiguous, "{status} {code}");
         }
     }
@@ -260,11 +291,28 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_without_a_message_names_the_settings_that_were_sent() {
+        let mut sent = HeaderMap::new();
+        let message = |sent: &HeaderMap| {
+            let body = b"<Error><Code>InvalidArgument</Code></Error>";
+            judged(sent, 400, &HeaderMap::new(), body).error.message().to_owned()
+        };
+        assert_eq!(message(&sent), "PutObject: InvalidArgument");
+        sent.insert("x-amz-storage-class", "COLD".parse().unwrap());
+        assert_eq!(message(&sent), "PutObject: InvalidArgument, sent with storage_class");
+        sent.insert("x-amz-server-side-encryption", "AES256".parse().unwrap());
+        assert_eq!(
+            message(&sent),
+            "PutObject: InvalidArgument, sent with server_side_encryption and storage_class"
+        );
+    }
+
+    #[test]
     fn a_wrong_region_names_the_argument_the_value_and_the_right_one() {
         let region = "<Region>eu-central-1</Region>";
         let mut headers = HeaderMap::new();
         headers.insert("x-amz-bucket-region", "eu-central-1".parse().unwrap());
-        let by_header = |status| failure(&ASKED, StatusCode::from_u16(status).unwrap(), &headers, b"");
+        let by_header = |status| judged(&HeaderMap::new(), status, &headers, b"");
         for failure in [
             answer(400, "AuthorizationHeaderMalformed", region),
             by_header(301),
@@ -291,7 +339,7 @@ mod tests {
     fn the_pause_asked_for_is_read() {
         let mut headers = HeaderMap::new();
         headers.insert("retry-after", "7".parse().unwrap());
-        let failure = failure(&ASKED, StatusCode::SERVICE_UNAVAILABLE, &headers, b"<html>busy</html>");
+        let failure = judged(&HeaderMap::new(), 503, &headers, b"<html>busy</html>");
         assert_eq!(failure.retry_after, Some(Duration::from_secs(7)));
         assert_eq!(failure.error.message(), "PutObject: the service answered 503 (Service Unavailable)");
     }

@@ -224,8 +224,13 @@ impl BodyReader {
         let BodyReader { body, timer, limits } = self;
         let mut armed = false;
         poll_fn(|context| {
-            if let Poll::Ready(result) = poll_body(body, context, to, most) {
-                return Poll::Ready(result);
+            match poll_body(body, context, to, most) {
+                // Of a body that never pauses the timer sees nothing.
+                Poll::Ready(Ok(Some(_))) if clock::now() >= limits.deadline => {
+                    return Poll::Ready(Err(deadline_passed().ambiguous()));
+                }
+                Poll::Ready(result) => return Poll::Ready(result),
+                Poll::Pending => {}
             }
             if !armed {
                 armed = true;

@@ -164,11 +164,10 @@ impl fmt::Debug for ClientConfig {
     }
 }
 
-/// A URL without the `user:password@` that someone may have put there.
+/// A URL without the `user:password@` that someone may have put there, whatever characters are in it.
 pub(crate) fn without_user_info(url: &str) -> String {
     let authority = url.find("://").map_or(0, |at| at + 3);
-    let end = url[authority..].find('/').map_or(url.len(), |at| authority + at);
-    match url[authority..end].rfind('@') {
+    match url[authority..].rfind('@') {
         Some(at) => format!("{}{}", &url[..authority], &url[authority + at + 1..]),
         None => url.to_owned(),
     }

@@ -131,7 +131,9 @@ impl Receiver for SlotFeed {
 }
 
 impl Feed for SlotFeed {
-    fn begin(&mut self, _headers: &HeaderMap, _length: Option<u64>) {}
+    fn begin(&mut self, _headers: &HeaderMap, _length: Option<u64>) -> Result<(), Error> {
+        Ok(())
+    }
 
     fn restart(&mut self) {
         // A slot that was emptied fails at the next write.

@@ -22,8 +22,8 @@ const MAX_RESERVED: u64 = 256 << 20;
 
 /// Where the bytes of a read go.
 pub(crate) trait Feed: Receiver {
-    /// The first answer came: its headers, and the bytes to expect where known.
-    fn begin(&mut self, headers: &HeaderMap, length: Option<u64>);
+    /// The first answer came: its headers, and the bytes to expect where known. An error ends the read.
+    fn begin(&mut self, headers: &HeaderMap, length: Option<u64>) -> Result<(), Error>;
     /// Everything will come again from the first byte.
     fn restart(&mut self);
     /// All bytes were written. `Corrupt` makes the engine read once more.
@@ -88,7 +88,7 @@ impl Client {
         let expected = state.check(call, &answer)?;
         if state.headers.is_none() {
             let length = state.wanted.as_ref().map(|range| range.end - range.start).or(expected);
-            feed.begin(&answer.headers, length);
+            feed.begin(&answer.headers, length).map_err(Failure::fatal)?;
             state.headers = Some(std::mem::take(&mut answer.headers));
             if state.wanted.is_none() {
                 state.wanted = expected.map(|length| 0..length);
@@ -212,16 +212,29 @@ fn parse_content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
 }
 
 /// New memory, checked against the CRC-32 of the whole object where the service sends one.
-#[derive(Default)]
 pub(crate) struct Buffer {
     /// What has come, and zeros for what is expected to come.
     bytes: Vec<u8>,
     filled: usize,
     crc32: u32,
     expected: Option<u32>,
+    limit: u64,
 }
 
 impl Buffer {
+    /// Takes at most `limit` bytes.
+    pub(crate) fn new(limit: u64) -> Buffer {
+        Buffer { bytes: Vec::new(), filled: 0, crc32: 0, expected: None, limit }
+    }
+
+    fn check_length(&self, length: u64) -> Result<(), Error> {
+        if length <= self.limit {
+            return Ok(());
+        }
+        let text = format!("the object has {length} bytes or more, and at most {} are read", self.limit);
+        Err(Error::new(ErrorKind::Corrupt, text))
+    }
+
     pub(crate) fn into_bytes(mut self) -> Bytes {
         self.bytes.truncate(self.filled);
         Bytes::from(self.bytes)
@@ -252,6 +265,7 @@ impl Receiver for Buffer {
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let end = self.filled + bytes.len();
+        self.check_length(end as u64)?;
         if end > self.bytes.len() {
             self.bytes.resize(end, 0);
         }
@@ -262,7 +276,8 @@ impl Receiver for Buffer {
 }
 
 impl Feed for Buffer {
-    fn begin(&mut self, headers: &HeaderMap, length: Option<u64>) {
+    fn begin(&mut self, headers: &HeaderMap, length: Option<u64>) -> Result<(), Error> {
+        self.check_length(length.unwrap_or(0))?;
         let reserved = length.unwrap_or(0).min(MAX_RESERVED);
         // Zeros by the page, when a page is first touched.
         self.bytes = vec![0; usize::try_from(reserved).unwrap_or(0)];
@@ -270,6 +285,7 @@ impl Feed for Buffer {
         // A range has the checksum of the whole object, if any.
         let whole = !headers.contains_key("content-range");
         self.expected = header(headers, "x-amz-checksum-crc32").filter(|_| whole).and_then(parse_crc32);
+        Ok(())
     }
 
     fn restart(&mut self) {
@@ -335,7 +351,7 @@ mod tests {
         assert!(!progress.call("b", "k").unwrap().headers.contains_key("range"));
         progress.position = 20;
         assert_eq!(progress.call("b", "k").unwrap().headers["range"], "bytes=20-49");
-        let mut buffer = Buffer::default();
+        let mut buffer = Buffer::new(u64::MAX);
         progress.restart(&mut buffer);
         assert_eq!((progress.position, &progress.wanted), (0, &None));
     }

@@ -59,7 +59,7 @@ pub use config::{
 pub use delete::DeleteFailure;
 pub use download::{RangeRead, RangeSink, Space};
 pub use error::{Error, ErrorKind};
-pub use list::{Listing, MultipartUpload};
+pub use list::{Listing, MultipartUpload, UploadedPart};
 pub use object::{Condition, GetOutput, ObjectInfo, PutOptions, PutOutput};
 pub use payload::Payload;
 pub use stats::Stats;

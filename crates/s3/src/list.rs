@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use http::Method;
 
+use crate::answer::server_time;
 use crate::client::Client;
 use crate::dates::parse_iso8601;
 use crate::error::{Error, ErrorKind};
@@ -18,6 +19,8 @@ pub struct Listing {
     pub objects: Vec<ObjectInfo>,
     /// What stands before the first delimiter after the prefix, once each, delimiter included.
     pub common_prefixes: Vec<String>,
+    /// The service's clock when it answered with the first page, where it says.
+    pub service_time: Option<SystemTime>,
 }
 
 /// A multipart upload that was neither completed nor aborted.
@@ -29,6 +32,17 @@ pub struct MultipartUpload {
     pub upload_id: String,
     /// When it was begun, to the second.
     pub initiated: Option<SystemTime>,
+}
+
+/// A part of a multipart upload under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadedPart {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// When it was complete, to the second.
+    pub last_modified: Option<SystemTime>,
 }
 
 impl Client {
@@ -53,7 +67,10 @@ impl Client {
                 call = call.query("delimiter", delimiter);
             }
             call = call.query("prefix", prefix);
-            let page = self.page(&call, "ListBucketResult").await?;
+            let (page, time) = self.page(&call, "ListBucketResult").await?;
+            if token.is_none() {
+                listing.service_time = time;
+            }
             for object in page.all("Contents") {
                 let entry = object_entry(object);
                 listing.objects.push(entry.ok_or_else(|| bad(&call, "an object without key or size"))?);
@@ -88,7 +105,7 @@ impl Client {
             if let Some((key, id)) = &marker {
                 call = call.query("key-marker", key).query("upload-id-marker", id);
             }
-            let page = self.page(&call, "ListMultipartUploadsResult").await?;
+            let (page, _) = self.page(&call, "ListMultipartUploadsResult").await?;
             for upload in page.all("Upload") {
                 let (Some(key), Some(id)) = (upload.text_of("Key"), upload.text_of("UploadId")) else {
                     return Err(bad(&call, "an upload without key or id"));
@@ -113,11 +130,44 @@ impl Client {
         }
     }
 
-    async fn page(&self, call: &Call, root: &str) -> Result<Element, Error> {
+    /// Lists the parts that the service holds of a multipart upload.
+    ///
+    /// # Errors
+    /// `NotFound` with code `NoSuchUpload`, and all kinds that a request can end with.
+    pub async fn list_parts(
+        &self,
+        bucket: &str,
+        key: &str,
+        upload_id: &str,
+    ) -> Result<Vec<UploadedPart>, Error> {
+        let mut parts: Vec<UploadedPart> = Vec::new();
+        loop {
+            let mut call =
+                Call::new("ListParts", Method::GET, bucket, Some(key))?.query("uploadId", upload_id);
+            let marker = parts.last().map_or(0, |part| part.number);
+            if marker > 0 {
+                call = call.query("part-number-marker", &marker.to_string());
+            }
+            let (page, _) = self.page(&call, "ListPartsResult").await?;
+            for part in page.all("Part") {
+                let entry = part_entry(part);
+                parts.push(entry.ok_or_else(|| bad(&call, "a part without number or size"))?);
+            }
+            if page.text_of("IsTruncated") != Some("true") {
+                return Ok(parts);
+            }
+            if parts.last().is_none_or(|part| part.number <= marker) {
+                return Err(bad(&call, "a page that is not the last names no next one"));
+            }
+        }
+    }
+
+    /// One page, and the service's clock.
+    async fn page(&self, call: &Call, root: &str) -> Result<(Element, Option<SystemTime>), Error> {
         let reply = self.execute(call).await?;
         let page = xml::parse(&reply.body).map_err(|error| bad(call, &error))?;
         if page.name == root {
-            Ok(page)
+            Ok((page, server_time(&reply.headers)))
         } else {
             Err(bad(call, &format!("<{}> instead of <{root}>", page.name)))
         }
@@ -130,6 +180,14 @@ fn object_entry(object: &Element) -> Option<ObjectInfo> {
         size: object.text_of("Size")?.parse().ok()?,
         etag: object.text_of("ETag").map(str::to_owned),
         last_modified: object.text_of("LastModified").and_then(parse_iso8601),
+    })
+}
+
+fn part_entry(part: &Element) -> Option<UploadedPart> {
+    Some(UploadedPart {
+        number: part.text_of("PartNumber")?.parse().ok()?,
+        size: part.text_of("Size")?.parse().ok()?,
+        last_modified: part.text_of("LastModified").and_then(parse_iso8601),
     })
 }
 

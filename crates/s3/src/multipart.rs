@@ -30,7 +30,12 @@ impl Client {
             .header("x-amz-checksum-type", "FULL_OBJECT")?;
         let reply = self.execute(&call).await?;
         let id = xml::parse(&reply.body).ok().and_then(|root| root.text_of("UploadId").map(str::to_owned));
-        id.ok_or_else(|| malformed(&call, "no upload id"))
+        let id = id.ok_or_else(|| malformed(&call, "no upload id"))?;
+        if let Err(error) = call.check_encryption(&reply.headers) {
+            self.abort_multipart_upload(bucket, key, &id).await.ok();
+            return Err(error);
+        }
+        Ok(id)
     }
 
     /// Sends one part.

@@ -107,7 +107,9 @@ impl Client {
             call = call.header("if-match", bare)?;
             result = self.execute(&call).await;
         }
-        Ok(PutOutput { etag: header(&result?.headers, "etag").map(str::to_owned), crc32 })
+        let answer = result?.headers;
+        call.check_encryption(&answer).map_err(|error| error.with_maybe_applied(true))?;
+        Ok(PutOutput { etag: header(&answer, "etag").map(str::to_owned), crc32 })
     }
 
     /// Reads a whole object into new memory. A connection that breaks goes on where it ended; a CRC-32 that the
@@ -116,7 +118,15 @@ impl Client {
     /// # Errors
     /// `NotFound`, `Corrupt`, and all kinds that a request can end with.
     pub async fn get_object(&self, bucket: &str, key: &str) -> Result<GetOutput, Error> {
-        let mut buffer = Buffer::default();
+        self.get_object_within(bucket, key, u64::MAX).await
+    }
+
+    /// The same for an object of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// As for [`Client::get_object`]; `Corrupt` for a longer one, of which no more than `limit` bytes were read.
+    pub async fn get_object_within(&self, bucket: &str, key: &str, limit: u64) -> Result<GetOutput, Error> {
+        let mut buffer = Buffer::new(limit);
         let headers = self.fetch(bucket, key, None, &mut buffer).await?;
         let body = buffer.into_bytes();
         let info = object_info(key, &headers, body.len() as u64);
@@ -128,7 +138,7 @@ impl Client {
     /// # Errors
     /// `NotFound`, `Corrupt` when the object is shorter, and all kinds that a request can end with.
     pub async fn get_range(&self, bucket: &str, key: &str, range: Range<u64>) -> Result<Bytes, Error> {
-        let mut buffer = Buffer::default();
+        let mut buffer = Buffer::new(u64::MAX);
         self.fetch(bucket, key, Some(range), &mut buffer).await?;
         Ok(buffer.into_bytes())
     }
@@ -162,7 +172,8 @@ impl Client {
             .with_storage_headers(Call::new("CopyObject", Method::PUT, bucket, Some(key))?)?
             .header("x-amz-copy-source", &format!("{bucket}/{}", encode_key(source_key)))?
             .may_fail_inside_ok();
-        self.execute(&call).await.map(drop)
+        let reply = self.execute(&call).await?;
+        call.check_encryption(&reply.headers).map_err(|error| error.with_maybe_applied(true))
     }
 
     /// Deletes an object; one that does not exist counts as deleted.

@@ -132,6 +132,19 @@ impl Call {
         self
     }
 
+    /// Refuses an answer that does not confirm the encryption this request asks for: some services do not know it.
+    pub(crate) fn check_encryption(&self, answer: &HeaderMap) -> Result<(), Error> {
+        let name = "x-amz-server-side-encryption";
+        if !self.headers.contains_key(name) || answer.contains_key(name) {
+            return Ok(());
+        }
+        let text = format!(
+            "{}: the service ignores server_side_encryption: what it stores is not encrypted as asked",
+            self.operation
+        );
+        Err(self.locate(Error::new(ErrorKind::Config, text)))
+    }
+
     /// Names the request in an error.
     pub(crate) fn locate(&self, error: Error) -> Error {
         let mut error = error.with_bucket(&self.bucket);
@@ -369,7 +382,8 @@ impl Client {
 }
 
 fn asked<'a>(call: &'a Call, session: &'a Session) -> Asked<'a> {
-    Asked { operation: call.operation, bucket: &call.bucket, region: session.region.as_deref() }
+    let region = session.region.as_deref();
+    Asked { operation: call.operation, bucket: &call.bucket, region, headers: &call.headers }
 }
 
 fn finish(call: &Call, operation: &Operation, error: Error, elapsed: Duration) -> Error {

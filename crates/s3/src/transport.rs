@@ -168,18 +168,20 @@ fn find_tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls:
 }
 
 /// The system's certificates, read once per process (which takes tens of milliseconds), and the given ones.
+///
+/// Read outside the cell: a process may fork meanwhile, and its child would wait for a cell that is being filled.
 fn roots(ca_pem: Option<&[u8]>) -> Result<RootCertStore, Error> {
     static SYSTEM: OnceLock<RootCertStore> = OnceLock::new();
-    let system = SYSTEM.get_or_init(|| {
+    let system = SYSTEM.get().cloned().unwrap_or_else(|| {
         let mut roots = RootCertStore::empty();
         let found = rustls_native_certs::load_native_certs();
         for error in &found.errors {
             tracing::debug!(%error, "system certificates");
         }
         roots.add_parsable_certificates(found.certs);
-        roots
+        SYSTEM.get_or_init(|| roots).clone()
     });
-    let mut roots = system.clone();
+    let mut roots = system;
     if let Some(pem) = ca_pem {
         let mut given = 0;
         for certificate in CertificateDer::pem_slice_iter(pem) {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::runtime::Handle;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use crate::checksum::crc32_combine;
 use crate::client::Client;
@@ -165,8 +165,20 @@ impl Upload {
     ///
     /// # Errors
     /// The first failure of any part or of the last step; after [`Error::maybe_applied`] the object may exist.
-    pub async fn finish(mut self) -> Result<UploadOutput, Error> {
-        match self.try_finish().await {
+    pub async fn finish(self) -> Result<UploadOutput, Error> {
+        self.finish_unless(std::future::pending()).await
+    }
+
+    /// The same, unless `stop` comes first: then the upload is aborted. The object may exist all the same.
+    ///
+    /// # Errors
+    /// As for [`Upload::finish`], and `Interrupted` after `stop`.
+    pub async fn finish_unless(mut self, stop: impl Future<Output = ()>) -> Result<UploadOutput, Error> {
+        let finished = tokio::select! {
+            result = self.try_finish() => result,
+            () = stop => Err(Error::new(ErrorKind::Interrupted, "the upload was given up")),
+        };
+        match finished {
             Ok(output) => {
                 self.begun = None;
                 Ok(output)
@@ -265,19 +277,23 @@ impl Upload {
     async fn abort_begun(&mut self) {
         // What is not yet sent need not stay alive.
         self.current.segments.clear();
-        if let Some(begun) = self.begun.take() {
-            begun.abort(&self.client, &self.bucket, &self.key).await;
+        if let Some(aborting) = self.start_aborting() {
+            aborting.await.ok();
         }
+    }
+
+    /// Aborts in a task of its own: were it cancelled half-way, the service would keep the parts.
+    fn start_aborting(&mut self) -> Option<JoinHandle<()>> {
+        let begun = self.begun.take()?;
+        let runtime = begun.runtime.clone();
+        let (client, bucket, key) = (self.client.clone(), self.bucket.clone(), self.key.clone());
+        Some(runtime.spawn(async move { begun.abort(&client, &bucket, &key).await }))
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if let Some(begun) = self.begun.take() {
-            let (client, runtime) = (self.client.clone(), begun.runtime.clone());
-            let (bucket, key) = (std::mem::take(&mut self.bucket), std::mem::take(&mut self.key));
-            runtime.spawn(async move { begun.abort(&client, &bucket, &key).await });
-        }
+        self.start_aborting();
     }
 }
 

@@ -1,8 +1,8 @@
 //! Who may come in: the one pair of keys, and the gate every request passes after its signature is verified and before
 //! its body is read.
 //!
-//! The gate ([`S3Access::check`]) is where a request can be refused early and cheaply: an anonymous one is, and it is
-//! the place for a rate limit or a scripted fault, since operation, bucket, key and headers are known there.
+//! The gate ([`S3Access::check`]) is where a request can be refused early and cheaply, with operation, bucket, key and
+//! headers known: an anonymous one is, and one that is too many for its partition.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3Result, s3_error};
 
+use crate::partitions::PartitionGate;
 use crate::stats::Counters;
 
 pub(crate) struct Keys {
@@ -33,6 +34,7 @@ impl S3Auth for Keys {
 
 pub(crate) struct Gate {
     pub(crate) counters: Arc<Counters>,
+    pub(crate) partitions: Option<Arc<PartitionGate>>,
 }
 
 #[async_trait::async_trait]
@@ -42,6 +44,6 @@ impl S3Access for Gate {
             return Err(s3_error!(AccessDenied, "Access Denied"));
         }
         self.counters.request(request.s3_op().name());
-        Ok(())
+        self.partitions.as_ref().map_or(Ok(()), |partitions| partitions.check(request))
     }
 }

@@ -4,6 +4,9 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::faults::Fault;
+use crate::partitions::Partitions;
+
 /// Where objects are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Storage {
@@ -16,7 +19,7 @@ pub enum Storage {
 }
 
 /// How to start a [`Server`](crate::Server). The default is an empty in-memory server on a free loopback port.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq)]
 pub struct ServerConfig {
     /// Address to listen on; port 0 takes a free port. Default `127.0.0.1:0`.
     pub address: SocketAddr,
@@ -36,6 +39,16 @@ pub struct ServerConfig {
     /// Whether ETags are the MD5 of the content, as AWS makes them for plain uploads. MD5 costs some 2 CPU-seconds per GiB, so
     /// by default an ETag is merely unique. Default `false`.
     pub md5_etags: bool,
+    /// Whether to serve HTTPS, with a certificate made for this server alone; what clients must trust is
+    /// [`Server::authority`](crate::Server::authority). Default `false`.
+    pub tls: bool,
+    /// A model of S3's partitions in front, with `503 SlowDown` for what is too much. A page at `/_s3dcp/` draws it, and
+    /// `/_s3dcp/partitions` is the same as JSON, both without a signature. Default `None`.
+    pub partitions: Option<Partitions>,
+    /// Faults from the start; [`Server::inject`](crate::Server::inject) adds more. Default none.
+    pub faults: Vec<Fault>,
+    /// Seed of what faults leave to chance. Default 0.
+    pub fault_seed: u64,
 }
 
 impl Default for ServerConfig {
@@ -49,6 +62,10 @@ impl Default for ServerConfig {
             buckets: Vec::new(),
             domain: None,
             md5_etags: false,
+            tls: false,
+            partitions: None,
+            faults: Vec::new(),
+            fault_seed: 0,
         }
     }
 }
@@ -64,6 +81,10 @@ impl fmt::Debug for ServerConfig {
             .field("buckets", &self.buckets)
             .field("domain", &self.domain)
             .field("md5_etags", &self.md5_etags)
+            .field("tls", &self.tls)
+            .field("partitions", &self.partitions)
+            .field("faults", &self.faults)
+            .field("fault_seed", &self.fault_seed)
             .finish()
     }
 }

@@ -6,7 +6,7 @@
 use s3s::S3Result;
 use s3s::host::{S3Host, VirtualHost};
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Domains(Vec<String>);
 
 impl Domains {
@@ -16,7 +16,8 @@ impl Domains {
         Self(configured.into_iter().chain(["localhost".to_owned()]).collect())
     }
 
-    fn bucket(&self, host: &str) -> Option<String> {
+    /// The bucket that a host names.
+    pub(crate) fn bucket(&self, host: &str) -> Option<String> {
         let host = without_port(host).to_ascii_lowercase();
         let bucket = self
             .0

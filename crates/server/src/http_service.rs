@@ -1,16 +1,16 @@
-//! What surrounds the S3 protocol on every request: request ids, the region check, polite refusals.
+//! What surrounds the S3 protocol on every request: request ids, the region check, polite refusals, scripted faults.
 //!
 //! A request that is answered before its body was read (refused at the gate, say) must not lose the answer to a connection
 //! reset, which is what closing a socket with unread data does. [`Courteous`] reads such a body to its end, up to a bound.
 
-use std::convert::Infallible;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, EXPECT, HeaderValue, SERVER};
-use http::{Request, Response, StatusCode};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, EXPECT, HeaderValue, SERVER};
+use http::{Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -18,7 +18,11 @@ use percent_encoding::percent_decode_str;
 use s3s::Body;
 use s3s::service::S3Service;
 
+use crate::faults::{Dropped, Faults, Scripted, Target};
+use crate::host::Domains;
 use crate::ids::Ids;
+use crate::link::Link;
+use crate::partitions::{self, PartitionGate};
 use crate::stats::Counters;
 
 /// Carries an object's size from an operation to [`invalid_range`]; never sent.
@@ -35,37 +39,83 @@ pub(crate) struct HttpService {
 struct Inner {
     s3: S3Service,
     region: Option<String>,
+    domains: Domains,
+    faults: Arc<Faults>,
+    partitions: Option<Arc<PartitionGate>>,
     counters: Arc<Counters>,
     ids: Ids,
 }
 
 impl HttpService {
-    pub(crate) fn new(s3: S3Service, region: Option<String>, counters: Arc<Counters>) -> Self {
-        Self { inner: Arc::new(Inner { s3, region, counters, ids: Ids::new() }) }
+    pub(crate) fn new(
+        s3: S3Service,
+        region: Option<String>,
+        domains: Domains,
+        faults: Arc<Faults>,
+        partitions: Option<Arc<PartitionGate>>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let inner = Inner { s3, region, domains, faults, partitions, counters, ids: Ids::new() };
+        Self { inner: Arc::new(inner) }
     }
 
-    pub(crate) async fn call(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    /// The answer to a request that came over `link`.
+    pub(crate) async fn call(
+        &self,
+        request: Request<Incoming>,
+        link: &Link,
+    ) -> Result<Response<Body>, Dropped> {
+        if let Some(gate) = &self.inner.partitions
+            && let Some(page) = partitions::page(gate, request.uri().path())
+        {
+            return Ok(page);
+        }
         let request_id = self.inner.ids.next();
-        let mut response = match self.wrong_region(&request) {
-            Some((given, expected)) => refuse_region(&given, expected, &request_id),
-            None => match self.inner.s3.call(courteous(request)).await {
-                Ok(mut response) => match response.headers_mut().remove(OBJECT_SIZE_HEADER) {
-                    Some(size) => invalid_range(&size, &request_id),
-                    None => response,
-                },
-                Err(error) => internal_error(&format!("{error:?}"), &request_id),
-            },
+        let strike = self.inner.faults.strike(|| Target::of(&request, &self.inner.domains));
+        let expects_continue = request.headers().contains_key(EXPECT);
+        let request = courteous(request);
+        let mut response = match strike {
+            None => self.answer(request, &request_id).await,
+            Some(strike) => {
+                let is_head = request.method() == Method::HEAD;
+                match strike.before(request, link).await? {
+                    ControlFlow::Break(Scripted { status, code }) => {
+                        error(status, &code, "A scripted fault.", "", &request_id)
+                    }
+                    ControlFlow::Continue(request) => {
+                        let response = self.answer(request, &request_id).await;
+                        strike.after(response, link, is_head).await?
+                    }
+                }
+            }
         };
         if let Ok(value) = HeaderValue::try_from(request_id) {
             response.headers_mut().insert("x-amz-request-id", value);
         }
         response.headers_mut().insert(SERVER, HeaderValue::from_static("s3dcp"));
+        if expects_continue && !response.status().is_success() {
+            // The body may never come, and then the connection cannot go on: the client is told.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         self.inner.counters.response(response.status().as_u16());
         Ok(response)
     }
 
+    async fn answer(&self, request: Request<Body>, request_id: &str) -> Response<Body> {
+        if let Some((given, expected)) = self.wrong_region(&request) {
+            return refuse_region(&given, expected, request_id);
+        }
+        match self.inner.s3.call(request).await {
+            Ok(mut response) => match response.headers_mut().remove(OBJECT_SIZE_HEADER) {
+                Some(size) => invalid_range(&size, request_id),
+                None => response,
+            },
+            Err(error) => internal_error(&format!("{error:?}"), request_id),
+        }
+    }
+
     /// The region a request is signed for and the region of this server, if they differ.
-    fn wrong_region(&self, request: &Request<Incoming>) -> Option<(String, &str)> {
+    fn wrong_region<B>(&self, request: &Request<B>) -> Option<(String, &str)> {
         let expected = self.inner.region.as_deref()?;
         let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let given = region_of(header, request.uri().query())?;

@@ -8,7 +8,11 @@
 //! and uploads (`store`) over one of two back-ends (`backend`). It shares no code with this project's own S3 client,
 //! so that a mistake in one shows in the other.
 //!
-//! It is a development endpoint: one pair of keys, no versions, no policies, no TLS, no `fsync`.
+//! A model of S3's partitions can stand in front ([`Partitions`]), with its `503 SlowDown`, splits and a page that shows them.
+//!
+//! What can go wrong between a client and S3 can be made to go wrong here ([`Fault`]), over HTTPS as well.
+//!
+//! It is a development endpoint: one pair of keys, no versions, no policies, no `fsync`.
 //!
 //! ```
 //! # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -30,21 +34,27 @@ mod config;
 #[cfg(test)]
 mod conformance;
 mod disk;
-
+mod faults;
 mod host;
 mod http_service;
 mod ids;
+mod link;
 mod list;
 mod memory;
 mod multipart;
 mod object;
+mod partitions;
 mod receive;
 mod send;
 mod server;
 mod service;
 mod stats;
 mod store;
+mod tls;
 
 pub use config::{ServerConfig, Storage};
+pub use faults::{Fault, InvalidFault};
+pub use partitions::Partitions;
+pub use s3dcp_partition::{Limits, PartitionView};
 pub use server::Server;
 pub use stats::ServerStats;

@@ -10,8 +10,10 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use s3dcp_partition::PartitionView;
 use s3s::service::S3ServiceBuilder;
 use s3s::{S3Error, S3ErrorCode};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -20,12 +22,16 @@ use crate::access::{Gate, Keys};
 use crate::backend::Backend;
 use crate::config::{ServerConfig, Storage};
 use crate::disk::Disk;
+use crate::faults::{Fault, Faults};
 use crate::host::Domains;
 use crate::http_service::HttpService;
+use crate::link::Link;
 use crate::memory::Memory;
+use crate::partitions::PartitionGate;
 use crate::service::Service;
 use crate::stats::{Counters, ServerStats};
 use crate::store::Store;
+use crate::tls::Tls;
 
 /// How long [`Server::stop`] lets requests under way finish.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
@@ -41,6 +47,9 @@ pub struct Server {
     region: String,
     store: Arc<Store>,
     counters: Arc<Counters>,
+    faults: Arc<Faults>,
+    partitions: Option<Arc<PartitionGate>>,
+    authority: Option<String>,
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
 }
@@ -77,18 +86,45 @@ impl Server {
         let mut builder = S3ServiceBuilder::new(service);
         builder
             .set_auth(Keys { access_key: config.access_key.clone(), secret_key: config.secret_key.clone() });
-        builder.set_access(Gate { counters: Arc::clone(&counters) });
-        builder.set_host(Domains::new(config.domain.as_deref()));
-        let service = HttpService::new(builder.build(), config.region.clone(), Arc::clone(&counters));
+        let partitions = config.partitions.as_ref().map(PartitionGate::new).transpose();
+        let partitions = partitions
+            .map_err(|reason| io::Error::new(io::ErrorKind::InvalidInput, format!("partitions: {reason}")))?
+            .map(Arc::new);
+        builder.set_access(Gate { counters: Arc::clone(&counters), partitions: partitions.clone() });
+        let domains = Domains::new(config.domain.as_deref());
+        builder.set_host(domains.clone());
+        let faults = Arc::new(Faults::new(&config.faults, config.fault_seed));
+        let service = HttpService::new(
+            builder.build(),
+            config.region.clone(),
+            domains,
+            Arc::clone(&faults),
+            partitions.clone(),
+            Arc::clone(&counters),
+        );
+        let tls = config.tls.then(|| Tls::new(config.address.ip(), config.domain.as_deref())).transpose()?;
 
         let listener = TcpListener::bind(config.address).await.map_err(|error| {
             io::Error::new(error.kind(), format!("cannot listen on {}: {error}", config.address))
         })?;
         let address = listener.local_addr()?;
         let (stop, stopping) = watch::channel(false);
-        let accepting = tokio::spawn(accept(listener, service, stopping));
+        let authority = tls.as_ref().map(|tls| tls.authority.clone());
+        let accepting = tokio::spawn(accept(listener, service, tls, stopping));
         let ServerConfig { access_key, secret_key, .. } = config;
-        Ok(Self { address, access_key, secret_key, region, store, counters, stop, accepting })
+        Ok(Self {
+            address,
+            access_key,
+            secret_key,
+            region,
+            store,
+            counters,
+            faults,
+            partitions,
+            authority,
+            stop,
+            accepting,
+        })
     }
 
     /// The address that is listened on, with the port that was found.
@@ -96,9 +132,36 @@ impl Server {
         self.address
     }
 
-    /// What a client takes as its endpoint: `http://<address>:<port>`.
+    /// What a client takes as its endpoint: `http://<address>:<port>`, or `https://`.
     pub fn endpoint_url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.authority.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The certificate, as PEM, of the authority that clients must trust to reach the server; `None` without TLS.
+    pub fn authority(&self) -> Option<&str> {
+        self.authority.as_deref()
+    }
+
+    /// The partitions in front, in the order of their keys, and what each was asked for; none without
+    /// [`ServerConfig::partitions`].
+    pub fn partitions(&self) -> Vec<PartitionView> {
+        self.partitions.as_ref().map(|gate| gate.views()).unwrap_or_default()
+    }
+
+    /// Adds a fault behind those that are there.
+    pub fn inject(&self, fault: Fault) {
+        self.faults.add(fault);
+    }
+
+    /// Takes all faults away.
+    pub fn clear_faults(&self) {
+        self.faults.clear();
+    }
+
+    /// The faults in force, and to how many requests each was applied.
+    pub fn faults(&self) -> Vec<(Fault, u64)> {
+        self.faults.applied()
     }
 
     /// The access key that the server knows.
@@ -181,14 +244,19 @@ fn bucket_error(name: &str, error: &S3Error) -> io::Error {
     io::Error::new(kind, format!("bucket {name:?}: {what}"))
 }
 
-async fn accept(listener: TcpListener, service: HttpService, stopping: watch::Receiver<bool>) {
+async fn accept(
+    listener: TcpListener,
+    service: HttpService,
+    tls: Option<Tls>,
+    stopping: watch::Receiver<bool>,
+) {
     let mut connections = JoinSet::new();
     let mut told = pin!(told_to_stop(stopping.clone()));
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve(stream, service.clone(), stopping.clone()));
+                    connections.spawn(serve(stream, service.clone(), tls.clone(), stopping.clone()));
                 }
                 // Out of file descriptors, say: the connections that are open will give some back.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -209,12 +277,31 @@ async fn told_to_stop(mut stopping: watch::Receiver<bool>) {
     let _dropped = stopping.wait_for(|stopping| *stopping).await;
 }
 
-async fn serve(stream: TcpStream, service: HttpService, stopping: watch::Receiver<bool>) {
+async fn serve(stream: TcpStream, service: HttpService, tls: Option<Tls>, stopping: watch::Receiver<bool>) {
     // Without it small answers would wait for acknowledgements; a failure costs only that.
     let _best_effort = stream.set_nodelay(true);
+    let link = Link::default();
+    let stream = link.stream(stream);
+    match tls {
+        None => speak_http(stream, service, link, stopping).await,
+        Some(tls) => {
+            // A client that does not get through the handshake learns why itself.
+            if let Some(stream) = tls.accept(stream).await {
+                speak_http(stream, service, link, stopping).await;
+            }
+        }
+    }
+}
+
+async fn speak_http(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    service: HttpService,
+    link: Link,
+    stopping: watch::Receiver<bool>,
+) {
     let answer = service_fn(move |request| {
-        let service = service.clone();
-        async move { service.call(request).await }
+        let (service, link) = (service.clone(), link.clone());
+        async move { service.call(request, &link).await }
     });
     let mut connection = pin!(
         http1::Builder::new()

@@ -10,6 +10,7 @@ use s3dcp_s3::{Client, ClientConfig, ErrorKind, Payload, PutOptions, StaticCrede
 use s3dcp_server::{Server, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
 pub(crate) const BUCKET: &str = "bucket";
 
@@ -94,6 +95,8 @@ impl Head {
 /// What the proxy does with a request.
 pub(crate) enum Action {
     Forward,
+    /// Forward once the gate is open.
+    Hold(Arc<Semaphore>),
     /// Forward, and close the connection instead of answering.
     LoseReply,
     /// Close the connection at once.
@@ -102,6 +105,10 @@ pub(crate) enum Action {
     Answer(u16, &'static str),
     /// Delete the object first, so that `If-None-Match: *` holds whatever was there.
     MakeConditionHold,
+    /// Put this object first.
+    PutBefore(&'static str, Bytes),
+    /// Forward, and answer with this made of the server's answer, of the same length.
+    Rewrite(fn(String) -> String),
 }
 
 async fn pass_one(
@@ -144,7 +151,12 @@ async fn pass_one(
             let key = head.path.trim_start_matches('/').split_once('/').unwrap().1;
             direct.delete_object(BUCKET, key).await.unwrap();
         }
-        Action::Forward | Action::LoseReply => {}
+        Action::PutBefore(key, ref body) => {
+            let body = Payload::from(body.clone());
+            direct.put_object(BUCKET, key, body, &PutOptions::default()).await.unwrap();
+        }
+        Action::Hold(ref gate) => drop(gate.acquire().await.unwrap()),
+        Action::Forward | Action::LoseReply | Action::Rewrite(_) => {}
     }
     // one request per connection
     request.splice(end..end, b"\r\nconnection: close".iter().copied());
@@ -152,6 +164,9 @@ async fn pass_one(
     server.write_all(&request).await.unwrap();
     let mut answer = Vec::new();
     let _ = server.read_to_end(&mut answer).await;
+    if let Action::Rewrite(change) = action {
+        answer = change(String::from_utf8(answer).unwrap()).into_bytes();
+    }
     if !matches!(action, Action::LoseReply) {
         let _ = stream.write_all(&answer).await;
     }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::support::{Act, Responder, error, pattern, read, read_with, response};
 use bytes::Bytes;
 use s3dcp_s3::{
-    Client, ClientConfig, Condition, Error, ErrorKind, Payload, PutOptions, UploadOptions, crc32,
+    Client, ClientConfig, Condition, Error, ErrorKind, Payload, PutOptions, RangeRead, RangeSink,
+    ServerSideEncryption, Space, UploadOptions, crc32,
 };
 
 const MIB: usize = 1 << 20;
@@ -353,6 +354,66 @@ async fn the_deadline_ends_an_operation_in_the_middle_of_an_attempt() {
     assert!(error.message().contains("deadline") && error.maybe_applied());
 }
 
+/// Takes its time with every few bytes, so that more of them are always waiting.
+struct Slow;
+
+impl RangeSink for Slow {
+    fn space(&mut self) -> Space<'_> {
+        Space::Write(64 << 10)
+    }
+
+    fn write(&mut self, _bytes: &[u8]) -> Result<(), Error> {
+        std::thread::sleep(Duration::from_millis(20));
+        Ok(())
+    }
+
+    fn restart(&mut self) {}
+
+    fn finish(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_deadline_ends_a_body_that_never_pauses() {
+    let object = pattern(8 * MIB);
+    let server =
+        Responder::start(move |_, seen| Act::Answer(ranged(&object, seen.header("range").unwrap()))).await;
+    let config = ClientConfig { deadline: Duration::from_millis(300), ..server.config() };
+    let read = RangeRead { key: "k".to_owned(), range: 0..8 << 20, sink: Box::new(Slow) };
+    let error = Client::new(config).unwrap().download("bkt", vec![read]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(error.message().contains("deadline"), "{error}");
+}
+
+#[tokio::test]
+async fn no_more_of_an_object_is_taken_than_was_allowed() {
+    let server = Responder::start(|_, seen| match seen.target.as_str() {
+        "/bkt/framed" => {
+            let mut answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+            for _ in 0..10 {
+                answer.extend_from_slice(b"a\r\n0123456789\r\n");
+            }
+            answer.extend_from_slice(b"0\r\n\r\n");
+            Act::Answer(answer)
+        }
+        "/bkt/absurd" => {
+            Act::Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 10995116277760\r\n\r\n0123".to_vec())
+        }
+        _ => Act::Answer(response("200 OK", &[], &[7; 100])),
+    })
+    .await;
+    let client = server.client();
+    for key in ["plain", "framed"] {
+        assert_eq!(client.get_object_within("bkt", key, 100).await.unwrap().body.len(), 100);
+    }
+    for (key, limit) in [("plain", 99), ("framed", 99), ("absurd", 4 << 30)] {
+        let error = client.get_object_within("bkt", key, limit).await.unwrap_err();
+        assert_eq!((error.kind(), error.attempts(), error.key()), (ErrorKind::Corrupt, 1, Some(key)));
+        assert!(error.message().contains(&limit.to_string()), "{error}");
+    }
+}
+
 #[tokio::test]
 async fn a_clock_that_is_wrong_is_set_by_the_service() {
     let server = Responder::start(|number, _| match number {
@@ -432,11 +493,42 @@ async fn a_part_that_fails_for_good_fails_the_upload_and_aborts_it() {
 }
 
 #[tokio::test]
+async fn encryption_that_the_service_does_not_confirm_fails_every_write() {
+    let server = multipart_server(|_, _| None).await;
+    let encryption = Some(ServerSideEncryption::Aes256);
+    let client = Client::new(ClientConfig { server_side_encryption: encryption, ..server.config() }).unwrap();
+    let put = client.put_object("bkt", "k", body(1), &PutOptions::default()).await.map(drop);
+    let copy = client.copy_object("bkt", "k", "l").await;
+    for error in [put.unwrap_err(), copy.unwrap_err()] {
+        assert_eq!((error.kind(), error.maybe_applied()), (ErrorKind::Config, true));
+    }
+    let mut upload = client.upload("bkt", "k", PARTS);
+    let error = match push_all(&mut upload, &pattern(12 * MIB)).await {
+        Err(error) => error,
+        Ok(()) => upload.finish().await.unwrap_err(),
+    };
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.message().contains("server_side_encryption"), "{error}");
+    let seen = server.seen();
+    assert!(seen.iter().any(|seen| seen.method == "DELETE" && seen.target.contains("uploadId=U%2B1")));
+    assert!(!seen.iter().any(|seen| seen.target.contains("partNumber=")));
+}
+
+#[tokio::test]
 async fn a_dropped_upload_is_aborted_in_the_background() {
     let server = multipart_server(|_, _| None).await;
     let mut upload = server.client().upload("bkt", "k", PARTS);
     push_all(&mut upload, &pattern(6 * MIB)).await.unwrap();
     drop(upload);
+    server.wait_for("DELETE", "uploadId=U%2B1").await;
+}
+
+#[tokio::test]
+async fn an_abort_goes_on_when_nobody_waits_for_it_any_more() {
+    let server = multipart_server(|_, _| None).await;
+    let mut upload = server.client().upload("bkt", "k", PARTS);
+    push_all(&mut upload, &pattern(6 * MIB)).await.unwrap();
+    assert!(futures_util::FutureExt::now_or_never(upload.abort()).is_none(), "it was given up half-way");
     server.wait_for("DELETE", "uploadId=U%2B1").await;
 }
 

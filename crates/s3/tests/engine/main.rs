@@ -4,6 +4,7 @@
 
 mod chain;
 mod faults;
+mod secrets;
 mod server;
 mod support;
 mod tls;

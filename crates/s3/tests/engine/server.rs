@@ -3,7 +3,8 @@
 use crate::support::{config, pattern, read};
 use bytes::Bytes;
 use s3dcp_s3::{
-    Client, ClientConfig, Condition, ErrorKind, Payload, PutOptions, StaticCredentials, UploadOptions, crc32,
+    Client, ClientConfig, Condition, ErrorKind, Payload, PutOptions, ServerSideEncryption, StaticCredentials,
+    UploadOptions, crc32,
 };
 use s3dcp_server::{Server, ServerConfig};
 
@@ -82,6 +83,25 @@ async fn conditions_hold() {
         ErrorKind::PreconditionFailed
     );
     assert_eq!(client.head_object(BUCKET, "k").await.unwrap().etag, second);
+}
+
+#[tokio::test]
+async fn encryption_that_the_service_confirms_is_fine() {
+    let server_side_encryption = Some(ServerSideEncryption::Aes256);
+    let (_server, client) = start_with(|config| ClientConfig {
+        server_side_encryption: server_side_encryption.clone(),
+        ..config
+    })
+    .await;
+    put(&client, "k", b"v".to_vec()).await;
+    client.copy_object(BUCKET, "k", "copy").await.unwrap();
+    let options = UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None };
+    let mut upload = client.upload(BUCKET, "parts", options);
+    for _ in 0..2 {
+        let part = Bytes::from(pattern(5 * MIB));
+        upload.push(part.clone(), crc32(&part)).await.unwrap();
+    }
+    assert_eq!(upload.finish().await.unwrap().parts, 2);
 }
 
 #[tokio::test]
@@ -249,10 +269,40 @@ async fn an_upload_under_way_is_listed_until_it_is_aborted() {
         }
     };
     assert_eq!((uploads.len(), uploads[0].key.as_str()), (1, "a b/k"));
+    let id = &uploads[0].upload_id;
+    let parts = loop {
+        let parts = client.list_parts(BUCKET, "a b/k", id).await.unwrap();
+        if !parts.is_empty() {
+            break parts;
+        }
+    };
+    assert_eq!((parts.len(), parts[0].number, parts[0].size), (1, 1, 5 << 20));
+    let clock = client.list_objects(BUCKET, "", None).await.unwrap().service_time.unwrap();
+    for time in [uploads[0].initiated.unwrap(), parts[0].last_modified.unwrap()] {
+        assert!(clock.duration_since(time).unwrap().as_secs() < 3600);
+    }
     upload.abort().await;
+    assert_eq!(client.list_parts(BUCKET, "a b/k", id).await.unwrap_err().code(), Some("NoSuchUpload"));
     assert_eq!(client.list_multipart_uploads(BUCKET, "").await.unwrap(), []);
     client.abort_multipart_upload(BUCKET, "a b/k", &uploads[0].upload_id).await.unwrap();
     assert_eq!(client.head_object(BUCKET, "a b/k").await.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn an_upload_that_is_given_up_while_it_finishes_is_aborted_by_then() {
+    let (_server, client) = start().await;
+    let options = UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None };
+    for parts in [0, 3] {
+        let mut upload = client.upload(BUCKET, "k", options);
+        let part = Bytes::from(vec![1; 5 << 20]);
+        for _ in 0..parts {
+            upload.push(part.clone(), crc32(&part)).await.unwrap();
+        }
+        let error = upload.finish_unless(std::future::ready(())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Interrupted);
+        assert_eq!(client.list_multipart_uploads(BUCKET, "").await.unwrap(), []);
+        assert_eq!(client.head_object(BUCKET, "k").await.unwrap_err().kind(), ErrorKind::NotFound);
+    }
 }
 
 #[tokio::test]

@@ -268,7 +268,13 @@ impl Service {
             set_checksum!(result, checksum.algorithm(), checksum);
             result.checksum_type = Some(ChecksumType::from_static(checksum.kind()));
         }
-        Ok(CopyObjectOutput { copy_object_result: Some(result), ..Default::default() })
+        let server_side_encryption =
+            object.metadata.server_side_encryption.clone().map(ServerSideEncryption::from);
+        Ok(CopyObjectOutput {
+            copy_object_result: Some(result),
+            server_side_encryption,
+            ..Default::default()
+        })
     }
 
     /// The copy is one piece, whatever its source was, so its checksum is that of the whole object.

@@ -1,0 +1,114 @@
+//! Names, sizes and times as a person reads them.
+
+use std::time::Duration;
+
+/// A name with its control characters escaped, so that a key cannot play with the terminal.
+pub(crate) fn printable(name: &str) -> String {
+    name.chars()
+        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+        .collect()
+}
+
+/// Bytes, in the unit that leaves the fewest digits.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// A time in its two largest units, as `--older-than` takes them; days from the second on.
+pub(crate) fn duration(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600, seconds / 60);
+    let (large, small) = match seconds {
+        0..60 => (format!("{seconds}s"), String::new()),
+        60..3600 => (format!("{minutes}m"), format!("{}s", seconds % 60)),
+        3600..172_800 => (format!("{hours}h"), format!("{}m", minutes % 60)),
+        _ => (format!("{days}d"), format!("{}h", hours % 24)),
+    };
+    if small.is_empty() || small.starts_with("0") { large } else { format!("{large} {small}") }
+}
+
+/// Reads a time such as `90s`, `30m`, `2h` or `7d`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let unit = match text.chars().last() {
+        Some('s') => Some(1),
+        Some('m') => Some(60),
+        Some('h') => Some(3600),
+        Some('d') => Some(86_400),
+        _ => None,
+    };
+    let digits = text.get(..text.len().saturating_sub(1)).unwrap_or_default();
+    let number = digits.parse::<u64>().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()));
+    let seconds = number.zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| "must be a whole number and one of s, m, h, d, such as 90s, 30m, 2h or 7d".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_one_decimal_and_the_right_unit() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (5 << 30, "5.0 GiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+        assert_eq!(size((1 << 20) - 1), "1.0 MiB");
+    }
+
+    #[test]
+    fn times_have_their_two_largest_units() {
+        for (seconds, text) in [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m"),
+            (61, "1m 1s"),
+            (3600, "1h"),
+            (86_400, "24h"),
+            (90_061, "25h 1m"),
+            (172_800, "2d"),
+            (200_000, "2d 7h"),
+        ] {
+            assert_eq!(duration(Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn a_time_to_read_has_a_number_and_a_unit() {
+        for (text, seconds) in [("0s", 0), ("90s", 90), ("30m", 1800), ("2h", 7200), ("7d", 604_800)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)));
+        }
+        for text in [
+            "",
+            "h",
+            "2",
+            "2 h",
+            "-1h",
+            "+1h",
+            "1.5h",
+            "2w",
+            "2hé",
+            "99999999999999999999s",
+            "9999999999999999999d",
+        ] {
+            assert!(parse_duration(text).is_err(), "{text:?}");
+        }
+    }
+}

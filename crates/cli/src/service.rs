@@ -1,0 +1,48 @@
+//! Which S3 service a subcommand talks to, and as whom.
+
+use clap::Args;
+use s3dcp_s3::{Client, ClientConfig, Error, ErrorKind};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::report::Failure;
+
+#[derive(Debug, Args)]
+pub(crate) struct Service {
+    /// Endpoint to ask [default: AWS_ENDPOINT_URL, else AWS]
+    #[arg(long, value_name = "URL")]
+    endpoint_url: Option<String>,
+    /// Region of the bucket [default: AWS_REGION, else the profile's]
+    #[arg(long)]
+    region: Option<String>,
+    /// Profile to take credentials from
+    #[arg(long)]
+    profile: Option<String>,
+    /// Put the bucket into the path, not into the host name
+    #[arg(long)]
+    force_path_style: bool,
+}
+
+impl Service {
+    pub(crate) fn client(&self) -> Result<Client, Failure> {
+        let config = ClientConfig {
+            region: self.region.clone(),
+            endpoint_url: self.endpoint_url.clone(),
+            profile: self.profile.clone(),
+            force_path_style: self.force_path_style,
+            ..ClientConfig::default()
+        };
+        Client::new(config).map_err(failure)
+    }
+}
+
+/// What runs one client.
+pub(crate) fn runtime() -> Result<Runtime, Failure> {
+    Builder::new_current_thread().enable_all().build().map_err(Failure::failed)
+}
+
+pub(crate) fn failure(error: Error) -> Failure {
+    match error.kind() {
+        ErrorKind::Config => Failure::usage(error),
+        _ => Failure::failed(error),
+    }
+}

@@ -1,0 +1,133 @@
+//! One fault striking one request.
+
+use std::future::pending;
+use std::ops::ControlFlow;
+
+use http::header::CONTENT_LENGTH;
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use s3s::Body;
+
+use super::body::{Ending, Flipped, Shortened};
+use super::rule::Action;
+use crate::link::Link;
+
+/// The connection is to close without an answer.
+#[derive(Debug)]
+pub(crate) struct Dropped;
+
+impl std::fmt::Display for Dropped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a scripted fault closes the connection")
+    }
+}
+
+impl std::error::Error for Dropped {}
+
+/// An error to answer with.
+pub(crate) struct Scripted {
+    pub(crate) status: StatusCode,
+    pub(crate) code: String,
+}
+
+pub(crate) struct Strike {
+    action: Action,
+    /// Where chance decides within the request: which bit flips.
+    random: u64,
+}
+
+impl Strike {
+    pub(super) fn new(action: Action, random: u64) -> Self {
+        Self { action, random }
+    }
+
+    /// The request as it goes on, or what it is answered with instead.
+    pub(crate) async fn before(
+        &self,
+        request: Request<Body>,
+        link: &Link,
+    ) -> Result<ControlFlow<Scripted, Request<Body>>, Dropped> {
+        match &self.action {
+            Action::Error(status, code) => {
+                return Ok(ControlFlow::Break(Scripted { status: *status, code: code.clone() }));
+            }
+            Action::Drop => return Err(Dropped),
+            Action::ResetRequest(bytes) => {
+                swallow(request.into_body(), *bytes).await;
+                link.reset();
+                return Err(Dropped);
+            }
+            Action::Silence => {
+                swallow(request.into_body(), u64::MAX).await;
+                return pending().await;
+            }
+            Action::FlipRequest => {
+                let length = content_length(request.headers());
+                return Ok(ControlFlow::Continue(request.map(|body| flipped(body, length, self.random))));
+            }
+            Action::Delay(time) => tokio::time::sleep(*time).await,
+            Action::Lose
+            | Action::Reset(_)
+            | Action::Cut(_)
+            | Action::Stall(_)
+            | Action::Truncate(_)
+            | Action::Flip => {}
+        }
+        Ok(ControlFlow::Continue(request))
+    }
+
+    /// The answer as it is sent, to a request that was carried out.
+    pub(crate) async fn after(
+        &self,
+        response: Response<Body>,
+        link: &Link,
+        is_head: bool,
+    ) -> Result<Response<Body>, Dropped> {
+        let length = content_length(response.headers()).or(response.body().size_hint().exact());
+        let is_empty = is_head || length == Some(0);
+        let shortened = |response: Response<Body>, at, ending| {
+            response.map(|body| Body::http_body_unsync(Shortened::new(body, at, ending)))
+        };
+        match self.action {
+            Action::Lose => Err(Dropped),
+            Action::Cut(_) if is_empty => Err(Dropped),
+            Action::Reset(_) if is_empty => {
+                link.reset();
+                Err(Dropped)
+            }
+            Action::Stall(_) if is_empty => pending().await,
+            Action::Reset(at) => Ok(shortened(response, at, Ending::Reset(link.clone()))),
+            Action::Cut(at) => Ok(shortened(response, at, Ending::Cut)),
+            Action::Stall(at) => Ok(shortened(response, at, Ending::Stall)),
+            Action::Truncate(at) if length.is_none_or(|length| at < length) && !is_empty => {
+                let mut response = shortened(response, at, Ending::Proper);
+                response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(at));
+                Ok(response)
+            }
+            Action::Flip if !is_empty => Ok(response.map(|body| flipped(body, length, self.random))),
+            _ => Ok(response),
+        }
+    }
+}
+
+fn flipped(body: Body, length: Option<u64>, random: u64) -> Body {
+    // Without a length the bit is in what surely is there: the first byte.
+    let bits = 8 * length.unwrap_or(1).max(1);
+    Body::http_body_unsync(Flipped::new(body, random % bits))
+}
+
+fn content_length(headers: &http::HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Reads `bytes` bytes of a body, or all of it.
+async fn swallow(mut body: Body, bytes: u64) {
+    let mut read = 0;
+    while read < bytes {
+        match body.frame().await {
+            Some(Ok(frame)) => read += frame.data_ref().map_or(0, |data| data.len() as u64),
+            _ => break,
+        }
+    }
+}

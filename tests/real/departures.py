@@ -1,0 +1,90 @@
+"""Where other servers differ from S3: tests that cannot pass there, and why.
+
+Only what the server does differently stands here. What s3dcp makes of it is in ``test_real_s3.py``.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+
+class Sometimes(str):
+    """A reason that does not hold in every run."""
+
+
+NO_CHECKSUMS = "checksums are neither verified nor kept"
+NO_CONDITIONS = "conditional writes are ignored"
+ONE_CODE = "every refused signature is AccessDenied"
+OTHER_CODE = "another error code"
+PEERS_ETAG = "the reference package's client wants the ETag that the answer to CompleteMultipartUpload lacks"
+
+BY_SERVER: dict[str, dict[str, str]] = {
+    "rgw": {
+        "test_a_bucket_is_made_once": "making a bucket again is no error",
+        "test_a_bucket_tells_its_region": "buckets tell no region",
+        "test_a_composite_checksum_is_of_the_parts_checksums": NO_CHECKSUMS,
+        "test_a_conditional_completion_holds": "conditions of CompleteMultipartUpload are ignored",
+        "test_a_copy_of_another_object_than_expected_is_refused": "the condition is ignored",
+        "test_a_longer_key_is_refused": OTHER_CODE,
+        "test_a_made_up_continuation_token_is_refused": "a continuation token is a key like any other",
+        "test_a_multipart_upload_has_one_checksum_of_the_whole_object": NO_CHECKSUMS,
+        "test_a_part_with_another_algorithm_than_its_upload_is_refused": NO_CHECKSUMS,
+        "test_a_put_that_wants_an_object_replaces_no_other": "If-Match compares with the quotes of an ETag",
+        "test_a_repeated_completion_answers_like_the_first": "the answer to CompleteMultipartUpload has no ETag",
+        "test_checksums_in_headers_are_verified_and_returned": NO_CHECKSUMS,
+        "test_checksums_in_trailers_are_verified": "bodies with a trailer are refused",
+        "test_completing_an_upload_checks_its_parts": OTHER_CODE,
+        "test_copies_have_the_checksum_of_their_bytes": NO_CHECKSUMS,
+        "test_from_the_reference_to_us": PEERS_ETAG,
+        "test_of_racing_conditional_writers_exactly_one_wins[rgw-multipart]": (
+            "conditions of CompleteMultipartUpload are ignored"
+        ),
+        "test_parts_can_be_read_by_number": "the number of a part is ignored",
+        "test_the_peers_client_reads_writes_and_lists": PEERS_ETAG,
+        "test_uploads_of_one_key_are_listed_in_the_order_they_began": "uploads are listed by their ids",
+        "test_we_overwrite_what_the_reference_wrote_and_leave_nothing_of_it": PEERS_ETAG,
+        "test_we_read_what_the_reference_wrote": PEERS_ETAG,
+        "test_what_is_damaged_on_the_way_to_the_server_is_sent_again": NO_CHECKSUMS,
+    },
+    "garage": {
+        "test_a_bucket_needs_a_valid_name": OTHER_CODE,
+        "test_a_bucket_tells_its_region": "buckets tell no region",
+        "test_a_conditional_completion_holds": NO_CONDITIONS,
+        "test_a_copy_of_an_object_to_itself_must_change_something": "such a copy is no error",
+        "test_a_key_may_have_1024_bytes": "the metadata engine lmdb takes keys of up to some 480 bytes",
+        "test_a_longer_key_is_refused": OTHER_CODE,
+        "test_a_made_up_continuation_token_is_refused": OTHER_CODE,
+        "test_a_multipart_upload_has_one_checksum_of_the_whole_object": OTHER_CODE,
+        "test_a_part_with_another_algorithm_than_its_upload_is_refused": OTHER_CODE,
+        "test_a_put_that_wants_an_object_replaces_no_other": NO_CONDITIONS,
+        "test_a_put_that_wants_no_object_replaces_none": NO_CONDITIONS,
+        "test_a_repeated_completion_answers_like_the_first": "a completed upload does not exist any more",
+        "test_a_server_that_honours_conditions_satisfies_a_writer_that_requires_them": NO_CONDITIONS,
+        "test_a_wrong_secret": ONE_CODE,
+        "test_a_wrong_secret_is_denied_and_never_shown": ONE_CODE,
+        "test_an_unknown_access_key_is_denied": ONE_CODE,
+        "test_an_unknown_bucket": "answers carry no request id",
+        "test_any_key_is_kept_listed_and_deleted": "a slash at the start of a key is dropped",
+        "test_buckets_are_made_listed_and_deleted": Sometimes("buckets are listed in any order"),
+        "test_checksums_in_headers_are_verified_and_returned": "a wrong checksum is InvalidDigest",
+        "test_completing_an_upload_checks_its_parts": "parts of any size are joined",
+        "test_conditional_reads_hold": "a failed condition of a GET has no error document",
+        "test_content_md5_is_verified": OTHER_CODE,
+        "test_listings_page_and_group[garage-list_objects]": "groups are repeated on every page",
+        "test_listings_start_where_told": "a page holds at least one key",
+        "test_of_racing_conditional_writers_exactly_one_wins": NO_CONDITIONS,
+        "test_overlapping_async_saves_of_one_path_leave_one_whole_checkpoint": Sometimes(NO_CONDITIONS),
+        "test_parts_can_be_read_by_number": OTHER_CODE,
+        "test_presigned_urls_work_until_they_are_changed": "signatures of version 2 are refused",
+        "test_signatures_are_verified": ONE_CODE,
+        "test_the_peers_client_reads_writes_and_lists": "an empty part is refused",
+        "test_uploads_are_listed_until_they_end": "uploads are listed by their ids",
+        "test_uploads_of_one_key_are_listed_in_the_order_they_began": "uploads are listed by their ids",
+    },
+}
+
+
+def reason(server: str, item: pytest.Item) -> str | None:
+    """Why this test fails on this server; None where it must pass."""
+    expected = BY_SERVER.get(server, {})
+    return expected.get(item.name) or expected.get(getattr(item, "originalname", item.name))

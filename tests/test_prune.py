@@ -1,0 +1,283 @@
+"""What killed and failed saves leave behind: how little that is, and that ``s3dcp prune`` finds it and nothing else."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed.checkpoint import DefaultSavePlanner
+
+from s3dcp import AlreadyExists, HexPrefixStrategy, S3ClientConfig, testing
+from workers import faults, jobs
+from workers.states import training_state, values
+from workers.store import Store
+
+ID = "0123456789abcdef"
+MIB = 1 << 20
+
+
+def prune(uri: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """The command; 0 s of age unless `options` say otherwise."""
+    age = () if "--older-than" in options else ("--older-than", "0s")
+    arguments = [sys.executable, "-m", "s3dcp", "prune", uri, *age, *options]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+
+
+def listed(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str]]:
+    """Kind and key of every line of the table."""
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(
+        r"^(upload|shard file|probe) +\S+ \w+ +\d+[smhd](?: \d+[smhd])?  (.*)$", done.stdout, re.MULTILINE
+    )
+    assert int(re.search(r"^(\d+) leftovers? of ", done.stdout, re.MULTILINE)[1]) == len(lines)
+    return lines
+
+
+def tensors(count: int, mib: int) -> dict[str, Any]:
+    """So many tensors of so many MiB each."""
+    return {f"t{number}": values((mib * MIB // 4,), number) for number in range(count)}
+
+
+class FailsAt(DefaultSavePlanner):
+    """Raises when the data of the item with this number is wanted."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.left = number
+
+    def resolve_data(self, write_item: Any) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise ArithmeticError("broken on purpose")
+        return super().resolve_data(write_item)
+
+
+SMALL_PARTS = S3ClientConfig(part_size=5 * MIB)
+
+
+# -- what a save that failed leaves
+
+
+@pytest.mark.parametrize("mib", [1, 12], ids=["of-one-request", "of-parts"])
+@pytest.mark.parametrize("single_file_per_rank", [True, False], ids=["one-file", "a-file-each"])
+def test_a_save_that_fails_leaves_nothing(store: Store, failure, mib: int, single_file_per_rank: bool) -> None:
+    error = failure(
+        jobs.save,
+        tensors(4, mib),
+        store.uri,
+        planner=FailsAt(4),
+        s3client_config=SMALL_PARTS,
+        single_file_per_rank=single_file_per_rank,
+    )
+    assert isinstance(error, ArithmeticError)
+    assert store.uploads() == []
+    assert store.all_keys() == []
+
+
+def test_a_save_that_loses_a_race_leaves_nothing_of_its_own(store: Store, failure) -> None:
+    error = failure(jobs.save, {"x": values((3,))}, store.uri, planner=faults.RivalWins(store.uri), thread_count=2)
+    assert isinstance(error, AlreadyExists)
+    assert len(store.shards()) == 1
+    jobs.check(store.uri, faults.RivalWins.state())
+
+
+def test_an_index_that_cannot_be_pickled_leaves_nothing(store: Store, failure) -> None:
+    class Unpicklable(DefaultSavePlanner):
+        def create_global_plan(self, all_plans: Any) -> Any:
+            plans, metadata = super().create_global_plan(all_plans)
+            metadata.planner_data = {"a": lambda: None}
+            return plans, metadata
+
+    error = failure(jobs.save, {"x": values((3,))}, store.uri, planner=Unpicklable())
+    assert "pickle" in str(error)
+    assert store.all_keys() == []
+
+
+def test_a_failed_save_that_cannot_delete_says_so_and_keeps_its_error(
+    store: Store, failure, caplog: pytest.LogCaptureFixture, s3dcp_server: testing.Server
+) -> None:
+    class BucketGoes(FailsAt):
+        def resolve_data(self, write_item: Any) -> Any:
+            if self.left == 1:
+                s3dcp_server.delete_bucket(store.bucket)
+            return super().resolve_data(write_item)
+
+    error = failure(jobs.save, tensors(2, 1), store.uri, planner=BucketGoes(2), single_file_per_rank=False)
+    s3dcp_server.create_bucket(store.bucket)
+    assert isinstance(error, ArithmeticError)
+    assert "1 shard files of a save that failed may stay" in caplog.text
+
+
+@pytest.mark.distributed
+def test_a_save_that_fails_on_one_rank_leaves_only_what_the_others_completed(store: Store, failure, groups) -> None:
+    four = groups(4)
+    four.run(jobs.save_training_state, store.uri, thread_count=2)
+    before = store.names()
+    error = failure(four.run, faults.save_failing_on_rank_1, store.uri, rank=1)
+    assert isinstance(error, ArithmeticError)
+    assert store.uploads() == []
+    left = sorted(set(store.names()) - set(before))
+    assert {name.split("_")[2] for name in left} == {"0", "2", "3"}
+    assert listed(prune(store.uri)) == [("shard file", f"{store.path}/{name}") for name in left]
+    assert prune(store.uri, "--delete").returncode == 0
+    assert store.names() == before
+    four.run(jobs.check_training_state, store.uri)
+
+
+@pytest.mark.distributed
+def test_a_commit_that_fails_deletes_the_files_of_all_ranks(store: Store, failure, groups) -> None:
+    four = groups(4)
+    error = failure(four.run, faults.save_losing_to_a_rival, store.uri)
+    assert isinstance(error, AlreadyExists)
+    assert len(store.shards()) == 1
+    jobs.check(store.uri, faults.RivalWins.state())
+
+
+# -- what a killed one leaves
+
+
+KILLED = """
+import os, signal, sys, time
+from torch.distributed.checkpoint import DefaultSavePlanner
+from s3dcp import S3ClientConfig
+from workers import jobs
+from workers.states import values
+from workers.store import Store, boto_client
+
+bucket, uri = sys.argv[1:]
+store = Store(bucket, boto_client())
+
+class Killed(DefaultSavePlanner):
+    left = 4
+    def resolve_data(self, write_item):
+        self.left -= 1
+        if self.left == 0:
+            while len(store.shards()) < 2 or not store.uploads():
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().resolve_data(write_item)
+
+state = {f"t{number}": values((12 << 18,), number) for number in range(4)}
+jobs.save(state, uri, planner=Killed(), thread_count=2, s3client_config=S3ClientConfig(part_size=5 << 20))
+"""
+
+
+def test_a_killed_save_leaves_files_and_uploads_that_prune_deletes(store: Store) -> None:
+    state = training_state(1)
+    jobs.save(state, store.uri)
+    before = store.listing()
+    killed = subprocess.run([sys.executable, "-c", KILLED, store.bucket, store.uri], timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (upload,) = store.uploads()
+    (file,) = set(store.listing()) - set(before)
+    young = prune(store.uri, "--older-than", "24h", "--delete")
+    assert listed(young) == []
+    assert "2 more younger" in young.stdout
+    looked = prune(store.uri)
+    assert listed(looked) == [("upload", upload), ("shard file", file)]
+    assert "nothing was deleted" in looked.stdout
+    assert (store.uploads(), len(store.listing())) == ([upload], len(before) + 1)
+    deleted = prune(store.uri, "--delete")
+    assert "2 leftovers" in deleted.stdout.splitlines()[-1]
+    assert "a save under way" in deleted.stderr
+    assert store.uploads() == []
+    assert store.listing() == before
+    jobs.check(store.uri, state)
+
+
+# -- what is in use, or somebody else's
+
+
+def test_nothing_that_an_index_names_is_a_leftover(store: Store) -> None:
+    state = {"x": values((5,), 3)}
+    for number in (1, 2):
+        jobs.save(state, store.uri, prefix_strategy=HexPrefixStrategy(epoch_num=number), thread_count=2)
+    jobs.save(state, f"{store.uri}/inner")
+    jobs.save(state, f"{store.uri}/ranks", use_collectives=False)
+    jobs.save(state, f"{store.uri}/ranks", use_collectives=False, prefix_strategy=HexPrefixStrategy(epoch_num=7))
+    orphans = [f"inner/__0_0-{ID}.distcp", f"ranks/0000000000/epoch_7/__5_1-{ID}.distcp", f".s3dcp-probe-{ID}"]
+    for name in orphans:
+        store.write(name, b"left")
+    for path in (store.uri, f"s3://{store.bucket}", f"s3://{store.bucket}/"):
+        found = {key.removeprefix(f"{store.path}/") for _, key in listed(prune(path))}
+        assert found == set(orphans)
+    for below in ("0000000000", "0000000000/epoch_1", "ranks/0000000000/epoch_7", "epoch_1"):
+        assert {key for _, key in listed(prune(f"{store.uri}/{below}"))} <= {f"{store.path}/{orphans[1]}"}
+    kept = [name for name in store.names() if name not in orphans]
+    assert prune(store.uri, "--delete").returncode == 0
+    assert store.names() == kept
+    for path in (
+        store.uri,
+        f"{store.uri}/epoch_1",
+        f"{store.uri}/inner",
+        f"{store.uri}/ranks",
+        f"{store.uri}/ranks/epoch_7",
+    ):
+        jobs.check(path, state)
+
+
+@pytest.mark.parametrize("writer", ["torch", "s3torchconnector"])
+def test_what_others_wrote_is_never_touched(store: Store, tmp_path: Path, writer: str) -> None:
+    if writer == "torch":
+        jobs.save_with_torch(tmp_path, 2)
+        store.upload(tmp_path)
+    else:
+        jobs.save_with_reference(store.uri, ("Hex", {"epoch_num": 3}), 2)
+    store.write("notes.txt", b"mine")
+    store.write("stray/__0_0.distcp", b"of nobody")
+    store.client.create_multipart_upload(Bucket=store.bucket, Key=f"{store.path}/video.mp4")
+    store.client.create_multipart_upload(Bucket=store.bucket, Key=f"{store.path}/__0_0.distcp")
+    store.write(f"__0_0-{ID}.distcp", b"ours")
+    before = store.names()
+    assert listed(prune(store.uri, "--delete")) == [("shard file", f"{store.path}/__0_0-{ID}.distcp")]
+    assert store.names() == [name for name in before if ID not in name]
+    assert len(store.uploads()) == 2
+
+
+@pytest.mark.parametrize("fault", [faults.truncated_index, faults.flipped_index, faults.empty_index])
+def test_an_index_that_cannot_be_read_ends_it(store: Store, fault: Any) -> None:
+    jobs.save(training_state(), store.uri)
+    fault(store)
+    before = store.listing()
+    for options in ((), ("--delete",)):
+        done = prune(store.uri, *options)
+        assert done.returncode == 1
+        assert "cannot be read, so none is deleted" in done.stderr
+        assert f"{store.path}/.metadata" in done.stderr
+        assert done.stdout == ""
+    assert store.listing() == before
+
+
+# -- the command
+
+
+def test_a_path_without_leftovers_is_told(store: Store) -> None:
+    jobs.save({"x": values((3,))}, store.uri)
+    for uri in (store.uri, f"s3://{store.bucket}/nowhere"):
+        done = prune(uri, "--older-than", "7d", "--delete")
+        assert done.stdout == "0 leftovers of 0 B at least 7d old\n"
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["checkpoints/run"], 2, "s3://"),
+        (["s3://bucket/path", "--older-than", "2"], 2, "such as 90s"),
+        (["s3://bucket/path", "--older-than", "1.5h"], 2, "older-than"),
+        (["s3://no-such-bucket/path"], 1, "no-such-bucket"),
+        (["s3://bucket/path", "--endpoint-url", "nonsense"], 2, "endpoint_url"),
+    ],
+)
+@pytest.mark.usefixtures("s3dcp_server")
+def test_what_cannot_work_is_refused(arguments: list[str], code: int, says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "s3dcp", "prune", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code
+    assert says in done.stderr
