@@ -208,7 +208,6 @@ def malformed():
         "a call of text": index(text("torch") + b")R"),
         "a call of a call": index(SIZE + b")R)R"),
         "a list as arguments": index(SIZE + b"]R"),
-        "keyword arguments": index(INFO + b")}" + text("x") + b"Ns\x92"),
         "the state of a class": index(INFO + state(relative_path=text("x")) + b"b"),
         "the state of a dtype": index(b"ctorch\nfloat32\n" + state(a=b"K\x01") + b"b"),
         "appending to a class": index(INFO + b"K\x01a"),
@@ -259,6 +258,7 @@ def beyond_names():
     return {
         "OBJ of an allowed class": index(b"(" + SIZE + b"o"),
         "INST of an allowed class": index(b"(itorch\nSize\n"),
+        "keyword arguments": index(INFO + b")}" + text("x") + b"Ns\x92"),
         "slots of a class": index(INFO + b"N}" + text("__getstate__") + SIZE + b"s\x86b"),
         "the state of an enum member": index(ENUM + b"K\x00\x85R" + state(_value_=b"K\x07") + b"b"),
         "a __setstate__ of its own": index(key + state(__setstate__=SIZE) + b"b" + state(a=b"N") + b"b"),
