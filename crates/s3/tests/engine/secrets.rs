@@ -82,7 +82,9 @@ fn script(number: usize, seen: &Seen) -> Act {
         "GET" if seen.target.contains("list-type") => {
             Act::Answer(response("200 OK", &[], b"<ListBucketResult></ListBucketResult>"))
         }
-        "GET" if number.is_multiple_of(2) => Act::ThenClose(response("200 OK", &[], &pattern(100))[..80].to_vec()),
+        "GET" if number.is_multiple_of(2) => {
+            Act::ThenClose(response("200 OK", &[], &pattern(100))[..80].to_vec())
+        }
         "GET" => Act::Answer(response("200 OK", &[], &pattern(100))),
         _ => Act::Answer(response("200 OK", &[("ETag", "\"e1\"")], b"<Done><ETag>e1</ETag></Done>")),
     }
