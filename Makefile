@@ -66,6 +66,9 @@ check: check-rust check-python
 check-rust:
 	cargo fmt --all --check
 	cargo clippy --locked --release --workspace --all-targets --quiet -- -D warnings
+	@for crate in libfuzzer models; do \
+		cargo update --workspace --locked --quiet --manifest-path fuzz/$$crate/Cargo.toml || exit 1; \
+	done # their locks follow the workspace's
 
 check-python: $(NATIVE)
 	$(BIN)/ruff format --check .
