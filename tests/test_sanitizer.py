@@ -15,16 +15,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 START = """
-import sys
 import torch
-from s3dcp import _native, testing
+from s3dcp import testing
 from s3dcp._client import client_for
 from s3dcp._transfer import Batch
 from s3dcp.client_config import S3ClientConfig
 
 server = testing.server(buckets=["bucket"])
-url = server.__enter__().endpoint_url
-client = client_for("us-east-1", S3ClientConfig(max_attempts=1), url)
+server.__enter__()
+client = client_for("us-east-1", config=S3ClientConfig(max_attempts=1))
 SIZE = 100_000
 tensor = torch.zeros(SIZE, dtype=torch.uint8)
 
