@@ -296,7 +296,8 @@ def beyond_names():
             + b"0}h\x3cNs"
         ),
         "objects that get heavy after they were seen light": index(
-            b"".join(key + b"\x940" for _ in range(61))
+            b")\x940"
+            + b"".join(key + b"\x940" for _ in range(60))
             + b"".join(
                 b"h" + bytes([level + 1]) + b"}" + text("fqn") + twice(level) + b"sb0" for level in reversed(range(60))
             )
