@@ -21,6 +21,7 @@ from s3dcp import (
     S3ClientConfig,
     S3DcpError,
     S3FileSystem,
+    S3PrefixStrategyBase,
     S3StorageReader,
     S3StorageWriter,
 )
@@ -149,6 +150,20 @@ def test_what_is_no_client_config_is_refused_by_name(store: Store, failure) -> N
 def test_the_client_config_of_the_reference_package_is_understood(store: Store) -> None:
     jobs.save(state(), store.uri, s3client_config=jobs.peer_config())
     jobs.check(store.uri, state(), s3client_config=jobs.peer_config())
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "/x", "../x", "x/./y", "s3://x", "s3:/", "line\nbreak", "next\x85line"], ids=repr
+)
+def test_a_prefix_under_which_nothing_could_be_read_is_refused(store: Store, failure, prefix: str) -> None:
+    class Strategy(S3PrefixStrategyBase):
+        def generate_prefix(self, rank: int) -> str:
+            return prefix and f"{prefix}/__{rank}_"
+
+    error = failure(jobs.save, state(), store.uri, prefix_strategy=Strategy())
+    assert isinstance(error, ConfigError)
+    assert "rank 0" in str(error)
+    assert store.all_keys() == []
 
 
 def test_an_unknown_argument_is_refused_by_name(store: Store) -> None:
