@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,39 +46,45 @@ def tensors(count: int, mib: int) -> dict[str, Any]:
 
 
 class FailsAt(DefaultSavePlanner):
-    """Raises when the data of the item with this number is wanted."""
+    """Raises when the data of the item with this number is wanted, as soon as `ready`."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, ready: Callable[[], Any]) -> None:
         super().__init__()
         self.left = number
+        self.ready = ready
 
     def resolve_data(self, write_item: Any) -> Any:
         self.left -= 1
         if self.left == 0:
+            while not self.ready():
+                time.sleep(0.02)
             raise ArithmeticError("broken on purpose")
         return super().resolve_data(write_item)
-
-
-SMALL_PARTS = S3ClientConfig(part_size=5 * MIB)
 
 
 # -- what a save that failed leaves
 
 
-@pytest.mark.parametrize("mib", [1, 12], ids=["of-one-request", "of-parts"])
-@pytest.mark.parametrize("single_file_per_rank", [True, False], ids=["one-file", "a-file-each"])
-def test_a_save_that_fails_leaves_nothing(store: Store, failure, mib: int, single_file_per_rank: bool) -> None:
-    error = failure(
-        jobs.save,
-        tensors(4, mib),
-        store.uri,
-        planner=FailsAt(4),
-        s3client_config=SMALL_PARTS,
-        single_file_per_rank=single_file_per_rank,
-    )
+def test_a_save_that_fails_deletes_the_files_it_has_completed(store: Store, failure) -> None:
+    planner = FailsAt(4, store.shards)
+    error = failure(jobs.save, tensors(4, 1), store.uri, planner=planner, single_file_per_rank=False)
     assert isinstance(error, ArithmeticError)
-    assert store.uploads() == []
     assert store.all_keys() == []
+
+
+def test_a_save_that_fails_has_aborted_its_uploads(store: Store, failure) -> None:
+    for number, single_file_per_rank in ((2, True), (4, False)):
+        error = failure(
+            jobs.save,
+            tensors(4, 12),
+            store.uri,
+            planner=FailsAt(number, lambda: store.uploads() or store.shards()),
+            s3client_config=S3ClientConfig(part_size=5 * MIB),
+            single_file_per_rank=single_file_per_rank,
+        )
+        assert isinstance(error, ArithmeticError)
+        assert store.uploads() == []
+        assert store.all_keys() == []
 
 
 def test_a_save_that_loses_a_race_leaves_nothing_of_its_own(store: Store, failure) -> None:
@@ -101,13 +109,12 @@ def test_an_index_that_cannot_be_pickled_leaves_nothing(store: Store, failure) -
 def test_a_failed_save_that_cannot_delete_says_so_and_keeps_its_error(
     store: Store, failure, caplog: pytest.LogCaptureFixture, s3dcp_server: testing.Server
 ) -> None:
-    class BucketGoes(FailsAt):
-        def resolve_data(self, write_item: Any) -> Any:
-            if self.left == 1:
-                s3dcp_server.delete_bucket(store.bucket)
-            return super().resolve_data(write_item)
+    def bucket_goes() -> bool:
+        s3dcp_server.delete_bucket(store.bucket)
+        return True
 
-    error = failure(jobs.save, tensors(2, 1), store.uri, planner=BucketGoes(2), single_file_per_rank=False)
+    planner = FailsAt(2, bucket_goes)
+    error = failure(jobs.save, tensors(2, 1), store.uri, planner=planner, single_file_per_rank=False)
     s3dcp_server.create_bucket(store.bucket)
     assert isinstance(error, ArithmeticError)
     assert "1 shard files of a save that failed may stay" in caplog.text
@@ -118,7 +125,7 @@ def test_a_save_that_fails_on_one_rank_leaves_only_what_the_others_completed(sto
     four = groups(4)
     four.run(jobs.save_training_state, store.uri, thread_count=2)
     before = store.names()
-    error = failure(four.run, faults.save_failing_on_rank_1, store.uri, rank=1)
+    error = failure(four.run, faults.save_failing_on_rank_1_after_a_file, store.uri, rank=1)
     assert isinstance(error, ArithmeticError)
     assert store.uploads() == []
     left = sorted(set(store.names()) - set(before))

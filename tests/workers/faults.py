@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from typing import Any
 
 from torch.distributed.checkpoint import DefaultSavePlanner
 
-from s3dcp import S3PrefixStrategyBase
+from s3dcp import S3FileSystem, S3PrefixStrategyBase
 from workers import jobs
 from workers.indexes import Calls, without_checksums
 from workers.states import training_state, values
-from workers.store import Store
+from workers.store import REGION, Store
 
 
 def missing_index(store: Store) -> tuple[str, str]:
@@ -116,7 +117,34 @@ class FailsOnRank1(DefaultSavePlanner):
 
 def save_failing_on_rank_1(uri: str) -> None:
     """A save in which rank 1 fails midway."""
-    jobs.save(training_state(5), uri, planner=FailsOnRank1(), thread_count=2)
+    jobs.save(training_state(5), uri, planner=FailsOnRank1())
+
+
+class FailsOnRank1AfterAFile(DefaultSavePlanner):
+    """Fails on rank 1 once one more of its files is complete, where every item has a file."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__()
+        self.uri = uri
+        self.before = self.files()
+        self.count = 0
+
+    def files(self) -> set[str]:
+        """The files of rank 1."""
+        return {uri for uri in S3FileSystem(REGION).ls(self.uri) if "/__1_" in uri}
+
+    def resolve_data(self, write_item: Any) -> Any:
+        self.count += 1
+        if jobs.rank() == 1 and self.count == 2:
+            while self.files() == self.before:
+                time.sleep(0.02)
+            raise ArithmeticError("broken on purpose")
+        return super().resolve_data(write_item)
+
+
+def save_failing_on_rank_1_after_a_file(uri: str) -> None:
+    """A save in which rank 1 has completed a file when it fails."""
+    jobs.save(training_state(5), uri, planner=FailsOnRank1AfterAFile(uri), single_file_per_rank=False)
 
 
 class RivalWins(DefaultSavePlanner):

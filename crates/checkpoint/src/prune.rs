@@ -110,21 +110,17 @@ pub async fn find_leftovers(
     let mut shard_files: BTreeSet<String> =
         of_name(&listing.objects, is_shard_file).map(|object| object.key.clone()).collect();
     indexes.spare_named(client, bucket, path_key, &listing.objects, &mut shard_files).await?;
-    let mut found = Vec::new();
-    for (kind, matches) in
-        [(LeftoverKind::ShardFile, is_shard_file as fn(&str) -> bool), (LeftoverKind::Probe, is_probe)]
-    {
-        found.extend(
-            of_name(&listing.objects, matches)
-                .filter(|object| kind == LeftoverKind::Probe || shard_files.contains(&object.key))
-                .map(|object| Leftover {
-                    kind: kind.clone(),
-                    key: object.key.clone(),
-                    bytes: object.size,
-                    age: age(object.last_modified),
-                }),
-        );
-    }
+    let leftover = |kind: LeftoverKind, object: &ObjectInfo| Leftover {
+        kind,
+        key: object.key.clone(),
+        bytes: object.size,
+        age: age(object.last_modified),
+    };
+    let mut found: Vec<Leftover> = of_name(&listing.objects, is_shard_file)
+        .filter(|object| shard_files.contains(&object.key))
+        .map(|object| leftover(LeftoverKind::ShardFile, object))
+        .collect();
+    found.extend(of_name(&listing.objects, is_probe).map(|object| leftover(LeftoverKind::Probe, object)));
     let mut uploads = stream::iter(uploads.into_iter().filter(|upload| is_shard_file(name_of(&upload.key))))
         .map(|upload| measure(client, bucket, upload, &age))
         .buffered(CONCURRENT_REQUESTS);

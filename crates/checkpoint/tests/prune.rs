@@ -268,7 +268,8 @@ async fn indexes_are_looked_at_again_before_every_round() {
     assert!(bed.exists(&shard(last[0])).await && bed.exists(&shard(last[99])).await);
 }
 
-fn at_noon(answer: String, clock: &str, written: &str) -> String {
+/// An answer with this clock, and this time of writing for all it lists.
+fn with_times(answer: String, clock: &str, written: &str) -> String {
     let mut lines: Vec<String> = answer.split("\r\n").map(str::to_owned).collect();
     for line in &mut lines {
         if line.to_ascii_lowercase().starts_with("date: ") {
@@ -287,12 +288,12 @@ fn at_noon(answer: String, clock: &str, written: &str) -> String {
 async fn ages_are_by_the_clock_of_the_service() {
     type Change = fn(String) -> String;
     let cases: [(Change, usize); 4] = [
-        (|answer| at_noon(answer, "Tue, 10 Nov 2026 12:00:00 GMT", "2026-11-09T12:00:00.000Z"), 1),
-        (|answer| at_noon(answer, "Tue, 10 Nov 2026 12:00:00 GMT", "2026-11-09T12:00:01.000Z"), 0),
+        (|answer| with_times(answer, "Tue, 10 Nov 2026 12:00:00 GMT", "2026-11-09T12:00:00.000Z"), 1),
+        (|answer| with_times(answer, "Tue, 10 Nov 2026 12:00:00 GMT", "2026-11-09T12:00:01.000Z"), 0),
         // the service's clock runs backwards
-        (|answer| at_noon(answer, "Tue, 10 Nov 2026 12:00:00 GMT", "2026-11-12T12:00:00.000Z"), 0),
+        (|answer| with_times(answer, "Tue, 10 Nov 2026 12:00:00 GMT", "2026-11-12T12:00:00.000Z"), 0),
         // a time that cannot be read
-        (|answer| at_noon(answer, "Tue, 10 Nov 2026 12:00:00 GMT", "yesterday, about noon   "), 0),
+        (|answer| with_times(answer, "Tue, 10 Nov 2026 12:00:00 GMT", "yesterday, about noon   "), 0),
     ];
     for (change, old) in cases {
         let bed = Bed::start().await;
@@ -334,10 +335,10 @@ async fn an_upload_is_as_old_as_its_latest_part() {
             .through(2, move |head| {
                 match (is_listing(head), head.path.contains("uploadId="), parts_are_old) {
                     (true, _, _) | (_, true, true) => Action::Rewrite(|answer| {
-                        at_noon(answer, "Fri, 01 Jan 2100 00:00:00 GMT", "2099-12-31T00:00:00.000Z")
+                        with_times(answer, "Fri, 01 Jan 2100 00:00:00 GMT", "2099-12-31T00:00:00.000Z")
                     }),
                     (_, true, false) => Action::Rewrite(|answer| {
-                        at_noon(answer, "Fri, 01 Jan 2100 00:00:00 GMT", "2099-12-31T00:00:01.000Z")
+                        with_times(answer, "Fri, 01 Jan 2100 00:00:00 GMT", "2099-12-31T00:00:01.000Z")
                     }),
                     _ => Action::Forward,
                 }
@@ -386,12 +387,15 @@ async fn what_cannot_be_deleted_is_told() {
 async fn a_save_is_given_up_after_its_uploads_ended_and_tells_what_may_stay() {
     let bed = Bed::start().await;
     bed.put(&shard("__0_0"), "shard").await;
+    let ended = AtomicU32::new(0);
     let late = async {
         tokio::task::yield_now().await;
         bed.put(&shard("__1_0"), "completed at the last moment").await;
+        ended.fetch_add(1, Ordering::SeqCst);
     };
     let keys = vec![shard("__0_0"), shard("__1_0")];
     assert!(discard(&bed.client, BUCKET, vec![late], keys.clone()).await.is_empty());
+    assert_eq!(ended.load(Ordering::SeqCst), 1);
     assert!(bed.keys().await.is_empty());
     let client = bed.through(1, |_| Action::Answer(403, "AccessDenied")).await;
     assert_eq!(discard(&client, BUCKET, vec![std::future::ready(())], keys.clone()).await, keys);
