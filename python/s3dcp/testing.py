@@ -15,7 +15,6 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 from ._native import Partitions, PartitionView, Server, ServerStats
 
@@ -66,8 +65,16 @@ def server(
         ValueError: A bucket's name, the address or a fault is not valid.
         OSError: The address cannot be bound or the directory cannot be used.
     """
-    options: dict[str, Any] = {"tls": tls, "partitions": partitions, "faults": list(faults), "fault_seed": fault_seed}
-    with Server(data, list(buckets), address=address, region=region, **options) as running:
+    with Server(
+        data,
+        list(buckets),
+        address=address,
+        region=region,
+        tls=tls,
+        partitions=partitions,
+        faults=list(faults),
+        fault_seed=fault_seed,
+    ) as running:
         if environment:
             with _environment_of(running):
                 yield running

@@ -44,6 +44,7 @@ mod memory;
 mod multipart;
 mod object;
 mod partitions;
+mod query;
 mod receive;
 mod send;
 mod server;

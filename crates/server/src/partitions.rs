@@ -15,6 +15,8 @@ use s3s::path::S3Path;
 use s3s::{Body, S3Error, S3Result, s3_error};
 use serde_json::json;
 
+use crate::query::Query;
+
 /// Draws what `/_s3dcp/partitions` gives, as it changes.
 const PAGE: &str = include_str!("partitions.html");
 
@@ -47,7 +49,7 @@ impl PartitionGate {
         let operation = request.s3_op().name();
         let key = match request.s3_path() {
             S3Path::Root => return Ok(()),
-            S3Path::Bucket { bucket } => format!("{bucket}/{}", listed_prefix(request.uri().query())),
+            S3Path::Bucket { bucket } => format!("{bucket}/{}", listed_prefix(&Query::of(request.uri()))),
             S3Path::Object { bucket, key } => format!("{bucket}/{key}"),
         };
         let now = self.started.elapsed();
@@ -71,9 +73,8 @@ fn access(operation: &str) -> Access {
     }
 }
 
-fn listed_prefix(query: Option<&str>) -> String {
-    let prefix = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("prefix="));
-    percent_decode_str(prefix.unwrap_or_default()).decode_utf8_lossy().into_owned()
+fn listed_prefix(query: &Query<'_>) -> String {
+    percent_decode_str(query.value("prefix").unwrap_or_default()).decode_utf8_lossy().into_owned()
 }
 
 fn slow_down(retry_after: Duration) -> S3Error {

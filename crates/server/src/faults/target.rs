@@ -4,6 +4,7 @@ use http::{HeaderMap, Method, Request};
 use percent_encoding::percent_decode_str;
 
 use crate::host::Domains;
+use crate::query::Query;
 
 /// The operations a rule can name: those that this server knows.
 pub(super) const OPERATIONS: &[&str] = &[
@@ -45,7 +46,7 @@ impl Target {
             Some((_, key)) => (true, key),
             None => (!path.is_empty(), ""),
         };
-        let query = Query(request.uri().query().unwrap_or_default());
+        let query = Query::of(request.uri());
         Self {
             operation: operation(request.method(), request.headers(), has_bucket, !key.is_empty(), &query),
             key: percent_decode_str(key).decode_utf8_lossy().into_owned(),
@@ -90,22 +91,6 @@ fn operation(
         ("DELETE", true, true) if upload => "AbortMultipartUpload",
         ("DELETE", true, true) => "DeleteObject",
         _ => "",
-    }
-}
-
-struct Query<'a>(&'a str);
-
-impl<'a> Query<'a> {
-    fn pairs(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
-        self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.pairs().any(|(found, _)| found == name)
-    }
-
-    fn value(&self, name: &str) -> Option<&'a str> {
-        self.pairs().find_map(|(found, value)| (found == name).then_some(value))
     }
 }
 
