@@ -44,6 +44,8 @@ OPERATIONS = (
     "PutObject",
     "UploadPart",
 )
+# Those whose answer's body is not an object's bytes, or none.
+WITHOUT_OBJECT = tuple(operation for operation in OPERATIONS if operation not in ("GetObject", "HeadObject"))
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Fault:
 FAULTS = [
     Fault("error:SlowDown", "`503 SlowDown`"),
     Fault("error:InternalError", "`500 InternalError`"),
-    Fault("error-in-200:InternalError", "an error in the body of a `200`", ("CompleteMultipartUpload",)),
+    Fault("error-in-200:InternalError", "an error in the body of a `200`", WITHOUT_OBJECT),
     Fault("error:ExpiredToken", "expired credentials"),
     Fault("error:RequestTimeTooSkewed", "clock skew"),
     Fault("error:AccessDenied", "access denied"),

@@ -21,6 +21,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) headers: &'a HeaderMap,
 }
 
+/// Bytes before a document's first element that are looked through.
+const MAX_PROLOG: usize = 512;
 /// Longest code, request id or region that is taken from an answer, in bytes.
 const MAX_NAME: usize = 128;
 
@@ -39,9 +41,16 @@ pub(crate) fn shortened(message: &str) -> String {
     message.chars().take(500).collect()
 }
 
-/// The `<Error>` that an answer with status 200 may hold.
+/// The `<Error>` that an answer holds, whatever its status: S3 says 200 before it is done with a long request, and a
+/// gateway may do so with any.
 pub(crate) fn error_inside(body: &[u8]) -> Option<Element> {
-    xml::parse(body).ok().filter(|root| root.name == "Error")
+    // Spares the other documents, which may be long, a second parse.
+    let start = &body[..body.len().min(MAX_PROLOG)];
+    start
+        .windows(5)
+        .any(|bytes| bytes == b"Error")
+        .then(|| xml::parse(body).ok())?
+        .filter(|root| root.name == "Error")
 }
 
 /// The failure that an answer means. `body` may be empty (HEAD) or no XML (a proxy's page).
@@ -55,8 +64,8 @@ pub(crate) fn failure(asked: &Asked<'_>, status: StatusCode, headers: &HeaderMap
         failure = Failure::fatal(error);
     }
     // A proxy has statuses of its own (520 and on) for a service that it lost sight of.
-    failure.ambiguous =
-        status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED && class != Class::Throttled;
+    failure.ambiguous = class == Class::Transient && status.is_success()
+        || status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED && class != Class::Throttled;
     failure.retry_after =
         header(headers, "retry-after").and_then(|value| value.parse().ok()).map(Duration::from_secs);
     failure.server_time = server_time(headers);
@@ -276,6 +285,7 @@ mod tests {
         assert!(answer(500, "InternalError", "").ambiguous);
         assert!(answer(504, "", "").ambiguous);
         assert!(answer(524, "", "").ambiguous);
+        assert!(answer(200, "InternalError", "").ambiguous);
         for (status, code) in
             [(503, "SlowDown"), (501, "NotImplemented"), (403, "AccessDenied"), (404, "NoSuchKey"), (412, "")]
         {

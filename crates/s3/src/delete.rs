@@ -70,7 +70,6 @@ impl Client {
             .flag("delete")
             .header("content-md5", &base64(&Md5::digest(document.as_bytes())))?
             .header("x-amz-checksum-crc32", &crc32_text(crc32(document.as_bytes())))?
-            .may_fail_inside_ok()
             .document(document)?;
         let reply = match self.execute(&call).await {
             Err(error) if error.status() == Some(501) => return self.delete_one_by_one(bucket, keys).await,

@@ -83,7 +83,6 @@ impl Client {
             .query("uploadId", upload_id)
             .header("x-amz-checksum-crc32", &crc32_text(crc32))?
             .header("x-amz-checksum-type", "FULL_OBJECT")?
-            .may_fail_inside_ok()
             .document(document)?;
         let mut operation = Operation::default();
         match self.execute_as(&call, &mut operation).await {

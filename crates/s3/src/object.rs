@@ -170,8 +170,7 @@ impl Client {
     pub async fn copy_object(&self, bucket: &str, source_key: &str, key: &str) -> Result<(), Error> {
         let call = self
             .with_storage_headers(Call::new("CopyObject", Method::PUT, bucket, Some(key))?)?
-            .header("x-amz-copy-source", &format!("{bucket}/{}", encode_key(source_key)))?
-            .may_fail_inside_ok();
+            .header("x-amz-copy-source", &format!("{bucket}/{}", encode_key(source_key)))?;
         let reply = self.execute(&call).await?;
         call.check_encryption(&reply.headers).map_err(|error| error.with_maybe_applied(true))
     }

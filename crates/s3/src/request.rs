@@ -44,8 +44,6 @@ pub(crate) struct Call {
     body: Payload,
     /// A small body that the signature covers.
     signed_body: bool,
-    /// Whether an answer of 200 may hold an error.
-    checks_ok_body: bool,
     writes: bool,
 }
 
@@ -72,7 +70,6 @@ impl Call {
             headers: HeaderMap::new(),
             body: Payload::default(),
             signed_body: false,
-            checks_ok_body: false,
             writes,
         })
     }
@@ -124,12 +121,6 @@ impl Call {
         self.body = Payload::from(Bytes::from(document));
         self.signed_body = true;
         self.header("content-type", "application/xml")
-    }
-
-    /// The answer may be an error although its status is 200.
-    pub(crate) fn may_fail_inside_ok(mut self) -> Call {
-        self.checks_ok_body = true;
-        self
     }
 
     /// Refuses an answer that does not confirm the encryption this request asks for: some services do not know it.
@@ -209,7 +200,7 @@ impl Client {
     async fn attempt_whole(&self, call: &Call, operation: &mut Operation) -> Result<Reply, Failure> {
         let mut answer = self.attempt(call, operation).await?;
         let body = answer.body.collect(MAX_ANSWER).await?;
-        if call.checks_ok_body && error_inside(&body).is_some() {
+        if error_inside(&body).is_some() {
             let session = self.session().await.map_err(Failure::fatal)?;
             return Err(failure(&asked(call, session), answer.status, &answer.headers, &body));
         }

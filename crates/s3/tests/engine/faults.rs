@@ -219,6 +219,9 @@ async fn an_error_inside_a_200_is_an_error() {
     assert_eq!((error.kind(), error.code(), error.status()), (ErrorKind::Denied, Some("AccessDenied"), None));
     let error = client.delete_objects("bkt", &["a".to_owned()]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied);
+    let error =
+        client.put_object("bkt", "a", Payload::default(), &PutOptions::default()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied);
 }
 
 #[tokio::test]
