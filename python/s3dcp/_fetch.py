@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 
 from . import _native
 from ._blocks import Packed, apart, boxes, joined
-from ._request_budget import reads_per_second, world_size
+from ._request_budget import READS_PER_SECOND, world_size
 from ._resolve import answers_like
 from ._sources import Index, Source
 from ._transfer import SLOT_BYTES, Batch, BlockRequest, Transfer
@@ -78,8 +78,7 @@ class Fetch:
     def run(self, plan: LoadPlan, planner: LoadPlanner) -> None:
         """Load every item of `plan`; returns when all bytes are in place and verified."""
         infos = self._index.infos(plan.items)
-        files = {info.relative_path for info in infos}
-        self._transfer.requests_per_second = reads_per_second(files, world_size())
+        self._transfer.requests_per_second = READS_PER_SECOND / world_size()
         with self._transfer:
             foreign: list[tuple[ReadItem, Any]] = []
             for item, info in self._own_tensors(plan.items, infos, planner):

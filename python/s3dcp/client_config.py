@@ -31,7 +31,8 @@ class S3ClientConfig:
         part_size: bytes of one part of a multipart upload, 5 MiB to 5 GiB; None lets it follow the file's size.
         unsigned: send requests without a signature (public buckets).
         force_path_style: address buckets as ``endpoint/bucket`` instead of ``bucket.endpoint``.
-        max_attempts: how often one request is sent at most, at least 1.
+        max_attempts: how often one request is sent at most, at least 1. An answer that asks for fewer requests (503
+            SlowDown) does not count: such a request is sent again, at the pace of its keys, until `deadline`.
         profile: profile of the AWS configuration files.
         requester_pays: pay for requests to a requester-pays bucket.
         endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.

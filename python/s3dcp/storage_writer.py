@@ -28,7 +28,7 @@ from torch.futures import Future
 from . import _native
 from ._collector import no_collections
 from ._progress import Progress, ProgressCallback
-from ._request_budget import WRITES_PER_SECOND, world_size, writers_per_directory
+from ._request_budget import WRITES_PER_SECOND, world_size
 from ._resolve import Resolver
 from ._shards import ShardFile, discard, split_into_files
 from .client_config import S3ClientConfig
@@ -48,7 +48,6 @@ class _PlanData:
     """What the coordinator hands every rank through ``SavePlan.storage_data``."""
 
     ranks: int
-    ranks_per_directory: int = 1
 
 
 @dataclasses.dataclass
@@ -209,7 +208,7 @@ class S3StorageWriter(FileSystemWriter):
         bound = _bind(save.strategy, ranks)
         checked = range(ranks) if save.use_collectives else (save.rank,)
         prefixes = [_checked_prefix(bound, rank, save.path_key) for rank in checked]
-        save.plan_data = _PlanData(ranks, writers_per_directory(prefixes))
+        save.plan_data = _PlanData(ranks)
         return [dataclasses.replace(plan, storage_data=save.plan_data) for plan in plans]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -227,7 +226,7 @@ class S3StorageWriter(FileSystemWriter):
         resolver = Resolver(planner)
         total = sum(file.nbytes for file in files)
         prefix = save.prefix(plan_data.ranks)
-        requests_per_second = WRITES_PER_SECOND / plan_data.ranks_per_directory / max(len(files), 1)
+        requests_per_second = WRITES_PER_SECOND / plan_data.ranks / max(len(files), 1)
         with Progress(self.progress, "save", client, "bytes_sent", total, save.rank):
             try:
                 for number, file in enumerate(files):

@@ -22,7 +22,7 @@ from workers.states import assert_same, blank, values
 from workers.store import Store, boto_client
 
 TABLE = Path(__file__).parents[2] / "docs" / "faults.md"
-DEADLINE_SECONDS = 10
+DEADLINE_SECONDS = 3
 CONFIG = S3ClientConfig(
     force_path_style=True,
     part_size=5 << 20,

@@ -54,6 +54,21 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "must be a whole number and one of s, m, h, d, such as 90s, 30m, 2h or 7d".to_owned())
 }
 
+/// Reads a size such as `512`, `64MiB` or `1.5GiB`, in bytes.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, f64); 5] =
+        [("KiB", 1024.0), ("MiB", 1048576.0), ("GiB", 1073741824.0), ("TiB", 1099511627776.0), ("B", 1.0)];
+    let (number, unit) = UNITS
+        .iter()
+        .find_map(|(name, unit)| Some((text.strip_suffix(name)?.trim_end(), *unit)))
+        .unwrap_or((text, 1.0));
+    let digits = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let bytes = number.parse::<f64>().ok().filter(|_| digits).map(|number| number * unit);
+    bytes.filter(|bytes| (1.0..=(1_u64 << 60) as f64).contains(bytes)).map(|bytes| bytes as u64).ok_or_else(
+        || "must be a number of bytes, or one with KiB, MiB, GiB or TiB, such as 64MiB".to_owned(),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

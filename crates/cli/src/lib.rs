@@ -3,11 +3,13 @@
 //! Everything is here rather than in the binary, so that the Python package's `s3dcp` runs the same code through
 //! [`run`]. Each subcommand is a module.
 
+mod fleet;
 mod format;
 mod prune;
 mod report;
 mod serve;
 mod service;
+mod simulate;
 mod strategies;
 mod tree;
 
@@ -29,6 +31,7 @@ struct Arguments {
 enum Command {
     Prune(prune::Arguments),
     Serve(serve::Arguments),
+    Simulate(simulate::Arguments),
     Strategies(strategies::Arguments),
     Tree(tree::Arguments),
 }
@@ -47,6 +50,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
     let result = match arguments.command {
         Command::Prune(arguments) => prune::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
+        Command::Simulate(arguments) => simulate::run(&arguments),
         Command::Strategies(arguments) => strategies::run(&arguments),
         Command::Tree(arguments) => tree::run(&arguments),
     };

@@ -13,6 +13,7 @@ use crate::plan::Pace;
 use crate::session::{Session, custom_endpoint};
 use crate::stats::{Counters, Stats};
 use crate::tuning::Concurrency;
+use crate::turns::Turns;
 
 /// A client of one S3 service. Cloning is cheap, and clones share connections, credentials and limits.
 ///
@@ -26,6 +27,7 @@ pub struct Client {
 pub(crate) struct Inner {
     pub(crate) config: ClientConfig,
     pub(crate) session: OnceCell<Session>,
+    pub(crate) turns: Turns,
     pub(crate) gate: Gate,
     pub(crate) budget: Budget,
     pub(crate) counters: Arc<Counters>,
@@ -49,6 +51,7 @@ impl Client {
         let counters = Arc::<Counters>::default();
         let inner = Inner {
             session: OnceCell::new(),
+            turns: Turns::new(),
             gate: Gate::new(Concurrency::new(first, config.max_connections), Arc::clone(&counters)),
             budget: Budget::new(config.max_in_flight_bytes),
             counters,
@@ -77,6 +80,7 @@ impl Client {
             latency: inner.link.latency(),
             rate: inner.link.rate(),
             requests_per_second: requests_per_second.filter(|budget| *budget > 0.0),
+            in_flight: inner.config.max_in_flight_bytes,
         }
     }
 

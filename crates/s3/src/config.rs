@@ -89,7 +89,8 @@ pub struct ClientConfig {
     pub storage_class: Option<String>,
     /// PEM file of certificates trusted besides the system's. `None`: `AWS_CA_BUNDLE`.
     pub ca_bundle: Option<PathBuf>,
-    /// Most requests sent for one operation, at least 1.
+    /// Most requests sent for one operation, at least 1. Those that the service refuses because there are too many
+    /// (503 SlowDown) do not count: they are sent again until the deadline.
     pub max_attempts: u32,
     /// Longest time for one operation, retries included, counted from its first attempt. An operation is one S3
     /// request: a part of an upload and a range of a download have a deadline each.

@@ -1,8 +1,7 @@
 //! Admission: every attempt, first or repeated, passes here, and holds its permit until its answer is read.
 //!
-//! The layers are Retry(Pacing(Limit(Http))): a sleeping retry holds nothing. Today admission is the limit on
-//! connections, which follows what they move ([`Concurrency`]); control of the request rate per key prefix belongs
-//! into [`Gate::admit`], which already learns what the request is.
+//! The layers are Retry(Pacing(Limit(Http))): a sleeping retry holds nothing, and what waits for the pace of its keys
+//! ([`crate::turns`]) no connection. This is the limit on connections, which follows what they move ([`Concurrency`]).
 //!
 //! `fuzz/models` compiles this file too, with locks whose interleavings it tries.
 
@@ -13,14 +12,6 @@ use crate::error::{Error, ErrorKind};
 use crate::stats::Counters;
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, PoisonError};
 use crate::tuning::Concurrency;
-
-/// What is about to be sent.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Request<'a> {
-    pub(crate) bucket: &'a str,
-    pub(crate) key: Option<&'a str>,
-    pub(crate) write: bool,
-}
 
 /// The limit on requests at once, which follows what they move.
 pub(crate) struct Gate {
@@ -59,13 +50,12 @@ impl Gate {
     }
 
     /// Waits for the right to send one attempt.
-    pub(crate) async fn admit(&self, request: Request<'_>) -> Permit {
+    pub(crate) async fn admit(&self) -> Permit {
         let shared = Arc::clone(&self.shared);
         let turn = {
             let _waiting = Waiting::new(&shared.waiting);
             Arc::clone(&shared.turns).acquire_owned().await.expect("the semaphore is never closed")
         };
-        tracing::trace!(bucket = request.bucket, key = request.key, write = request.write, "attempt");
         Permit { turn: Some(turn), shared }
     }
 
@@ -138,27 +128,25 @@ impl Budget {
 mod tests {
     use super::*;
 
-    const ANY: Request<'static> = Request { bucket: "b", key: None, write: true };
-
     #[tokio::test]
     async fn permits_follow_the_limit_both_ways() {
         let gate = Gate::new(Concurrency::new(2, 2), Arc::default());
-        let held = (gate.admit(ANY).await, gate.admit(ANY).await);
+        let held = (gate.admit().await, gate.admit().await);
         assert_eq!(gate.shared.turns.available_permits(), 0);
         gate.shared.state.lock().unwrap().concurrency = Concurrency::new(5, 5);
         drop(held.0);
         assert_eq!((gate.limit(), gate.shared.turns.available_permits()), (5, 4));
         gate.shared.state.lock().unwrap().concurrency = Concurrency::new(3, 3);
         drop(held.1);
-        drop((gate.admit(ANY).await, gate.admit(ANY).await));
+        drop((gate.admit().await, gate.admit().await));
         assert_eq!(gate.shared.turns.available_permits(), 3);
     }
 
     #[tokio::test]
     async fn a_given_up_wait_is_not_counted() {
         let gate = Gate::new(Concurrency::new(1, 1), Arc::default());
-        let held = gate.admit(ANY).await;
-        let waiting = gate.admit(ANY);
+        let held = gate.admit().await;
+        let waiting = gate.admit();
         assert!(futures_util::FutureExt::now_or_never(waiting).is_none());
         assert_eq!(gate.shared.waiting.load(Ordering::Relaxed), 0);
         drop(held);

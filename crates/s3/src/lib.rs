@@ -47,6 +47,7 @@ mod stats;
 mod sync;
 mod transport;
 mod tuning;
+mod turns;
 mod upload;
 mod xml;
 
@@ -62,5 +63,6 @@ pub use error::{Error, ErrorKind};
 pub use list::{Listing, MultipartUpload, UploadedPart};
 pub use object::{Condition, GetOutput, ObjectInfo, PutOptions, PutOutput};
 pub use payload::Payload;
+pub use plan::{Pace, PartPlan};
 pub use stats::Stats;
 pub use upload::{Upload, UploadOptions, UploadOutput};

@@ -20,30 +20,34 @@ const MAX_FOR_LATENCY: f64 = (32 << 20) as f64;
 
 /// What a transfer's speed depends on.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Pace {
+pub struct Pace {
     /// Requests at once.
-    pub(crate) connections: usize,
+    pub connections: usize,
     /// Time until an answer begins.
-    pub(crate) latency: Duration,
+    pub latency: Duration,
     /// Bytes per second of one connection.
-    pub(crate) rate: f64,
+    pub rate: f64,
     /// Requests per second that this process may send without passing its share of its keys' budget.
-    pub(crate) requests_per_second: Option<f64>,
+    pub requests_per_second: Option<f64>,
+    /// Most bytes in flight at once.
+    pub in_flight: u64,
 }
 
 impl Pace {
     /// Bytes of one request, in whole MiB from `smallest` to 5 GiB, of a transfer of `total` bytes (`None`: unknown).
     ///
     /// Of `n` requests, `n / budget` seconds pass for the budget and `total / n / rate` for the last connection; when
-    /// the budget leaves no work for all connections, `n` is where the two are equal.
-    pub(crate) fn request_size(&self, total: Option<u64>, smallest: u64) -> u64 {
+    /// the budget leaves no work for all connections, `n` is where the two are equal. The same holds for so many bytes as
+    /// may be in flight, where that is less than all.
+    pub fn request_size(&self, total: Option<u64>, smallest: u64) -> u64 {
         let total = total.map(|total| total as f64);
         let connections = self.connections as f64;
         let for_latency = (WORK_PER_WAIT * self.latency.as_secs_f64() * self.rate).min(MAX_FOR_LATENCY);
         let work_for_all = total.map_or(f64::INFINITY, |total| total / connections);
         let for_budget = self.requests_per_second.map_or(0.0, |budget| {
             let for_all = connections * self.rate / budget;
-            total.map_or(for_all, |total| for_all.min((total * self.rate / budget).sqrt()))
+            let at_once = total.unwrap_or(f64::INFINITY).min(self.in_flight as f64);
+            for_all.min((at_once * self.rate / budget).sqrt())
         });
         let size = for_latency.min(work_for_all).max(for_budget) as u64;
         size.max(smallest).min(MAX_PART_SIZE).next_multiple_of(MIB).min(MAX_PART_SIZE)
@@ -59,14 +63,16 @@ const MIB: u64 = 1 << 20;
 
 /// The part sizes of one upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PartPlan {
+pub struct PartPlan {
     base: u64,
     whole: Option<u64>,
+    /// Whether no part size was given.
+    grows: bool,
 }
 
 impl PartPlan {
     /// A plan for an object of about `size_hint` bytes (`None`: unknown). `explicit` is a valid part size.
-    pub(crate) fn new(explicit: Option<u64>, size_hint: Option<u64>, pace: &Pace) -> PartPlan {
+    pub fn new(explicit: Option<u64>, size_hint: Option<u64>, pace: &Pace) -> PartPlan {
         let smallest =
             |parts: u64| size_hint.unwrap_or(0).div_ceil(parts).next_multiple_of(MIB).min(MAX_PART_SIZE);
         let base = match explicit {
@@ -78,11 +84,20 @@ impl PartPlan {
         };
         // With a known size that fits, no doubling: the parts are as asked for.
         let whole = size_hint.filter(|hint| hint.div_ceil(base) <= MAX_PARTS);
-        PartPlan { base, whole }
+        PartPlan { base, whole, grows: explicit.is_none() }
+    }
+
+    /// Lets the parts from here on be larger, where the service takes fewer requests than was counted on. A given part size
+    /// stays.
+    pub fn grow(&mut self, pace: &Pace, rest: Option<u64>) {
+        if self.grows {
+            let larger = pace.request_size(rest, self.base);
+            self.base = self.base.max(larger);
+        }
     }
 
     /// Size in bytes of part `number` (from 1), when `offset` bytes are before it.
-    pub(crate) fn part_size(&self, number: u64, offset: u64) -> u64 {
+    pub fn part_size(&self, number: u64, offset: u64) -> u64 {
         let doublings = match self.whole {
             Some(whole) if offset < whole => 0,
             _ => number.saturating_sub(STEADY_PARTS + 1).div_ceil(PARTS_PER_DOUBLING).min(20),
@@ -97,8 +112,13 @@ mod tests {
     use crate::config::MIN_PART_SIZE;
 
     /// What S3 is like, with nobody else there.
-    const USUAL: Pace =
-        Pace { connections: 32, latency: Duration::from_millis(20), rate: 85e6, requests_per_second: None };
+    const USUAL: Pace = Pace {
+        connections: 32,
+        latency: Duration::from_millis(20),
+        rate: 85e6,
+        requests_per_second: None,
+        in_flight: u64::MAX,
+    };
 
     fn plan(explicit: Option<u64>, size_hint: Option<u64>) -> PartPlan {
         PartPlan::new(explicit, size_hint, &USUAL)
@@ -179,5 +199,21 @@ mod tests {
         assert_eq!(size(8192.0, 700 * MIB), 365); // two requests each
         assert_eq!(size(1e6, 700 * MIB), 4027); // more than the file: one request
         assert_eq!(size(1e9, TIB), 5 * 1024);
+        let pace = Pace { requests_per_second: Some(5.0), in_flight: GIB, ..USUAL };
+        assert_eq!(pace.request_size(Some(16 * GIB), 16 * MIB) / MIB, 129); // eight of them fill what may be in flight
+    }
+
+    #[test]
+    fn parts_grow_while_an_upload_is_under_way_unless_their_size_was_given() {
+        let slow = Pace { requests_per_second: Some(5.0), ..USUAL };
+        for (explicit, larger) in [(None, true), (Some(16 * MIB), false)] {
+            let mut plan = plan(explicit, Some(4 * GIB));
+            let before = plan.part_size(3, 32 * MIB);
+            plan.grow(&slow, Some(3 * GIB));
+            assert_eq!(plan.part_size(3, 32 * MIB) > before, larger);
+            let grown = plan.part_size(3, 32 * MIB);
+            plan.grow(&USUAL, Some(3 * GIB));
+            assert_eq!(plan.part_size(3, 32 * MIB), grown);
+        }
     }
 }

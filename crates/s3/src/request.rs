@@ -19,13 +19,14 @@ use crate::client::Client;
 use crate::clock::{self, Instant};
 use crate::config::ServerSideEncryption;
 use crate::error::{Error, ErrorKind};
-use crate::gate::{self, Permit};
+use crate::gate::Permit;
 use crate::payload::{Payload, PayloadBody};
 use crate::progress::Progress;
 use crate::retry::{Attempts, Class, Failure, Policy, Remedy, Verdict};
 use crate::session::Session;
 use crate::sign::sign_request;
 use crate::transport::{Limits, deadline_passed};
+use crate::turns;
 
 /// Longest error document that is read.
 const MAX_ERROR_BODY: usize = 64 * 1024;
@@ -136,6 +137,11 @@ impl Call {
         Err(self.locate(Error::new(ErrorKind::Config, text)))
     }
 
+    /// What decides how long it waits for its turn.
+    fn turn(&self) -> turns::Request<'_> {
+        turns::Request { bucket: &self.bucket, key: self.key.as_deref(), write: self.writes }
+    }
+
     /// Names the request in an error.
     pub(crate) fn locate(&self, error: Error) -> Error {
         let mut error = error.with_bucket(&self.bucket);
@@ -155,6 +161,8 @@ pub(crate) struct Operation {
     attempts: Attempts,
     /// The first attempt's admission; waiting for it costs nothing of the deadline.
     started: Option<Instant>,
+    /// The latest attempt's departure.
+    sent: Option<Instant>,
     ambiguous: bool,
     credentials: Option<Credentials>,
 }
@@ -210,8 +218,10 @@ impl Client {
     /// Sends the request once. Every status but success is a failure.
     pub(crate) async fn attempt(&self, call: &Call, operation: &mut Operation) -> Result<Answer, Failure> {
         let inner = &*self.inner;
-        let target = gate::Request { bucket: &call.bucket, key: call.key.as_deref(), write: call.writes };
-        let permit = inner.gate.admit(target).await;
+        if operation.started.is_none() {
+            inner.turns.wait(call.turn(), false).await;
+        }
+        let permit = inner.gate.admit().await;
         let started = *operation.started.get_or_insert_with(clock::now);
         let limits =
             Limits { read_timeout: inner.config.read_timeout, deadline: started + inner.config.deadline };
@@ -223,6 +233,7 @@ impl Client {
             inner.counters.add_retry();
         }
         let sent = clock::now();
+        operation.sent = Some(sent);
         let response = session.transport.send(request, &progress, limits).await?;
         let time = clock::now().duration_since(sent);
         match call.body.len() {
@@ -232,14 +243,19 @@ impl Client {
         let (head, body) = response.into_parts();
         let mut body = BodyReader::new(body, limits);
         if head.status.is_success() {
+            inner.turns.admitted(call.turn(), sent);
             return Ok(Answer { status: head.status, headers: head.headers, body, _permit: permit });
         }
         // A broken or endless error document leaves the status, which is what counts.
         let document = body.collect(MAX_ERROR_BODY).await.unwrap_or_default();
-        Err(failure(&asked(call, session), head.status, &head.headers, &document))
+        let failure = failure(&asked(call, session), head.status, &head.headers, &document);
+        if failure.class != Class::Throttled {
+            inner.turns.admitted(call.turn(), sent);
+        }
+        Err(failure)
     }
 
-    /// Waits and applies a remedy, or hands out the final error.
+    /// Applies a remedy and waits, for its pause and then for its turn; or hands out the final error.
     pub(crate) async fn recover(
         &self,
         call: &Call,
@@ -248,8 +264,11 @@ impl Client {
     ) -> Result<(), Error> {
         let inner = &*self.inner;
         operation.ambiguous |= failure.ambiguous && call.writes;
-        if failure.error.kind() == ErrorKind::Throttled {
+        if failure.class == Class::Throttled
+            && let Some(sent) = operation.sent
+        {
             inner.counters.add_throttled();
+            inner.turns.refused(call.turn(), sent);
         }
         let elapsed =
             operation.started.map_or(Duration::ZERO, |started| clock::now().duration_since(started));
@@ -282,7 +301,9 @@ impl Client {
             attempt = operation.attempts.count, ?pause, %error, "trying again"
         );
         clock::sleep(pause).await;
-        Ok(())
+        let deadline = operation.started.unwrap_or_else(clock::now) + policy.deadline;
+        let turn = clock::before(deadline, inner.turns.wait(call.turn(), true)).await;
+        turn.ok_or_else(|| finish(call, operation, error, policy.deadline))
     }
 
     pub(crate) async fn session(&self) -> Result<&Session, Error> {

@@ -1,15 +1,15 @@
 //! Whether to try again, and after how long: a pure decision table.
 //!
 //! Exponential backoff with full jitter (a random pause between zero and a doubling bound), so that the ranks of a
-//! job do not come back in step. Throttling starts from a longer bound than a broken connection. Some failures are
-//! worth exactly one more attempt, after a remedy.
+//! job do not come back in step. A service that wants fewer requests is no failure of the request: it is repeated
+//! until its deadline, at the pace of its keys ([`crate::turns`]). Some failures are worth exactly one more attempt, after
+//! a remedy.
 
 use std::time::{Duration, SystemTime};
 
 use crate::error::Error;
 
-const TRANSIENT_BASE: Duration = Duration::from_millis(100);
-const THROTTLED_BASE: Duration = Duration::from_millis(500);
+const SHORTEST_BOUND: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
 /// What must happen before the one more attempt.
@@ -86,6 +86,8 @@ pub(crate) enum Verdict {
 #[derive(Debug, Default)]
 pub(crate) struct Attempts {
     pub(crate) count: u32,
+    /// Of these, those that failed for another reason than too many requests.
+    failed: u32,
     remedies: Vec<Remedy>,
 }
 
@@ -99,18 +101,18 @@ impl Attempts {
         elapsed: Duration,
         random: f64,
     ) -> Verdict {
-        let (base, remedy) = match class {
+        self.failed += u32::from(class != Class::Throttled);
+        let doublings = self.failed.saturating_sub(1).min(16);
+        let (bound, remedy) = match class {
             Class::Final => return Verdict::GiveUp,
-            Class::Transient => (TRANSIENT_BASE, None),
-            Class::Throttled => (THROTTLED_BASE, None),
+            Class::Transient => (SHORTEST_BOUND.saturating_mul(1 << doublings).min(LONGEST_PAUSE), None),
+            Class::Throttled => (Duration::ZERO, None),
             Class::Once(remedy) if self.remedies.contains(&remedy) => return Verdict::GiveUp,
             Class::Once(remedy) => (Duration::ZERO, Some(remedy)),
         };
-        if self.count >= policy.max_attempts {
+        if self.failed >= policy.max_attempts {
             return Verdict::GiveUp;
         }
-        let doublings = self.count.saturating_sub(1).min(16);
-        let bound = base.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
         let pause = bound.mul_f64(random.clamp(0.0, 1.0)).max(retry_after.unwrap_or_default());
         if elapsed.saturating_add(pause) >= policy.deadline {
             return Verdict::GiveUp;
@@ -126,8 +128,9 @@ mod tests {
 
     const POLICY: Policy = Policy { max_attempts: 4, deadline: Duration::from_secs(60) };
 
+    /// The verdict on attempt `count`, when all before it failed as well.
     fn after(count: u32, class: Class, elapsed: u64, random: f64) -> Verdict {
-        let mut attempts = Attempts { count, ..Attempts::default() };
+        let mut attempts = Attempts { count, failed: count - 1, ..Attempts::default() };
         attempts.failed(&POLICY, class, None, Duration::from_secs(elapsed), random)
     }
 
@@ -142,8 +145,8 @@ mod tests {
             (1, Class::Transient, 0.0, 0),
             (2, Class::Transient, 0.5, 100),
             (3, Class::Transient, 1.0, 400),
-            (1, Class::Throttled, 1.0, 500),
-            (3, Class::Throttled, 0.5, 1000),
+            (1, Class::Throttled, 1.0, 0),
+            (3, Class::Throttled, 0.5, 0),
         ] {
             assert_eq!(after(count, class, 0, random), pause(expected), "{count} {class:?} {random}");
         }
@@ -152,9 +155,9 @@ mod tests {
     #[test]
     fn the_bound_stops_growing() {
         let patient = Policy { max_attempts: 1000, deadline: Duration::from_secs(3600) };
-        let mut attempts = Attempts { count: 900, ..Attempts::default() };
+        let mut attempts = Attempts { count: 900, failed: 899, ..Attempts::default() };
         assert_eq!(
-            attempts.failed(&patient, Class::Throttled, None, Duration::ZERO, 1.0),
+            attempts.failed(&patient, Class::Transient, None, Duration::ZERO, 1.0),
             Verdict::Retry { pause: LONGEST_PAUSE, remedy: None }
         );
     }
@@ -165,9 +168,25 @@ mod tests {
         assert_eq!(after(1, Class::Final, 0, 0.0), Verdict::GiveUp);
         assert_eq!(after(1, Class::Throttled, 60, 0.0), Verdict::GiveUp);
         // 59.8 s have passed and the pause is drawn longer than what is left.
-        let mut attempts = Attempts { count: 1, ..Attempts::default() };
+        let mut attempts = Attempts { count: 3, failed: 2, ..Attempts::default() };
         let elapsed = Duration::from_millis(59_800);
-        assert_eq!(attempts.failed(&POLICY, Class::Throttled, None, elapsed, 0.9), Verdict::GiveUp);
+        assert_eq!(attempts.failed(&POLICY, Class::Transient, None, elapsed, 0.9), Verdict::GiveUp);
+    }
+
+    #[test]
+    fn a_service_that_wants_fewer_requests_is_asked_until_the_deadline() {
+        let mut attempts = Attempts::default();
+        for count in 1..=1000 {
+            attempts.count = count;
+            let verdict = attempts.failed(&POLICY, Class::Throttled, None, Duration::from_secs(59), 1.0);
+            assert_eq!(verdict, pause(0));
+        }
+        assert_eq!(
+            attempts.failed(&POLICY, Class::Throttled, None, Duration::from_secs(60), 1.0),
+            Verdict::GiveUp
+        );
+        // The other failures have all their attempts left.
+        assert_eq!(attempts.failed(&POLICY, Class::Transient, None, Duration::ZERO, 1.0), pause(100));
     }
 
     #[test]

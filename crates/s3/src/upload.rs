@@ -21,6 +21,7 @@ use crate::multipart::Part;
 use crate::object::PutOptions;
 use crate::payload::Payload;
 use crate::plan::{MAX_PARTS, PartPlan};
+use crate::turns;
 
 /// Longest time for aborting: whoever failed on a dead service should not wait for it a second time.
 const ABORT_LIMIT: Duration = Duration::from_secs(30);
@@ -34,7 +35,7 @@ pub struct UploadOptions {
     /// About how many bytes the object will have.
     pub size_hint: Option<u64>,
     /// Writes per second that the upload may send without passing its share of its keys' budget; parts of no given
-    /// size grow to stay within it.
+    /// size grow to stay within it, and within what the service turns out to take.
     pub requests_per_second: Option<f64>,
 }
 
@@ -98,7 +99,8 @@ impl Client {
     pub fn upload(&self, bucket: &str, key: &str, options: UploadOptions) -> Upload {
         let explicit = options.part_size.or(self.config().part_size);
         let failure = explicit.and_then(|size| check_part_size(size).err());
-        let pace = self.pace(options.requests_per_second);
+        let requests = self.held_back(bucket, key).into_iter().chain(options.requests_per_second);
+        let pace = self.pace(requests.reduce(f64::min));
         let plan = PartPlan::new(explicit.filter(|_| failure.is_none()), options.size_hint, &pace);
         Upload {
             client: self.clone(),
@@ -112,6 +114,11 @@ impl Client {
             begun: None,
             failure,
         }
+    }
+
+    /// Requests per second at which writes of this key go, where the service asked for fewer.
+    fn held_back(&self, bucket: &str, key: &str) -> Option<f64> {
+        self.inner.turns.rate(turns::Request { bucket, key: Some(key), write: true })
     }
 }
 
@@ -257,6 +264,10 @@ impl Upload {
         self.check()?;
         let offset = self.offset + self.current.len;
         let number = self.current.number + 1;
+        if let Some(rate) = self.client.held_back(&self.bucket, &self.key) {
+            let pace = self.client.pace(Some(rate));
+            self.plan.grow(&pace, self.size_hint.map(|size| size.saturating_sub(offset)));
+        }
         let next = CurrentPart::new(number, self.plan.part_size(u64::from(number), offset));
         let part = std::mem::replace(&mut self.current, next);
         self.crc32 = crc32_combine(self.crc32, part.crc32, part.len);

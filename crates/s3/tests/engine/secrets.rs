@@ -2,6 +2,7 @@
 
 use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use s3dcp_s3::{Client, ClientConfig, Payload, PutOptions, StaticCredentials, UploadOptions};
 use tracing::field::{Field, Visit};
@@ -97,7 +98,12 @@ async fn no_log_of_any_level_holds_a_secret_or_a_signature() {
         session_token: Some(TOKEN.to_owned()),
         ..StaticCredentials::new("AKIDEXAMPLE", SECRET_KEY)
     };
-    let config = ClientConfig { credentials: Some(credentials), max_attempts: 2, ..server.config() };
+    let config = ClientConfig {
+        credentials: Some(credentials),
+        max_attempts: 2,
+        deadline: Duration::from_secs(1),
+        ..server.config()
+    };
     let client = Client::new(config).unwrap();
     let logged = Everything::default();
     let guard = tracing::subscriber::set_default(logged.clone());

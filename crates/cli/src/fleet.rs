@@ -1,0 +1,150 @@
+//! What `simulate` and `plan` are told of a job.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use s3dcp_prefix::{
+    BinaryPrefixStrategy, DefaultPrefixStrategy, HexPrefixStrategy, NumericOptions, PrefixError,
+    PrefixStrategy, RoundRobinPrefixStrategy,
+};
+use s3dcp_sim::{Network, Operation, Paths, Scenario, Stragglers};
+
+use crate::format::{parse_duration, parse_size};
+use crate::report::Failure;
+
+const BYTES_PER_GBIT: f64 = 1e9 / 8.0;
+
+/// A job, the S3 it meets and what lies between.
+#[derive(Debug, Args)]
+pub(crate) struct Fleet {
+    /// Ranks of the job
+    #[arg(long)]
+    pub(crate) ranks: u32,
+    /// What each rank saves, such as 350MiB or 2GiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) bytes_per_rank: u64,
+    /// Load it instead of saving it
+    #[arg(long)]
+    pub(crate) load: bool,
+    /// Shard files of each rank (`thread_count` of the writer)
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    files: u32,
+    /// Requests of one rank at once
+    #[arg(long, value_name = "COUNT", default_value_t = 64)]
+    connections: usize,
+    /// Network of one rank, in Gbit/s
+    #[arg(long, value_name = "GBPS", default_value_t = 10.0)]
+    network: f64,
+    /// Network of all ranks together, in Gbit/s [default: no limit]
+    #[arg(long, value_name = "GBPS")]
+    fleet_network: Option<f64>,
+    /// One connection, in MB/s
+    #[arg(long, value_name = "MBPS", default_value_t = 85.0)]
+    connection: f64,
+    /// Time from a request to the first byte of its answer, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 30)]
+    latency: u64,
+    /// Partitions that S3 has for these keys from the start; 1 is a cold bucket
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    pub(crate) partitions: usize,
+    /// Share of ranks that are slow, and how many times: 0.02:4
+    #[arg(long, value_name = "SHARE:TIMES", value_parser = parse_stragglers)]
+    stragglers: Option<Stragglers>,
+    /// Saves or loads one after the other
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    rounds: u32,
+    /// Time between them
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
+    pause: Duration,
+    /// Where the files of each round go: to the same keys, below a path of its own (step_7/<pattern>), or below the same
+    /// patterns (<pattern>/epoch_7)
+    #[arg(long, value_enum, default_value = "same")]
+    paths: Placement,
+    /// Equal seeds give equal results
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl Fleet {
+    /// What is simulated; still without a strategy of its own.
+    pub(crate) fn scenario(&self) -> Result<Scenario, Failure> {
+        let scenario = Scenario {
+            world_size: self.ranks,
+            bytes_per_rank: self.bytes_per_rank,
+            files_per_rank: self.files,
+            operation: if self.load { Operation::Load } else { Operation::Save },
+            paths: match self.paths {
+                Placement::Same => Paths::Same,
+                Placement::PerRound => Paths::PerRound,
+                Placement::EpochInPrefix => Paths::EpochInPrefix,
+            },
+            rounds: self.rounds,
+            pause: self.pause,
+            partitions: self.partitions,
+            network: Network {
+                latency: Duration::from_millis(self.latency),
+                connection_bytes_per_second: self.connection * 1e6,
+                rank_bytes_per_second: self.network * BYTES_PER_GBIT,
+                fleet_bytes_per_second: self
+                    .fleet_network
+                    .map_or(f64::INFINITY, |rate| rate * BYTES_PER_GBIT),
+                connections: self.connections,
+                in_flight: self.connections as u64 * s3dcp_s3::DEFAULT_PART_SIZE,
+            },
+            stragglers: self.stragglers.unwrap_or_default(),
+            seed: self.seed,
+            ..Scenario::default()
+        };
+        scenario.invalid().map_or(Ok(scenario), |reason| Err(Failure::usage(reason)))
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Placement {
+    Same,
+    PerRound,
+    EpochInPrefix,
+}
+
+/// The strategies that can be compared by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Strategy {
+    Default,
+    Binary,
+    Hex,
+    RoundRobin,
+}
+
+impl Strategy {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Strategy::Default => "default",
+            Strategy::Binary => "binary",
+            Strategy::Hex => "hex",
+            Strategy::RoundRobin => "round-robin",
+        }
+    }
+
+    /// The strategy itself, over `prefix_count` patterns (one for each rank where `None`; 16 for round robin).
+    pub(crate) fn build(self, prefix_count: Option<u64>) -> Result<Arc<dyn PrefixStrategy>, PrefixError> {
+        let options = NumericOptions { prefix_count, ..NumericOptions::default() };
+        Ok(match self {
+            Strategy::Default => Arc::new(DefaultPrefixStrategy),
+            Strategy::Binary => Arc::new(BinaryPrefixStrategy::new(options)?),
+            Strategy::Hex => Arc::new(HexPrefixStrategy::new(options)?),
+            Strategy::RoundRobin => {
+                let names: Vec<String> = (0..prefix_count.unwrap_or(16)).map(|n| format!("p{n}")).collect();
+                Arc::new(RoundRobinPrefixStrategy::new(&names, None)?)
+            }
+        })
+    }
+}
+
+fn parse_stragglers(text: &str) -> Result<Stragglers, String> {
+    let (share, slowdown) = text
+        .split_once(':')
+        .and_then(|(share, times)| share.parse().ok().zip(times.parse().ok()))
+        .ok_or("must be a share and a number of times, such as 0.02:4")?;
+    Ok(Stragglers { share, slowdown })
+}

@@ -1,0 +1,133 @@
+//! Which requests share a lane.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::time::Duration;
+
+use crate::lane::Lane;
+
+/// How long the rate of a lane says something of its neighbours.
+const SAID_FOR: Duration = Duration::from_secs(15 * 60);
+/// Lanes from which on those that nobody used for that long are dropped.
+const MANY: usize = 1024;
+
+/// A lane for every folder of keys, of writes or of reads: S3 has a budget for each.
+///
+/// Where the ranges of S3 end is not known, so the folder, which is what a prefix strategy gives a rank, stands for one.
+/// A folder that was not used before begins with the rate of its nearest neighbour among the keys, for that lies in the
+/// same range most often: another step of the same job, say.
+#[derive(Debug, Default)]
+pub struct Lanes {
+    lanes: BTreeMap<Box<str>, Used>,
+}
+
+#[derive(Debug)]
+struct Used {
+    lane: Lane,
+    at: Duration,
+}
+
+impl Lanes {
+    /// The lane of a request for `key`, which is `<bucket>/<key>`. `random`, from 0 to 1, keeps clients out of step.
+    pub fn lane(&mut self, now: Duration, key: &str, random: f64) -> &mut Lane {
+        let folder = folder(key);
+        if !self.lanes.contains_key(folder) {
+            if self.lanes.len() >= MANY {
+                self.lanes.retain(|_, used| now.saturating_sub(used.at) < SAID_FOR);
+            }
+            let lane =
+                self.neighbour(now, folder).map_or_else(Lane::default, |lane| lane.follower(now, random));
+            self.lanes.insert(folder.into(), Used { lane, at: now });
+        }
+        let used = self.lanes.get_mut(folder).expect("it is there now");
+        used.at = now;
+        &mut used.lane
+    }
+
+    /// The rate at which requests for `key` are held back, in requests per second, or would be.
+    pub fn rate(&self, now: Duration, key: &str) -> Option<f64> {
+        let folder = folder(key);
+        match self.lanes.get(folder) {
+            Some(used) => used.lane.rate(),
+            None => self.neighbour(now, folder)?.rate(),
+        }
+    }
+
+    /// All lanes that are held back: their folders and rates in requests per second.
+    pub fn paced(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.lanes.iter().filter_map(|(folder, used)| Some((&**folder, used.lane.rate()?)))
+    }
+
+    /// The lane whose folder shares the longest beginning with this one, of the same bucket.
+    fn neighbour(&self, now: Duration, folder: &str) -> Option<&Lane> {
+        let bucket = folder.find('/').map_or(folder.len(), |end| end + 1);
+        let below = self.lanes.range::<str, _>((Bound::Unbounded, Bound::Excluded(folder))).next_back();
+        let above = self.lanes.range::<str, _>((Bound::Excluded(folder), Bound::Unbounded)).next();
+        [below, above]
+            .into_iter()
+            .flatten()
+            .filter(|(_, used)| now.saturating_sub(used.at) < SAID_FOR)
+            .map(|(other, used)| (shared(folder, other), &used.lane))
+            .filter(|(shared, _)| *shared >= bucket)
+            .max_by_key(|(shared, _)| *shared)
+            .map(|(_, lane)| lane)
+    }
+}
+
+fn folder(key: &str) -> &str {
+    &key[..key.rfind('/').map_or(0, |end| end + 1)]
+}
+
+/// Bytes that two texts begin with alike.
+fn shared(one: &str, other: &str) -> usize {
+    one.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Duration = Duration::from_secs(100);
+
+    /// Lanes of which the one of this key was refused.
+    fn refused(key: &str) -> Lanes {
+        let mut lanes = Lanes::default();
+        let lane = lanes.lane(START, key, 0.5);
+        lane.admitted(START, START);
+        lane.refused(START, START, 0.5);
+        lanes
+    }
+
+    fn rate(lanes: &mut Lanes, now: Duration, key: &str) -> Option<f64> {
+        lanes.lane(now, key, 0.5).rate()
+    }
+
+    #[test]
+    fn files_of_a_folder_share_a_lane() {
+        let mut lanes = refused("bkt/run/a0/__0_0.distcp");
+        assert!(rate(&mut lanes, START, "bkt/run/a0/__0_1.distcp").is_some());
+        assert_eq!(lanes.paced().map(|(folder, _)| folder).collect::<Vec<_>>(), ["bkt/run/a0/"]);
+    }
+
+    #[test]
+    fn a_new_folder_begins_as_its_nearest_neighbour_does() {
+        let mut lanes = refused("bkt/run/step-1/a0/x");
+        assert!(rate(&mut lanes, START, "bkt/run/step-2/a0/x").is_some());
+        assert_eq!(rate(&mut lanes, START, "other/run/step-2/a0/x"), None);
+        assert_eq!(rate(&mut lanes, START + SAID_FOR, "bkt/run/step-3/a0/x"), None);
+        let mut lanes = refused("bkt/a/x");
+        lanes.lane(START, "bkt/other", 0.5);
+        // Below lies an unpaced one of another folder, above the paced one that shares more.
+        assert!(rate(&mut lanes, START, "bkt/a/b/x").is_some());
+    }
+
+    #[test]
+    fn lanes_that_nobody_uses_are_dropped() {
+        let mut lanes = refused("bkt/0/x");
+        for number in 1..2 * MANY {
+            let now = START + SAID_FOR / 100 * u32::try_from(number).unwrap();
+            lanes.lane(now, &format!("bkt/{number}/x"), 0.5);
+        }
+        assert!(lanes.lanes.len() <= MANY, "{}", lanes.lanes.len());
+    }
+}

@@ -1,0 +1,224 @@
+//! Many clients that know nothing of each other, on one partition of the model.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use fastrand::Rng;
+use s3dcp_pacing::Lane;
+use s3dcp_partition::{Access, KeySpace, Limits};
+
+/// Requests that each client has under way at most.
+const CONNECTIONS: usize = 32;
+const LATENCY: Duration = Duration::from_millis(20);
+
+#[derive(Clone, Default)]
+struct Client {
+    lane: Lane,
+    in_flight: usize,
+    admitted: u64,
+    refused: u64,
+    waking: Duration,
+}
+
+/// When, in which order, to which client, and when what is answered then was sent.
+type Event = (Duration, u64, usize, Option<Duration>);
+
+struct Fleet {
+    space: KeySpace,
+    clients: Vec<Client>,
+    events: BinaryHeap<Reverse<Event>>,
+    count: u64,
+    random: Rng,
+    now: Duration,
+}
+
+impl Fleet {
+    fn new(clients: usize, budget: f64, seed: u64) -> Fleet {
+        let limits = Limits {
+            writes_per_second: budget,
+            split_after: Duration::from_secs(1_000_000),
+            ..Limits::default()
+        };
+        let mut fleet = Fleet {
+            space: KeySpace::new(limits),
+            clients: vec![Client::default(); clients],
+            events: BinaryHeap::new(),
+            count: 0,
+            random: Rng::with_seed(seed),
+            now: Duration::ZERO,
+        };
+        for client in 0..clients {
+            let begin = Duration::from_millis(fleet.random.u64(0..20));
+            fleet.at(begin, client, None);
+        }
+        fleet
+    }
+
+    fn at(&mut self, time: Duration, client: usize, sent: Option<Duration>) {
+        self.count += 1;
+        self.events.push(Reverse((time, self.count, client, sent)));
+    }
+
+    /// Lets everybody send as much as the lanes allow until `end`.
+    fn run(&mut self, end: Duration) {
+        while let Some(&Reverse((now, _, index, sent))) = self.events.peek()
+            && now < end
+        {
+            self.events.pop();
+            self.now = now;
+            if let Some(sent) = sent {
+                let random = self.random.f64();
+                let client = &mut self.clients[index];
+                client.in_flight -= 1;
+                if self.space.admit(now, "b/k", Access::Write).is_ok() {
+                    client.lane.admitted(now, sent);
+                    client.admitted += 1;
+                } else {
+                    client.lane.refused(now, sent, random);
+                    client.refused += 1;
+                }
+            }
+            loop {
+                let client = &mut self.clients[index];
+                if client.in_flight == CONNECTIONS {
+                    break;
+                }
+                match client.lane.take(now) {
+                    Ok(()) => {
+                        client.in_flight += 1;
+                        let jitter = LATENCY.mul_f64(self.random.f64());
+                        self.at(now + LATENCY / 2 + jitter, index, Some(now));
+                    }
+                    Err(at) => {
+                        if client.waking <= now || client.waking > at {
+                            client.waking = at;
+                            self.at(at, index, None);
+                        }
+                        break;
+                    }
+                }
+            }
+        }
+        self.now = end;
+    }
+
+    fn forget(&mut self) {
+        for client in &mut self.clients {
+            (client.admitted, client.refused) = (0, 0);
+        }
+    }
+
+    fn totals(&self) -> (f64, f64, f64) {
+        let admitted: u64 = self.clients.iter().map(|client| client.admitted).sum();
+        let refused: u64 = self.clients.iter().map(|client| client.refused).sum();
+        let squares: f64 = self.clients.iter().map(|client| (client.admitted as f64).powi(2)).sum();
+        let jain = (admitted as f64).powi(2) / (self.clients.len() as f64 * squares);
+        (admitted as f64, refused as f64, jain)
+    }
+}
+
+/// What `clients` come to on a partition of this budget, over the requests that follow a minute: the share of the budget
+/// that is used, the share of requests that is refused, and how alike the clients are served.
+fn converged(clients: usize, budget: f64, seed: u64) -> (f64, f64, f64) {
+    let mut fleet = Fleet::new(clients, budget, seed);
+    fleet.run(Duration::from_secs(60));
+    fleet.forget();
+    let measured = (2_000.0 / budget).max(60.0);
+    fleet.run(Duration::from_secs_f64(60.0 + measured));
+    let (admitted, refused, jain) = fleet.totals();
+    (admitted / budget / measured, refused / (admitted + refused), jain)
+}
+
+#[test]
+fn clients_that_know_nothing_of_each_other_use_the_budget_waste_little_and_share_alike() {
+    for (clients, budget, alike) in [
+        (8, 100.0, 0.95),
+        (8, 200.0, 0.95),
+        (8, 700.0, 0.95),
+        (64, 3_500.0, 0.95),
+        (64, 350.0, 0.8),
+        (64, 35.0, 0.7),
+    ] {
+        for seed in 0..5 {
+            let (used, refused, jain) = converged(clients, budget, seed);
+            let what = format!("{clients} on {budget}, seed {seed}: {used:.3} {refused:.3} {jain:.3}");
+            assert!(used >= 0.9, "{what}");
+            assert!(refused <= 0.05, "{what}");
+            assert!(jain >= alike, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_split_is_found() {
+    let mut fleet = Fleet::new(8, 200.0, 1);
+    fleet.run(Duration::from_secs(60));
+    fleet.space = KeySpace::new(Limits { writes_per_second: 400.0, ..fleet.space.limits().clone() });
+    fleet.forget();
+    fleet.run(Duration::from_secs(120));
+    fleet.forget();
+    fleet.run(Duration::from_secs(150));
+    let (admitted, refused, _) = fleet.totals();
+    assert!(admitted >= 0.9 * 400.0 * 30.0, "{admitted}");
+    assert!(refused <= 0.05 * (admitted + refused), "{refused}");
+}
+
+#[test]
+fn half_the_budget_is_enough_to_slow_everybody_down() {
+    let mut fleet = Fleet::new(8, 400.0, 1);
+    fleet.run(Duration::from_secs(60));
+    fleet.space = KeySpace::new(Limits { writes_per_second: 200.0, ..fleet.space.limits().clone() });
+    fleet.forget();
+    fleet.run(Duration::from_secs(70));
+    let (admitted, refused, _) = fleet.totals();
+    assert!(admitted >= 0.9 * 200.0 * 10.0, "{admitted}");
+    assert!(refused <= 0.2 * (admitted + refused), "{refused}");
+}
+
+#[test]
+fn after_an_outage_the_rate_comes_back() {
+    let mut fleet = Fleet::new(8, 200.0, 1);
+    fleet.run(Duration::from_secs(60));
+    let limits = fleet.space.limits().clone();
+    fleet.space = KeySpace::new(Limits { writes_per_second: 0.001, ..limits.clone() });
+    fleet.forget();
+    fleet.run(Duration::from_secs(120));
+    let (_, refused, _) = fleet.totals();
+    assert!(refused < 300.0, "all that is asked in a minute without an admission: {refused}");
+    fleet.space = KeySpace::new(limits);
+    fleet.run(Duration::from_secs(150));
+    fleet.forget();
+    fleet.run(Duration::from_secs(180));
+    let (admitted, _, jain) = fleet.totals();
+    assert!(admitted >= 0.9 * 200.0 * 30.0, "{admitted}");
+    assert!(jain >= 0.9, "{jain}");
+}
+
+#[test]
+fn a_latecomer_gets_its_share() {
+    let mut fleet = Fleet::new(9, 200.0, 1);
+    fleet.events.retain(|Reverse((_, _, client, _))| *client != 8);
+    fleet.at(Duration::from_secs(60), 8, None);
+    fleet.run(Duration::from_secs(65));
+    fleet.forget();
+    fleet.run(Duration::from_secs(95));
+    let (admitted, ..) = fleet.totals();
+    let share = fleet.clients[8].admitted as f64 / (admitted / 9.0);
+    assert!((0.5..=2.0).contains(&share), "{share}");
+}
+
+/// Requests of one client that are under way one after the other, as many as it wants, of which one is refused.
+#[test]
+fn one_refusal_among_many_requests_costs_little() {
+    let mut lane = Lane::default();
+    let mut now = Duration::ZERO;
+    for sent in 0..1_000 {
+        while let Err(turn) = lane.take(now) {
+            now = turn;
+        }
+        now += Duration::from_millis(10);
+        if sent == 100 { lane.refused(now, now, 0.5) } else { lane.admitted(now, now) }
+    }
+    assert!(now < Duration::from_secs(20), "instead of 10 s without pacing: {now:?}");
+}

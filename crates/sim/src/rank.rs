@@ -1,0 +1,190 @@
+//! One rank: what it has to send, and its network.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use s3dcp_pacing::Lanes;
+use s3dcp_s3::PartPlan;
+
+use crate::scenario::{Network, Scenario};
+
+/// One request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Request {
+    pub(crate) file: u32,
+    pub(crate) step: Step,
+    pub(crate) bytes: u64,
+}
+
+/// What a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Step {
+    /// A whole file.
+    Put,
+    /// The begin of a file of several parts.
+    Create,
+    Part,
+    Complete,
+    Index,
+    Range,
+}
+
+/// A shard file, or the index.
+#[derive(Debug)]
+pub(crate) struct File {
+    pub(crate) key: Box<str>,
+    plan: Option<PartPlan>,
+    /// Bytes and parts that were cut off so far.
+    cut: u64,
+    parts: u64,
+    /// Parts that are cut off and not there.
+    missing: usize,
+    /// Parts that wait for the file to be begun; `None` once it is.
+    waiting: Option<Vec<Request>>,
+}
+
+impl File {
+    pub(crate) fn new(key: String, plan: Option<PartPlan>) -> Self {
+        Self { key: key.into(), plan, cut: 0, parts: 0, missing: 0, waiting: Some(Vec::new()) }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Rank {
+    /// The shard files, then the index.
+    pub(crate) files: Vec<File>,
+    /// The file of which parts are cut off.
+    cutting: usize,
+    /// Bytes cut off and not there.
+    held: u64,
+    pub(crate) fresh: VecDeque<Request>,
+    /// Refused requests, with the time from which on they may be tried again.
+    pub(crate) again: VecDeque<(Duration, Request)>,
+    pub(crate) lanes: Lanes,
+    /// Requests under way.
+    pub(crate) in_flight: usize,
+    /// Files of a save, and requests of a load, that are not done.
+    pub(crate) unfinished: usize,
+    pub(crate) largest_request: u64,
+    pub(crate) done_at: Duration,
+    /// The next time at which it looks for something to send.
+    pub(crate) wakes_at: Option<Duration>,
+    network: Network,
+    /// When the bytes under way are through.
+    network_free: Duration,
+}
+
+impl Rank {
+    pub(crate) fn new(network: Network) -> Self {
+        Self {
+            files: Vec::new(),
+            cutting: 0,
+            held: 0,
+            fresh: VecDeque::new(),
+            again: VecDeque::new(),
+            lanes: Lanes::default(),
+            in_flight: 0,
+            unfinished: 0,
+            largest_request: 0,
+            done_at: Duration::ZERO,
+            wakes_at: None,
+            network,
+            network_free: Duration::ZERO,
+        }
+    }
+
+    /// Takes a round's files, none of them begun.
+    pub(crate) fn begin(&mut self, files: Vec<File>) {
+        (self.files, self.cutting, self.largest_request) = (files, 0, 0);
+    }
+
+    /// Cuts off parts as long as there is room for them.
+    pub(crate) fn cut(&mut self, now: Duration, scenario: &Scenario) {
+        let size = scenario.file_bytes();
+        while let Some(file) = self.files.get_mut(self.cutting)
+            && let Some(plan) = &mut file.plan
+        {
+            if file.parts > 0
+                && let Some(rate) = self.lanes.rate(now, &file.key)
+            {
+                plan.grow(&scenario.pace(rate), Some(size - file.cut));
+            }
+            let bytes = plan.part_size(file.parts + 1, file.cut).min(size - file.cut);
+            if self.held > 0 && self.held + bytes > self.network.in_flight {
+                return;
+            }
+            let number = self.cutting as u32;
+            self.held += bytes;
+            self.largest_request = self.largest_request.max(bytes);
+            file.cut += bytes;
+            file.parts += 1;
+            file.missing += 1;
+            if bytes == size {
+                self.fresh.push_back(Request { file: number, step: Step::Put, bytes });
+            } else {
+                if file.parts == 1 {
+                    self.fresh.push_back(Request { file: number, step: Step::Create, bytes: 0 });
+                }
+                let part = Request { file: number, step: Step::Part, bytes };
+                match &mut file.waiting {
+                    Some(waiting) => waiting.push(part),
+                    None => self.fresh.push_back(part),
+                }
+            }
+            if file.cut == size {
+                self.cutting += 1;
+            }
+        }
+    }
+
+    /// A request was admitted and its bytes moved.
+    pub(crate) fn admitted(&mut self, request: Request, scenario: &Scenario) {
+        let file = &mut self.files[request.file as usize];
+        match request.step {
+            Step::Create => self.fresh.extend(file.waiting.take().unwrap_or_default()),
+            Step::Part | Step::Put => {
+                self.held -= request.bytes;
+                file.missing -= 1;
+                if request.step == Step::Put {
+                    self.unfinished -= 1;
+                } else if file.missing == 0 && file.cut == scenario.file_bytes() {
+                    self.fresh.push_front(Request { step: Step::Complete, bytes: 0, ..request });
+                }
+            }
+            Step::Complete | Step::Range | Step::Index => self.unfinished -= 1,
+        }
+    }
+
+    /// When a request's bytes are moved that was let in at `now`: one connection carries them, and all of the rank's
+    /// go through one network, one after the other.
+    pub(crate) fn moved_at(&mut self, now: Duration, bytes: u64) -> Duration {
+        let alone = Duration::from_secs_f64(bytes as f64 / self.network.connection_bytes_per_second);
+        let share = Duration::from_secs_f64(bytes as f64 / self.network.rank_bytes_per_second);
+        self.network_free = self.network_free.max(now) + share;
+        self.network_free.max(now + alone)
+    }
+
+    /// The request to send next at `now`, refused ones first; and when there may be one if not now.
+    pub(crate) fn next(&self, now: Duration) -> Result<Request, Option<Duration>> {
+        match (self.again.front(), self.fresh.front()) {
+            (Some((from, request)), _) if *from <= now => Ok(*request),
+            (_, Some(request)) => Ok(*request),
+            (Some((from, _)), None) => Err(Some(*from)),
+            (None, None) => Err(None),
+        }
+    }
+
+    /// Takes what `next` gave.
+    pub(crate) fn take(&mut self, now: Duration) {
+        match self.again.front() {
+            Some((from, _)) if *from <= now => drop(self.again.pop_front()),
+            _ => drop(self.fresh.pop_front()),
+        }
+        self.in_flight += 1;
+    }
+
+    /// The key of a request, bucket included.
+    pub(crate) fn key(&self, request: Request) -> &str {
+        &self.files[request.file as usize].key
+    }
+}

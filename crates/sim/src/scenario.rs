@@ -1,0 +1,252 @@
+//! What is simulated.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::time::Duration;
+
+use s3dcp_partition::Limits;
+use s3dcp_prefix::{DefaultPrefixStrategy, PrefixStrategy};
+use s3dcp_s3::Pace;
+
+/// What the ranks do in each round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Operation {
+    /// Every rank writes its shard files, then one of them the index.
+    #[default]
+    Save,
+    /// Every rank reads the index, then its shard files.
+    Load,
+}
+
+/// Where the shard files of each round go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Paths {
+    /// To the same keys again: `run/<pattern>/__<rank>_`.
+    #[default]
+    Same,
+    /// Below a path of the round: `run/step_<round>/<pattern>/__<rank>_`, as jobs do that keep several checkpoints.
+    PerRound,
+    /// Below the same patterns, with the round in the prefix: `run/<pattern>/epoch_<round>/__<rank>_`, as strategies do
+    /// that have an `epoch_num`.
+    EpochInPrefix,
+}
+
+/// What lies between the ranks and S3.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Network {
+    /// Time from a request to the first byte of its answer.
+    pub latency: Duration,
+    /// Bytes per second of one connection. Default 85 MB/s, what AWS says to count on ("85-90 MB/s per prefix connection",
+    /// Amazon S3 User Guide, "Performance design patterns: horizontal scaling and request parallelization").
+    pub connection_bytes_per_second: f64,
+    /// Bytes per second of one rank over all its connections.
+    pub rank_bytes_per_second: f64,
+    /// Bytes per second of all ranks together.
+    pub fleet_bytes_per_second: f64,
+    /// Requests of one rank at once.
+    pub connections: usize,
+    /// Bytes that one rank has under way or waiting for their turn, at most.
+    pub in_flight: u64,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            latency: Duration::from_millis(30),
+            connection_bytes_per_second: 85e6,
+            rank_bytes_per_second: 1.25e9,
+            fleet_bytes_per_second: f64::INFINITY,
+            connections: 64,
+            in_flight: 64 * s3dcp_s3::DEFAULT_PART_SIZE,
+        }
+    }
+}
+
+/// Ranks with a slow network.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stragglers {
+    /// How many, as a share of all.
+    pub share: f64,
+    /// How many times slower their network is.
+    pub slowdown: f64,
+}
+
+impl Default for Stragglers {
+    fn default() -> Self {
+        Self { share: 0.0, slowdown: 1.0 }
+    }
+}
+
+/// A fleet, what it does, and the S3 it meets.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// Ranks.
+    pub world_size: u32,
+    /// Bytes that each rank saves or loads.
+    pub bytes_per_rank: u64,
+    /// Shard files of each rank.
+    pub files_per_rank: u32,
+    /// What they do.
+    pub operation: Operation,
+    /// Where the shard files go; bound to the number of ranks.
+    pub strategy: Arc<dyn PrefixStrategy>,
+    /// Where the shard files of each round go.
+    pub paths: Paths,
+    /// How often they do it.
+    pub rounds: u32,
+    /// Time between the end of a round and the begin of the next.
+    pub pause: Duration,
+    /// Bytes of a part or a range; `None`: what s3dcp chooses.
+    pub part_size: Option<u64>,
+    /// Partitions that S3 has from the start, divided evenly over the keys of the first round; 1 for a cold bucket.
+    pub partitions: usize,
+    /// What each of them takes, and when it splits.
+    pub limits: Limits,
+    /// Whether refusals say when to come again, as `s3dcp serve` does and S3 does not.
+    pub retry_after: bool,
+    /// What lies between.
+    pub network: Network,
+    /// Ranks with a slow network.
+    pub stragglers: Stragglers,
+    /// Equal seeds give equal results.
+    pub seed: u64,
+}
+
+impl Default for Scenario {
+    fn default() -> Self {
+        Self {
+            world_size: 8,
+            bytes_per_rank: 1 << 30,
+            files_per_rank: 1,
+            operation: Operation::default(),
+            strategy: Arc::new(DefaultPrefixStrategy),
+            paths: Paths::default(),
+            rounds: 1,
+            pause: Duration::from_secs(600),
+            part_size: None,
+            partitions: 1,
+            limits: Limits::default(),
+            retry_after: false,
+            network: Network::default(),
+            stragglers: Stragglers::default(),
+            seed: 0,
+        }
+    }
+}
+
+impl Scenario {
+    /// The first setting that makes no sense, in words.
+    pub fn invalid(&self) -> Option<&'static str> {
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        match self {
+            _ if self.world_size == 0 => Some("world_size must be at least 1"),
+            _ if self.bytes_per_rank == 0 => Some("bytes_per_rank must be at least 1"),
+            _ if self.files_per_rank == 0 => Some("files_per_rank must be at least 1"),
+            _ if self.rounds == 0 => Some("rounds must be at least 1"),
+            _ if self.part_size == Some(0) => Some("part_size must be at least 1"),
+            _ if self.partitions == 0 => Some("partitions must be at least 1"),
+            _ if self.network.connections == 0 => Some("connections must be at least 1"),
+            _ if !positive(self.network.connection_bytes_per_second) => {
+                Some("connection_bytes_per_second must be a positive number")
+            }
+            _ if !positive(self.network.rank_bytes_per_second) => {
+                Some("rank_bytes_per_second must be a positive number")
+            }
+            _ if self.network.fleet_bytes_per_second.is_nan()
+                || self.network.fleet_bytes_per_second <= 0.0 =>
+            {
+                Some("fleet_bytes_per_second must be a positive number")
+            }
+            _ if !(0.0..=1.0).contains(&self.stragglers.share) => {
+                Some("stragglers: share must be from 0 to 1")
+            }
+            _ if !positive(self.stragglers.slowdown) => {
+                Some("stragglers: slowdown must be a positive number")
+            }
+            _ => self.limits.invalid(),
+        }
+    }
+
+    /// Requests per second of one partition.
+    pub(crate) fn budget(&self) -> f64 {
+        match self.operation {
+            Operation::Save => self.limits.writes_per_second,
+            Operation::Load => self.limits.reads_per_second,
+        }
+    }
+
+    /// What the network alone needs for everybody's bytes.
+    pub(crate) fn network_time(&self) -> Duration {
+        let network = &self.network;
+        let connections = network.connection_bytes_per_second * network.connections as f64;
+        let share = network.fleet_bytes_per_second / f64::from(self.world_size);
+        let rate = network.rank_bytes_per_second.min(connections).min(share);
+        Duration::from_secs_f64(self.bytes_per_rank as f64 / rate)
+    }
+
+    /// The strategy as it is for this many ranks.
+    fn bound_strategy(&self) -> Arc<dyn PrefixStrategy> {
+        let ranks = NonZeroU64::new(self.world_size.into()).expect("checked");
+        self.strategy.bind(ranks).map_or_else(|| Arc::clone(&self.strategy), Arc::from)
+    }
+
+    /// Where the keys of a round begin, bucket included.
+    pub(crate) fn folder(&self, round: u32) -> String {
+        match self.paths {
+            Paths::PerRound => format!("bucket/run/step_{round}/"),
+            Paths::Same | Paths::EpochInPrefix => "bucket/run/".to_owned(),
+        }
+    }
+
+    /// Where each rank's keys of a round begin, bucket included.
+    pub(crate) fn prefixes(&self, round: u32) -> Vec<String> {
+        let folder = self.folder(round);
+        let strategy = self.bound_strategy();
+        let ranks = 0..i64::from(self.world_size);
+        if self.paths == Paths::EpochInPrefix {
+            let pattern = |rank| match strategy.pattern(rank) {
+                pattern if pattern.is_empty() => pattern,
+                pattern => pattern + "/",
+            };
+            return ranks.map(|rank| format!("{folder}{}epoch_{round}/__{rank}_", pattern(rank))).collect();
+        }
+        let mut prefixes = Vec::with_capacity(self.world_size as usize);
+        strategy.for_each_prefix(ranks, &mut |_, prefix| prefixes.push(format!("{folder}{prefix}")));
+        prefixes
+    }
+
+    /// What s3dcp plans requests for, when a rank may send so many per second.
+    pub(crate) fn pace(&self, requests_per_second: f64) -> Pace {
+        Pace {
+            connections: self.network.connections,
+            latency: self.network.latency,
+            rate: self.network.connection_bytes_per_second,
+            requests_per_second: Some(requests_per_second),
+            in_flight: self.network.in_flight,
+        }
+    }
+
+    /// Requests per second that a file is planned for: s3dcp counts on one partition, and on what AWS promises for it, whatever
+    /// the limits are here.
+    pub(crate) fn promised(&self) -> f64 {
+        let (promised, ranks) = (Limits::default(), f64::from(self.world_size));
+        match self.operation {
+            Operation::Save => promised.writes_per_second / ranks / f64::from(self.files_per_rank),
+            Operation::Load => promised.reads_per_second / ranks,
+        }
+    }
+
+    /// Bytes of one file.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.bytes_per_rank.div_ceil(self.files_per_rank.into())
+    }
+
+    /// Bytes of one request of a load.
+    pub(crate) fn range_size(&self) -> u64 {
+        let chosen = || self.pace(self.promised()).request_size(Some(self.bytes_per_rank), SMALLEST_RANGE);
+        self.part_size.unwrap_or_else(chosen)
+    }
+}
+
+/// Smallest range that a load asks for where there is more to read.
+const SMALLEST_RANGE: u64 = 8 << 20;
