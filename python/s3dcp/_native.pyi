@@ -61,7 +61,31 @@ def numeric_prefixes(
     ranks: tuple[int, int, int],
 ) -> list[str]: ...
 def round_robin_prefixes(user_prefixes: list[str], epoch_num: int | None, ranks: tuple[int, int, int]) -> list[str]: ...
+@final
+class NumericPrefixes:
+    def __new__(cls, base: int, prefix_count: int, length: int, epoch_num: int | None) -> NumericPrefixes: ...
+    def __call__(self, rank: object) -> str | None: ...
+
+@final
+class RoundRobinPrefixes:
+    def __new__(
+        cls, user_prefixes: list[str] | tuple[str, ...], epoch_num: int | None
+    ) -> RoundRobinPrefixes: ...
+    def __call__(self, rank: object) -> str | None: ...
+
 def default_prefixes(ranks: tuple[int, int, int]) -> list[str]: ...
+
+# The simulator
+def simulate_prefixes(
+    prefixes: list[str],
+    bytes_per_rank: int,
+    *,
+    files_per_rank: int,
+    part_size: int | None,
+    partitions: int,
+    load: bool,
+    network_gbps: float,
+) -> tuple[float, float, int, int, int, int]: ...
 
 # The engine and the commit
 @final
@@ -160,6 +184,8 @@ class Client:
         index: Index,
         conditional_commit: str,
     ) -> Committed: ...
+    def write_paces(self) -> list[tuple[str, float]]: ...
+    def agree_on_write_paces(self, paces: list[tuple[str, float]]) -> None: ...
     def stats(self) -> Stats: ...
 
 @final

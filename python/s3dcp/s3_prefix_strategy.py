@@ -22,18 +22,22 @@ digits).
 from __future__ import annotations
 
 import abc
+import contextlib
 import copy
 import operator
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
 from . import _native
 from . import _prefix_checks as checks
+from ._describe import Description
 
 __all__ = [
     "BinaryPrefixStrategy",
     "DefaultPrefixStrategy",
+    "Description",
     "HexPrefixStrategy",
     "NumericPrefixStrategy",
     "RoundRobinPrefixStrategy",
@@ -60,6 +64,22 @@ class S3PrefixStrategyBase(abc.ABC):
     >>> EvenOdd()(3)
     'odd/__3_'
     """
+
+    # Makes prefixes without a look at the attributes, in the classes that can; None after any of them was set. In a
+    # slot, so that it is no part of what is compared, copied and pickled.
+    __slots__ = ("_fast",)
+    _fast: Callable[[object], str | None] | None
+
+    def __new__(cls: type[_Strategy], *args: Any, **kwargs: Any) -> _Strategy:
+        """The arguments are for ``__init__``."""
+        del args, kwargs
+        self = super().__new__(cls)
+        self._fast = None
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes."""
+        return dict(vars(self))
 
     def __call__(self, rank: int) -> str:
         """The same as ``generate_prefix(rank)``."""
@@ -90,6 +110,61 @@ class S3PrefixStrategyBase(abc.ABC):
         del ranks
         return self
 
+    def describe(
+        self,
+        world_size: int,
+        bytes_per_rank: int = 1 << 30,
+        *,
+        files_per_rank: int = 1,
+        part_size: int | None = None,
+        partitions: int = 1,
+        load: bool = False,
+        network_gbps: float = 10.0,
+    ) -> Description:
+        """Simulate one save or load with this strategy's prefixes, as ``s3dcp simulate`` does.
+
+        S3 is a model of its partitions: see ``docs/partitions.md`` for what it assumes.
+
+        >>> described = DefaultPrefixStrategy().describe(8)
+        >>> described.directories, described.ranks_per_directory, described.refused
+        (1, 8, 0)
+
+        Args:
+            world_size: ranks, 1 to 1,048,576.
+            bytes_per_rank: what each saves or loads, at least 1.
+            files_per_rank: shard files of each rank (``thread_count`` of the writer), at least 1.
+            part_size: bytes of a part or range; None for what s3dcp chooses.
+            partitions: partitions that S3 has for these keys from the start; 1 is a cold bucket.
+            load: load instead of saving.
+            network_gbps: network of one rank, gigabits per second.
+
+        Raises:
+            ValueError: an argument is outside its limits. The message names it.
+        """
+        world_size = checks.integer("world_size", world_size, 1, 1 << 20)
+        prefixes = self.bind(world_size).prefixes(range(world_size))
+        directories = Counter(prefix.rpartition("/")[0] for prefix in prefixes)
+        seconds, ideal, requests, refused, at_end, request_bytes = _native.simulate_prefixes(
+            prefixes,
+            checks.integer("bytes_per_rank", bytes_per_rank, 1, 1 << 50),
+            files_per_rank=checks.integer("files_per_rank", files_per_rank, 1, 1 << 16),
+            part_size=None if part_size is None else checks.integer("part_size", part_size, 1 << 20, 5 << 30),
+            partitions=checks.integer("partitions", partitions, 1, 1 << 20),
+            load=load,
+            network_gbps=network_gbps,
+        )
+        return Description(
+            world_size=world_size,
+            directories=len(directories),
+            ranks_per_directory=max(directories.values()),
+            request_bytes=request_bytes,
+            requests=requests,
+            refused=refused,
+            seconds=seconds,
+            ideal_seconds=ideal,
+            partitions=at_end,
+        )
+
 
 class DefaultPrefixStrategy(S3PrefixStrategyBase):
     """``__<rank>_``: all ranks side by side, named as torch itself names shard files.
@@ -104,6 +179,8 @@ class DefaultPrefixStrategy(S3PrefixStrategyBase):
         Raises:
             TypeError: `rank` is not an integer.
         """
+        if type(rank) is int and -0x8000_0000_0000_0000 <= rank <= 0x7FFF_FFFF_FFFF_FFFF:
+            return f"__{rank}_"
         return checks.within_key("rank", rank, f"__{checks.rank_text(rank)}_")
 
     def prefixes(self, ranks: Iterable[int]) -> list[str]:
@@ -189,7 +266,7 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
         if self._fixed_base is not None and base != self._fixed_base:
             raise ValueError(f"base of {type(self).__name__} is {self._fixed_base}, got {base}")
         self._base = base
-        self._prefix_map = None
+        self._prefix_map = self._fast = None
 
     @property
     def epoch_num(self) -> int | None:
@@ -199,6 +276,7 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
     @epoch_num.setter
     def epoch_num(self, epoch_num: int | None) -> None:
         self._epoch_num = checks.epoch(epoch_num)
+        self._fast = None
 
     @property
     def min_prefix_len(self) -> int:
@@ -208,7 +286,7 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
     @min_prefix_len.setter
     def min_prefix_len(self, min_prefix_len: int) -> None:
         self._min_prefix_len = checks.integer("min_prefix_len", min_prefix_len, 1, _native.MAX_KEY_BYTES)
-        self._prefix_map = None
+        self._prefix_map = self._fast = None
 
     @property
     def prefix_count(self) -> int:
@@ -221,7 +299,7 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
         if prefix_count is None:
             prefix_count = _world_size()
         self._prefix_count = checks.integer("prefix_count", prefix_count, 1, _MAX_COUNT)
-        self._prefix_map = None
+        self._prefix_map = self._fast = None
 
     @property
     def prefix_map(self) -> list[str]:
@@ -235,6 +313,7 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
         """
         if self._prefix_map is None:
             self._prefix_map = self._generate_prefix_map()
+            self._fast = None
         return self._prefix_map
 
     @prefix_map.setter
@@ -250,7 +329,12 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
             TypeError: `rank` is not an integer.
             ValueError: the prefix is longer than a whole key may be on S3 (1,024 bytes).
         """
+        if (fast := self._fast) is not None and (prefix := fast(rank)) is not None:
+            return prefix
         text = checks.rank_text(rank)
+        if self._fast is None and not self._has_own_patterns() and _plain_epoch(self._epoch_num):
+            length = self._pattern_length()
+            self._fast = _native.NumericPrefixes(self._base, self._prefix_count, length, self._epoch_num)
         if self._has_own_map():
             patterns = self.prefix_map
             pattern = patterns[rank % len(patterns)]
@@ -434,6 +518,7 @@ class RoundRobinPrefixStrategy(S3PrefixStrategyBase):
     @user_prefixes.setter
     def user_prefixes(self, user_prefixes: list[str] | tuple[str, ...]) -> None:
         self._user_prefixes = checks.user_prefix_list("user_prefixes", user_prefixes)
+        self._fast = None
 
     @property
     def epoch_num(self) -> int | None:
@@ -443,6 +528,7 @@ class RoundRobinPrefixStrategy(S3PrefixStrategyBase):
     @epoch_num.setter
     def epoch_num(self, epoch_num: int | None) -> None:
         self._epoch_num = checks.epoch(epoch_num)
+        self._fast = None
 
     def generate_prefix(self, rank: int) -> str:
         """``<user prefix>/__<rank>_``, or ``<user prefix>/epoch_<num>/__<rank>_`` with an epoch.
@@ -452,12 +538,19 @@ class RoundRobinPrefixStrategy(S3PrefixStrategyBase):
             ValueError: `user_prefixes` has been changed into something unusable, or the prefix is longer than
                 a whole key may be on S3 (1,024 bytes).
         """
+        if (fast := self._fast) is not None and (made := fast(rank)) is not None:
+            return made
         text = checks.rank_text(rank)
         if not self._user_prefixes:
             raise ValueError("user_prefixes must have at least 1 prefix, got 0")
         position = rank % len(self._user_prefixes)
         prefix = checks.user_prefix("user_prefixes", position, self._user_prefixes[position])
-        return checks.within_key("rank", rank, f"{prefix}/{checks.epoch_part(self._epoch_num)}__{text}_")
+        made = checks.within_key("rank", rank, f"{prefix}/{checks.epoch_part(self._epoch_num)}__{text}_")
+        if _plain_epoch(self._epoch_num) and all(type(each) is str for each in self._user_prefixes):
+            # A list may have been changed since: the next prefix will show it.
+            with contextlib.suppress(ValueError):
+                self._fast = _native.RoundRobinPrefixes(self._user_prefixes, self._epoch_num)
+        return made
 
     def prefixes(self, ranks: Iterable[int]) -> list[str]:
         """The prefixes of many ranks, in order; a ``range`` of them is made at once."""

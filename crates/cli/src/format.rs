@@ -37,6 +37,15 @@ pub(crate) fn duration(time: Duration) -> String {
     if small.is_empty() || small.starts_with("0") { large } else { format!("{large} {small}") }
 }
 
+/// Seconds as a person reads them.
+pub(crate) fn seconds(time: Duration) -> String {
+    match time.as_secs_f64() {
+        short if short < 100.0 => format!("{short:.1} s"),
+        long if long < 5_400.0 => format!("{:.1} min", long / 60.0),
+        longer => format!("{:.1} h", longer / 3600.0),
+    }
+}
+
 /// Reads a time such as `90s`, `30m`, `2h` or `7d`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let unit = match text.chars().last() {

@@ -5,6 +5,7 @@
 
 mod fleet;
 mod format;
+mod plan;
 mod prune;
 mod report;
 mod serve;
@@ -29,6 +30,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Plan(plan::Arguments),
     Prune(prune::Arguments),
     Serve(serve::Arguments),
     Simulate(simulate::Arguments),
@@ -48,6 +50,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
         }
     };
     let result = match arguments.command {
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Prune(arguments) => prune::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Simulate(arguments) => simulate::run(&arguments),
@@ -82,6 +85,10 @@ mod tests {
         assert_eq!(exit_code(&["strategies", "numeric", "--ranks", "4"]), 2);
         assert_eq!(exit_code(&["tree", "not-a-uri"]), 2);
         assert_eq!(exit_code(&["prune", "not-a-uri"]), 2);
+        assert_eq!(exit_code(&["plan", "--ranks", "8", "--bytes-per-rank", "64MiB"]), 0);
+        assert_eq!(exit_code(&["plan", "--ranks", "0", "--bytes-per-rank", "64MiB"]), 2);
+        assert_eq!(exit_code(&["simulate", "--ranks", "8", "--bytes-per-rank", "64MiB"]), 0);
+        assert_eq!(exit_code(&["simulate", "--ranks", "8", "--bytes-per-rank", "a lot"]), 2);
         assert_eq!(exit_code(&["prune", "s3://bucket/path", "--older-than", "2"]), 2);
     }
 }

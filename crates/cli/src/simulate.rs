@@ -3,14 +3,13 @@
 use std::fs;
 use std::io::{self, BufWriter, Write as _};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
 use s3dcp_sim::{Moment, Outcome, Round, Scenario, simulate};
 use serde_json::{Value, json};
 
 use crate::fleet::{Fleet, Strategy};
-use crate::format::{parse_size, size};
+use crate::format::{parse_size, seconds, size};
 use crate::report::Failure;
 
 /// The report, with the place for its figures marked.
@@ -78,15 +77,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         write(path, &PAGE.replace(FIGURES, &figures.replace("</", "<\\/")))?;
     }
     Ok(())
-}
-
-/// Seconds as a person reads them.
-pub(crate) fn seconds(time: Duration) -> String {
-    match time.as_secs_f64() {
-        short if short < 100.0 => format!("{short:.1} s"),
-        long if long < 5_400.0 => format!("{:.1} min", long / 60.0),
-        longer => format!("{:.1} h", longer / 3600.0),
-    }
 }
 
 fn table(cases: &[Case]) -> io::Result<()> {

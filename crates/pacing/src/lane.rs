@@ -13,11 +13,14 @@ const MEMORY_BEFORE: Duration = Duration::from_secs(1);
 const FIRST_SHARE: f64 = 0.5;
 const FIRST_LEAST: f64 = 4.0;
 
-/// Answers that are looked at together to find the first rate; so many refusals among fewer are enough to halve it.
+/// Answers that are looked at together to find the first rate; so many refusals, half of the answers and more, are enough to
+/// halve it, and fewer where nearly all are.
 const BATCH: u32 = 32;
 const HALVING: u32 = 8;
-/// Growth after a batch without a refusal, while no rate was too much.
+const HALVING_AT_ONCE: u32 = 6;
+/// Growth after so many answers without a refusal, while no rate was too much.
 const RISE: f64 = 1.25;
+const RISING: u32 = 8;
 /// Share of refused requests at which the search ends.
 const CALM: f64 = 0.1;
 
@@ -46,6 +49,8 @@ const GROWTH_BACK: f64 = 0.5;
 pub struct Lane {
     /// Requests per second; `None` before the first refusal.
     rate: Option<f64>,
+    /// When the first refusal was.
+    paced_at: Option<Duration>,
     /// From when on the next request may go.
     next: Duration,
     /// Whether requests wait for their turn, so that the rate is what limits them.
@@ -85,10 +90,7 @@ impl Lane {
     /// # Errors
     /// The time of the next turn.
     pub fn take(&mut self, now: Duration) -> Result<(), Duration> {
-        let Some(rate) = self.rate else {
-            self.before = (self.rate_before(now) + 1.0, now);
-            return Ok(());
-        };
+        let Some(rate) = self.rate else { return Ok(()) };
         if now < self.next {
             self.limiting = true;
             return Err(self.next);
@@ -101,6 +103,13 @@ impl Lane {
         }
         self.next += gap;
         Ok(())
+    }
+
+    /// A request is sent, some time after its turn was taken.
+    pub fn sent(&mut self, now: Duration) {
+        if self.rate.is_none() {
+            self.before = (self.rate_before(now) + 1.0, now);
+        }
     }
 
     /// A request that was sent at `sent` was admitted.
@@ -137,6 +146,7 @@ impl Lane {
             let rate = (FIRST_SHARE * self.rate_before(now)).max(FIRST_LEAST);
             self.next = now + Duration::from_secs_f64(random / rate);
             self.search = Some(Search::new(true));
+            self.paced_at = Some(now);
             return self.begin(now, rate);
         };
         if self.search.is_some() {
@@ -161,10 +171,11 @@ impl Lane {
         search.answers += 1;
         search.refusals += u32::from(refused);
         let Search { answers, refusals, rising } = *search;
-        if refusals >= HALVING && 2 * refusals >= answers {
+        let many = refusals >= HALVING && 2 * refusals >= answers;
+        if many || refusals >= HALVING_AT_ONCE && 4 * refusals >= 3 * answers {
             self.search = Some(Search::new(false));
             self.begin(now, rate / 2.0);
-        } else if answers >= BATCH && refusals == 0 && rising && self.limiting {
+        } else if answers >= RISING && refusals == 0 && rising && self.limiting {
             self.search = Some(Search::new(true));
             self.begin(now, rate * RISE);
         } else if answers >= BATCH {
@@ -192,6 +203,19 @@ impl Lane {
     pub(crate) fn follower(&self, now: Duration, random: f64) -> Lane {
         let next = self.rate.map_or(now, |rate| now + Duration::from_secs_f64(random / rate));
         Lane { rate: self.rate, next, begun_at: now, ..Lane::default() }
+    }
+
+    /// Goes at this rate from now on, which others on the same budget go at as well. Nothing happens before a refusal.
+    pub fn agree(&mut self, now: Duration, rate: f64) {
+        if self.rate.is_some() {
+            self.good = rate;
+            self.begin(now, rate);
+        }
+    }
+
+    /// Whether a turn taken at `taken` is still good: one from before the first refusal is not after it.
+    pub fn holds(&self, taken: Duration) -> bool {
+        self.paced_at.is_none_or(|paced_at| taken > paced_at)
     }
 
     /// Requests per second; `None` while nothing is held back.

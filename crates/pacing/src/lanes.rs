@@ -53,6 +53,13 @@ impl Lanes {
         }
     }
 
+    /// The lane of `folder` goes at this rate from now on, if it is held back.
+    pub fn agree(&mut self, now: Duration, folder: &str, rate: f64) {
+        if let Some(used) = self.lanes.get_mut(folder) {
+            used.lane.agree(now, rate);
+        }
+    }
+
     /// All lanes that are held back: their folders and rates in requests per second.
     pub fn paced(&self) -> impl Iterator<Item = (&str, f64)> {
         self.lanes.iter().filter_map(|(folder, used)| Some((&**folder, used.lane.rate()?)))
@@ -100,6 +107,14 @@ mod tests {
 
     fn rate(lanes: &mut Lanes, now: Duration, key: &str) -> Option<f64> {
         lanes.lane(now, key, 0.5).rate()
+    }
+
+    #[test]
+    fn ranks_can_agree_on_a_rate() {
+        let mut lanes = refused("bkt/run/x");
+        lanes.agree(START, "bkt/run/", 12.5);
+        lanes.agree(START, "bkt/other/", 1.0);
+        assert_eq!(lanes.paced().collect::<Vec<_>>(), [("bkt/run/", 12.5)]);
     }
 
     #[test]

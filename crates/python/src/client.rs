@@ -317,6 +317,17 @@ impl Client {
         Ok(Committed { warnings: committed.warnings, deleted: committed.deleted, left: committed.left })
     }
 
+    /// The folders in which S3 asked for fewer writes, each with its writes per second.
+    fn write_paces(&self, py: Python<'_>) -> PyResult<Vec<(String, f64)>> {
+        Ok(self.engine(py)?.write_paces())
+    }
+
+    /// Sets them to what ranks have agreed on.
+    fn agree_on_write_paces(&self, py: Python<'_>, paces: Vec<(String, f64)>) -> PyResult<()> {
+        self.engine(py)?.agree_on_write_paces(&paces);
+        Ok(())
+    }
+
     fn stats(&self, py: Python<'_>) -> PyResult<Stats> {
         let stats = self.engine(py)?.stats();
         Ok(Stats {

@@ -13,6 +13,7 @@ mod prefix;
 mod runtime;
 mod server;
 mod shard_writer;
+mod simulate;
 mod staging;
 mod sync;
 
@@ -24,6 +25,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     client::register(module)?;
     index::register(module)?;
     prefix::register(module)?;
+    simulate::register(module)?;
     server::register(module)?;
     Ok(())
 }

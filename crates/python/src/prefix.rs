@@ -6,7 +6,7 @@
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyString};
+use pyo3::types::{PyInt, PyList, PyString, PyTuple};
 use s3dcp_prefix::{
     DefaultPrefixStrategy, MAX_BASE, MAX_KEY_BYTES, MIN_BASE, NumericOptions, NumericPrefixStrategy,
     PrefixError, PrefixStrategy, RoundRobinPrefixStrategy,
@@ -15,6 +15,8 @@ use s3dcp_prefix::{
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MAX_KEY_BYTES", MAX_KEY_BYTES)?;
     module.add("MAX_BASE", MAX_BASE)?;
+    module.add_class::<NumericPrefixes>()?;
+    module.add_class::<RoundRobinPrefixes>()?;
     module.add_function(wrap_pyfunction!(check_user_prefix, module)?)?;
     module.add_function(wrap_pyfunction!(digits_needed, module)?)?;
     module.add_function(wrap_pyfunction!(numeric_pattern, module)?)?;
@@ -25,8 +27,82 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     Ok(())
 }
 
+fn numeric(
+    base: u32,
+    prefix_count: u64,
+    length: usize,
+    epoch_num: Option<i64>,
+) -> PyResult<NumericPrefixStrategy> {
+    let options = NumericOptions { epoch_num, min_prefix_length: length, prefix_count: Some(prefix_count) };
+    NumericPrefixStrategy::new(base, options).map_err(value_error)
+}
+
 fn value_error(error: PrefixError) -> PyErr {
     PyValueError::new_err(error.to_string())
+}
+
+/// The prefix that a strategy gives `rank`; `None` where only Python can tell or say what is wrong: no plain integer of 64 bits,
+/// or longer than a key.
+fn prefix_of<'py>(strategy: &dyn PrefixStrategy, rank: &Bound<'py, PyAny>) -> Option<Bound<'py, PyString>> {
+    let number: i64 = rank.cast_exact::<PyInt>().ok()?.extract().ok()?;
+    let mut prefix = String::with_capacity(64);
+    strategy.write_prefix(number, &mut prefix);
+    (prefix.len() <= MAX_KEY_BYTES).then(|| PyString::new(rank.py(), &prefix))
+}
+
+/// A numeric strategy as it was when this was made.
+#[pyclass(frozen, module = "s3dcp._native")]
+struct NumericPrefixes(NumericPrefixStrategy);
+
+#[pymethods]
+impl NumericPrefixes {
+    #[new]
+    #[pyo3(signature = (base, prefix_count, length, epoch_num))]
+    fn new(base: u32, prefix_count: u64, length: usize, epoch_num: Option<i64>) -> PyResult<Self> {
+        numeric(base, prefix_count, length, epoch_num).map(Self)
+    }
+
+    fn __call__<'py>(&self, rank: &Bound<'py, PyAny>) -> Option<Bound<'py, PyString>> {
+        prefix_of(&self.0, rank)
+    }
+}
+
+/// A round-robin strategy as it was when this was made, for as long as its list holds the same strings.
+#[pyclass(frozen, module = "s3dcp._native")]
+struct RoundRobinPrefixes {
+    strategy: RoundRobinPrefixStrategy,
+    list: Py<PyAny>,
+    strings: Vec<Py<PyString>>,
+}
+
+#[pymethods]
+impl RoundRobinPrefixes {
+    #[new]
+    #[pyo3(signature = (user_prefixes, epoch_num))]
+    fn new(user_prefixes: &Bound<'_, PyAny>, epoch_num: Option<i64>) -> PyResult<Self> {
+        let strings: Vec<Bound<'_, PyString>> = user_prefixes.extract()?;
+        let texts =
+            strings.iter().map(|string| Ok(string.to_str()?.to_owned())).collect::<PyResult<Vec<_>>>()?;
+        Ok(Self {
+            strategy: RoundRobinPrefixStrategy::new(&texts, epoch_num).map_err(value_error)?,
+            list: user_prefixes.clone().unbind(),
+            strings: strings.into_iter().map(Bound::unbind).collect(),
+        })
+    }
+
+    fn __call__<'py>(&self, rank: &Bound<'py, PyAny>) -> Option<Bound<'py, PyString>> {
+        let list = self.list.bind(rank.py());
+        let count = self.strings.len();
+        let same = |index: usize, item: Bound<'_, PyAny>| item.as_ptr() == self.strings[index].as_ptr();
+        let number: i64 = rank.cast_exact::<PyInt>().ok()?.extract().ok()?;
+        let index = usize::try_from(number.rem_euclid(i64::try_from(count).ok()?)).ok()?;
+        let unchanged = match (list.cast_exact::<PyList>(), list.cast_exact::<PyTuple>()) {
+            (Ok(list), _) => list.len() == count && same(index, list.get_item(index).ok()?),
+            (_, Ok(tuple)) => same(index, tuple.get_item(index).ok()?),
+            _ => false,
+        };
+        if unchanged { prefix_of(&self.strategy, rank) } else { None }
+    }
 }
 
 #[pyfunction]
@@ -76,8 +152,7 @@ fn numeric_prefixes<'py>(
     epoch_num: Option<i64>,
     ranks: Ranks,
 ) -> PyResult<Bound<'py, PyList>> {
-    let options = NumericOptions { epoch_num, min_prefix_length: length, prefix_count: Some(prefix_count) };
-    let strategy = NumericPrefixStrategy::new(base, options).map_err(value_error)?;
+    let strategy = numeric(base, prefix_count, length, epoch_num)?;
     prefixes(py, &strategy, ranks)
 }
 

@@ -84,6 +84,17 @@ impl Client {
         }
     }
 
+    /// The folders (`bucket/key/`) in which the service asked for fewer writes, each with the writes per second that go
+    /// there now.
+    pub fn write_paces(&self) -> Vec<(String, f64)> {
+        self.inner.turns.paces(true)
+    }
+
+    /// Sets those, to what clients that share a budget have agreed on; folders without a pace stay so.
+    pub fn agree_on_write_paces(&self, paces: &[(String, f64)]) {
+        self.inner.turns.agree(true, paces);
+    }
+
     /// What the client has done so far.
     pub fn stats(&self) -> Stats {
         self.inner.counters.snapshot()

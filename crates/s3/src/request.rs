@@ -218,10 +218,7 @@ impl Client {
     /// Sends the request once. Every status but success is a failure.
     pub(crate) async fn attempt(&self, call: &Call, operation: &mut Operation) -> Result<Answer, Failure> {
         let inner = &*self.inner;
-        if operation.started.is_none() {
-            inner.turns.wait(call.turn(), false).await;
-        }
-        let permit = inner.gate.admit().await;
+        let permit = self.admitted(call, operation.started.is_some()).await;
         let started = *operation.started.get_or_insert_with(clock::now);
         let limits =
             Limits { read_timeout: inner.config.read_timeout, deadline: started + inner.config.deadline };
@@ -253,6 +250,24 @@ impl Client {
             inner.turns.admitted(call.turn(), sent);
         }
         Err(failure)
+    }
+
+    /// Waits for the pace of the call's keys (a call that is sent again has done so) and for a connection.
+    async fn admitted(&self, call: &Call, again: bool) -> Permit {
+        let inner = &*self.inner;
+        let mut waited = again;
+        loop {
+            if !waited {
+                inner.turns.wait(call.turn(), again).await;
+            }
+            let taken = clock::now();
+            let permit = inner.gate.admit().await;
+            // Many may have had their turn before the service asked for fewer, and still wait for a connection.
+            if inner.turns.hold(call.turn(), taken) {
+                return permit;
+            }
+            waited = false;
+        }
     }
 
     /// Applies a remedy and waits, for its pause and then for its turn; or hands out the final error.

@@ -68,6 +68,8 @@ impl Turns {
     }
 
     /// Waits until the request may be sent; `again`: it was sent before.
+    ///
+    /// Whoever waits for something else afterwards asks [`Turns::hold`] whether the turn still holds.
     pub(crate) async fn wait(&self, request: Request<'_>, again: bool) {
         let Some(queue) = self.take_or_queue(request) else { return };
         let _new = if again { None } else { Some(queue.new.lock().await) };
@@ -79,6 +81,34 @@ impl Turns {
 
     fn take(&self, request: Request<'_>) -> Result<(), Duration> {
         self.state().take(request)
+    }
+
+    /// Whether a turn taken at `taken` is still good; the request is sent then.
+    pub(crate) fn hold(&self, request: Request<'_>, taken: Instant) -> bool {
+        self.state().with_lane(request, taken, |lane, now, taken| {
+            let holds = lane.holds(taken);
+            if holds {
+                lane.sent(now);
+            }
+            holds
+        })
+    }
+
+    /// The folders, bucket first, of which requests are held back, and to how many a second.
+    pub(crate) fn paces(&self, write: bool) -> Vec<(String, f64)> {
+        let mut state = self.state();
+        let paced =
+            |kind: &Kind| kind.lanes.paced().map(|(folder, rate)| (folder.to_owned(), rate)).collect();
+        paced(state.of(write))
+    }
+
+    /// Holds requests of these folders back to so many a second, where they are held back.
+    pub(crate) fn agree(&self, write: bool, paces: &[(String, f64)]) {
+        let mut state = self.state();
+        let now = clock::now().duration_since(state.began);
+        for (folder, rate) in paces {
+            state.of(write).lanes.agree(now, folder, *rate);
+        }
     }
 
     /// Requests per second at which requests such as this one are held back.
@@ -123,7 +153,11 @@ impl Turns {
 
 impl State {
     fn kind(&mut self, request: Request<'_>) -> &mut Kind {
-        if request.write { &mut self.writes } else { &mut self.reads }
+        self.of(request.write)
+    }
+
+    fn of(&mut self, write: bool) -> &mut Kind {
+        if write { &mut self.writes } else { &mut self.reads }
     }
 
     /// Takes the turn, or says how long until it is worth asking again.

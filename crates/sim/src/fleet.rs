@@ -14,8 +14,9 @@ use crate::scenario::{Network, Operation, Scenario};
 
 /// Within what time the ranks of a job begin.
 const START_SPREAD: Duration = Duration::from_millis(50);
-/// How much a latency varies, as a share of it.
+/// How much a latency varies, and the time that a connection needs for its bytes, as a share of it.
 const LATENCY_SPREAD: f64 = 0.5;
+const CONNECTION_SPREAD: f64 = 0.5;
 /// Bytes of the index for each file.
 const INDEX_BYTES_PER_FILE: u64 = 4096;
 /// How much progress, or else how much of the time that the network alone needs, makes the next moment.
@@ -42,6 +43,8 @@ enum Event {
     Wake,
     /// A request reaches S3.
     Arrival { request: Request, sent: Duration },
+    /// A rank's bytes are through, unless something changed since this was foreseen.
+    Moved { change: u64 },
     /// The answer reaches the rank.
     Answer { request: Request, sent: Duration, refused: Option<Duration> },
 }
@@ -82,7 +85,7 @@ impl<'a> Fleet<'a> {
             let slow = random.f64() < scenario.stragglers.share;
             let slowdown = if slow { scenario.stragglers.slowdown } else { 1.0 };
             let network = scenario.network;
-            Rank::new(Network {
+            Rank::new(&Network {
                 connection_bytes_per_second: network.connection_bytes_per_second / slowdown,
                 rank_bytes_per_second: network.rank_bytes_per_second / slowdown,
                 ..network
@@ -94,10 +97,7 @@ impl<'a> Fleet<'a> {
                 Operation::Save => Access::Write,
                 Operation::Load => Access::Read,
             },
-            space: KeySpace::divided(
-                scenario.limits.clone(),
-                boundaries(scenario.prefixes(0), scenario.partitions),
-            ),
+            space: KeySpace::divided(scenario.limits.clone(), scenario.first_keys()),
             ranks,
             index: Request {
                 file: scenario.files_per_rank,
@@ -197,7 +197,14 @@ impl<'a> Fleet<'a> {
             }
             match event {
                 Event::Wake => self.ranks[number].wakes_at = None,
-                Event::Arrival { request, sent } => self.arrive(number, request, sent),
+                Event::Arrival { request, sent } => {
+                    self.arrive(number, request, sent);
+                    continue;
+                }
+                Event::Moved { change } => {
+                    self.moved(number, change);
+                    continue;
+                }
                 Event::Answer { request, sent, refused } => {
                     self.answer(number, request, sent, refused);
                     if self.tally.ranks_left == 0 {
@@ -226,7 +233,11 @@ impl<'a> Fleet<'a> {
                 Err(Some(at)) => Err(at),
                 Ok(request) => {
                     let key = &rank.files[request.file as usize].key;
-                    rank.lanes.lane(now, key, self.random.f64()).take(now).map(|()| request)
+                    let lane = rank.lanes.lane(now, key, self.random.f64());
+                    lane.take(now).map(|()| {
+                        lane.sent(now);
+                        request
+                    })
                 }
             };
             match turn {
@@ -245,16 +256,50 @@ impl<'a> Fleet<'a> {
 
     fn arrive(&mut self, number: usize, request: Request, sent: Duration) {
         let rank = &mut self.ranks[number];
-        let (refused, done) = match self.space.admit(self.now, rank.key(request), self.access) {
-            Ok(()) => {
-                let share = request.bytes as f64 / self.scenario.network.fleet_bytes_per_second;
-                self.network_free = self.network_free.max(self.now) + Duration::from_secs_f64(share);
-                (None, rank.moved_at(self.now, request.bytes).max(self.network_free))
-            }
-            Err(refusal) => (Some(refusal.retry_after), self.now),
-        };
+        if let Err(refusal) = self.space.admit(self.now, rank.key(request), self.access) {
+            return self.reply(number, self.now, request, sent, Some(refusal.retry_after));
+        }
+        if request.bytes == 0 {
+            return self.reply(number, self.now, request, sent, None);
+        }
+        let share = request.bytes as f64 / self.scenario.network.fleet_bytes_per_second;
+        self.network_free = self.network_free.max(self.now) + Duration::from_secs_f64(share);
+        let work = request.bytes as f64 * spread(&mut self.random, CONNECTION_SPREAD);
+        rank.transfers.begin(self.now, work, request, sent, self.network_free);
+        self.foresee(number);
+    }
+
+    /// Plans for the end of a rank's next transfer.
+    fn foresee(&mut self, number: usize) {
+        let transfers = &self.ranks[number].transfers;
+        if let Some(at) = transfers.next_end() {
+            let change = transfers.change;
+            self.push(at.max(self.now), number, Event::Moved { change });
+        }
+    }
+
+    fn moved(&mut self, number: usize, change: u64) {
+        let transfers = &mut self.ranks[number].transfers;
+        if transfers.change != change {
+            return;
+        }
+        if let Some(ended) = transfers.end(self.now) {
+            self.reply(number, self.now.max(ended.not_before), ended.request, ended.sent, None);
+        }
+        self.foresee(number);
+    }
+
+    /// Sends the answer to a request that ends at `at`.
+    fn reply(
+        &mut self,
+        number: usize,
+        at: Duration,
+        request: Request,
+        sent: Duration,
+        refused: Option<Duration>,
+    ) {
         let delay = self.half_latency();
-        self.push(done + delay, number, Event::Answer { request, sent, refused });
+        self.push(at + delay, number, Event::Answer { request, sent, refused });
     }
 
     fn answer(&mut self, number: usize, request: Request, sent: Duration, refused: Option<Duration>) {
@@ -302,8 +347,7 @@ impl<'a> Fleet<'a> {
     }
 
     fn half_latency(&mut self) -> Duration {
-        let spread = 1.0 + LATENCY_SPREAD * (self.random.f64() - 0.5);
-        (self.scenario.network.latency / 2).mul_f64(spread)
+        (self.scenario.network.latency / 2).mul_f64(spread(&mut self.random, LATENCY_SPREAD))
     }
 
     fn wake(&mut self, at: Duration, number: usize) {
@@ -340,10 +384,9 @@ impl<'a> Fleet<'a> {
     }
 }
 
-/// The first keys of `count` partitions that have the same number of these keys each, the lowest left out.
-fn boundaries(mut keys: Vec<String>, count: usize) -> Vec<String> {
-    keys.sort_unstable();
-    (1..count.min(keys.len())).map(|number| keys[number * keys.len() / count].clone()).collect()
+/// A factor around 1.
+fn spread(random: &mut Rng, share: f64) -> f64 {
+    1.0 + share * (random.f64() - 0.5)
 }
 
 /// Jain's index of what the ranks got in a second.

@@ -1,6 +1,7 @@
 //! One rank: what it has to send, and its network.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use s3dcp_pacing::Lanes;
@@ -69,13 +70,90 @@ pub(crate) struct Rank {
     pub(crate) done_at: Duration,
     /// The next time at which it looks for something to send.
     pub(crate) wakes_at: Option<Duration>,
-    network: Network,
-    /// When the bytes under way are through.
-    network_free: Duration,
+    pub(crate) transfers: Transfers,
+    in_flight_bytes: u64,
+}
+
+/// Bytes on their way: all connections move at the same rate, as many as there are.
+#[derive(Debug)]
+pub(crate) struct Transfers {
+    connection_rate: f64,
+    rank_rate: f64,
+    /// Bytes that a connection moved which was there all the time, as of `updated`.
+    moved: f64,
+    updated: Duration,
+    under_way: BinaryHeap<Reverse<Transfer>>,
+    /// Counts changes of what is under way: when the next one ends was foreseen for one of them.
+    pub(crate) change: u64,
+}
+
+/// One request's bytes.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Transfer {
+    /// What `moved` is when it ends: the bits of a positive number, which are in its order.
+    ends_at: u64,
+    pub(crate) request: Request,
+    pub(crate) sent: Duration,
+    /// When it ends at the earliest, whatever this rank's network does.
+    pub(crate) not_before: Duration,
+}
+
+impl Transfers {
+    fn new(network: &Network) -> Self {
+        Self {
+            connection_rate: network.connection_bytes_per_second,
+            rank_rate: network.rank_bytes_per_second,
+            moved: 0.0,
+            updated: Duration::ZERO,
+            under_way: BinaryHeap::new(),
+            change: 0,
+        }
+    }
+
+    fn rate(&self) -> f64 {
+        self.connection_rate.min(self.rank_rate / self.under_way.len().max(1) as f64)
+    }
+
+    fn advance(&mut self, now: Duration) {
+        self.moved += self.rate() * now.saturating_sub(self.updated).as_secs_f64();
+        self.updated = now;
+    }
+
+    /// Begins with a request's bytes, which take as long as `work` bytes do on average.
+    pub(crate) fn begin(
+        &mut self,
+        now: Duration,
+        work: f64,
+        request: Request,
+        sent: Duration,
+        not_before: Duration,
+    ) {
+        self.advance(now);
+        let ends_at = (self.moved + work).to_bits();
+        self.under_way.push(Reverse(Transfer { ends_at, request, sent, not_before }));
+        self.change += 1;
+    }
+
+    /// When the next one ends, if nothing begins before.
+    pub(crate) fn next_end(&self) -> Option<Duration> {
+        let Reverse(next) = self.under_way.peek()?;
+        let left = (f64::from_bits(next.ends_at) - self.moved).max(0.0);
+        Some(self.updated + Duration::from_secs_f64(left / self.rate()))
+    }
+
+    /// Takes the next one out, which ends now.
+    pub(crate) fn end(&mut self, now: Duration) -> Option<Transfer> {
+        self.advance(now);
+        self.change += 1;
+        let Reverse(ended) = self.under_way.pop()?;
+        // The clock counts nanoseconds: what is over may seem to lack some bytes.
+        self.moved = self.moved.max(f64::from_bits(ended.ends_at));
+        Some(ended)
+    }
 }
 
 impl Rank {
-    pub(crate) fn new(network: Network) -> Self {
+    pub(crate) fn new(network: &Network) -> Self {
         Self {
             files: Vec::new(),
             cutting: 0,
@@ -88,8 +166,8 @@ impl Rank {
             largest_request: 0,
             done_at: Duration::ZERO,
             wakes_at: None,
-            network,
-            network_free: Duration::ZERO,
+            transfers: Transfers::new(network),
+            in_flight_bytes: network.in_flight,
         }
     }
 
@@ -110,7 +188,7 @@ impl Rank {
                 plan.grow(&scenario.pace(rate), Some(size - file.cut));
             }
             let bytes = plan.part_size(file.parts + 1, file.cut).min(size - file.cut);
-            if self.held > 0 && self.held + bytes > self.network.in_flight {
+            if self.held > 0 && self.held + bytes > self.in_flight_bytes {
                 return;
             }
             let number = self.cutting as u32;
@@ -153,15 +231,6 @@ impl Rank {
             }
             Step::Complete | Step::Range | Step::Index => self.unfinished -= 1,
         }
-    }
-
-    /// When a request's bytes are moved that was let in at `now`: one connection carries them, and all of the rank's
-    /// go through one network, one after the other.
-    pub(crate) fn moved_at(&mut self, now: Duration, bytes: u64) -> Duration {
-        let alone = Duration::from_secs_f64(bytes as f64 / self.network.connection_bytes_per_second);
-        let share = Duration::from_secs_f64(bytes as f64 / self.network.rank_bytes_per_second);
-        self.network_free = self.network_free.max(now) + share;
-        self.network_free.max(now + alone)
     }
 
     /// The request to send next at `now`, refused ones first; and when there may be one if not now.

@@ -198,8 +198,8 @@ impl Scenario {
         }
     }
 
-    /// Where each rank's keys of a round begin, bucket included.
-    pub(crate) fn prefixes(&self, round: u32) -> Vec<String> {
+    /// Where each rank's keys of a round begin, bucket included: `bucket/run/a000000000/__10_`.
+    pub fn prefixes(&self, round: u32) -> Vec<String> {
         let folder = self.folder(round);
         let strategy = self.bound_strategy();
         let ranks = 0..i64::from(self.world_size);
@@ -213,6 +213,14 @@ impl Scenario {
         let mut prefixes = Vec::with_capacity(self.world_size as usize);
         strategy.for_each_prefix(ranks, &mut |_, prefix| prefixes.push(format!("{folder}{prefix}")));
         prefixes
+    }
+
+    /// Where the partitions begin that there are from the start, besides the lowest: so that each has as many ranks.
+    pub fn first_keys(&self) -> Vec<String> {
+        let mut keys = self.prefixes(0);
+        keys.sort_unstable();
+        let count = self.partitions.min(keys.len());
+        (1..count).map(|number| keys[number * keys.len() / count].clone()).collect()
     }
 
     /// What s3dcp plans requests for, when a rank may send so many per second.

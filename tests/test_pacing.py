@@ -1,0 +1,65 @@
+"""Saves of eight ranks to a server with the model of S3's partitions in front."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from s3dcp import S3ClientConfig, testing
+from workers import pacing_jobs
+from workers.pacing_jobs import Sample
+
+BUCKET = "checkpoints"
+RANKS = 8
+WRITES_PER_SECOND = 210.0
+
+
+def at(samples: list[Sample], when: float) -> Sample:
+    """A rank's last sample until `when`."""
+    return max((sample for sample in samples if sample.at <= when), key=lambda sample: sample.at)
+
+
+@pytest.mark.distributed
+def test_ranks_that_share_a_cold_partition_use_it_waste_little_and_are_served_alike(
+    groups: Callable[[int], Any],
+) -> None:
+    """Nobody tells them the budget; no save fails for a SlowDown, however few attempts a request has."""
+    partitions = testing.Partitions(WRITES_PER_SECOND, 10_000)
+    with testing.server([BUCKET], partitions=partitions):
+        config = S3ClientConfig(max_attempts=1)
+        for files in (150, 400):
+            uri = f"s3://{BUCKET}/run"
+            by_rank = groups(RANKS).run(pacing_jobs.save_watched, uri, files, s3client_config=config)
+    # The second save, until the first rank is done.
+    end = min(samples[-1].at for samples in by_rank)
+    begin = max(samples[0].at for samples in by_rank)
+    spans = [(at(samples, begin), at(samples, end)) for samples in by_rank]
+    admitted = [last.admitted - first.admitted for first, last in spans]
+    refused = sum(last.refused - first.refused for first, last in spans)
+    requests = sum(admitted) + refused
+    used = sum(admitted) / (end - begin) / WRITES_PER_SECOND
+    jain = sum(admitted) ** 2 / (RANKS * sum(count**2 for count in admitted))
+    found = f"{requests} requests, {used:.3f} of the budget, {refused / requests:.3f} refused, fairness {jain:.3f}"
+    print(found)
+    assert requests >= 2_000, found
+    assert used >= 0.9, found
+    assert refused <= 0.05 * requests, found
+    assert jain >= 0.95, found
+
+
+@pytest.mark.distributed
+def test_warm_prefixes_are_as_much_faster_as_there_are_partitions(groups: Callable[[int], Any]) -> None:
+    folder = f"{BUCKET}/run/"
+    seconds = {}
+    for name, first_keys in {"cold": [], "warm": [f"{folder}{digit}" for digit in "1234567"]}.items():
+        partitions = testing.Partitions(40, 10_000, first_keys=first_keys)
+        with testing.server([BUCKET], partitions=partitions) as server:
+            began = time.monotonic()
+            groups(RANKS).run(pacing_jobs.save_watched, f"s3://{BUCKET}/run", 60, ("Hex", {}))
+            seconds[name] = time.monotonic() - began
+            assert sum(partition.admitted for partition in server.partitions()) >= RANKS * 60
+    print(seconds)
+    assert seconds["cold"] >= 4 * seconds["warm"], seconds

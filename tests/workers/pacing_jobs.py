@@ -1,0 +1,58 @@
+"""What ranks save in tests/test_pacing.py, watched while it runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from s3dcp import S3StorageWriter
+from workers import strategies
+from workers.store import REGION
+from workers.strategies import Spec
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A rank's requests so far."""
+
+    at: float
+    sent: int
+    refused: int
+
+    @property
+    def admitted(self) -> int:
+        return self.sent - self.refused
+
+
+def save_watched(uri: str, files: int, spec: Spec | None = None, **arguments: Any) -> list[Sample]:
+    """Save as many small shard files; the rank's requests, from the begin to the end of its own ones."""
+    if spec is not None:
+        arguments["prefix_strategy"] = strategies.ours(spec)
+    rank = dist.get_rank()
+    state = {f"{rank}/{number}": torch.full((1024,), float(number)) for number in range(files)}
+    writer = S3StorageWriter(REGION, uri, thread_count=files, **arguments)
+    client = writer.fs.client
+    samples: list[Sample] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            stats = client.stats()
+            samples.append(Sample(time.monotonic(), stats.requests, stats.throttled))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        dcp.save(state, storage_writer=writer)
+    finally:
+        done.set()
+        watching.join()
+    last = samples[-1]
+    # Afterwards the rank waits for the others.
+    return [sample for sample in samples if sample.sent < last.sent]
