@@ -24,6 +24,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import copy
+import math
 import operator
 import sys
 from collections import Counter
@@ -142,6 +143,8 @@ class S3PrefixStrategyBase(abc.ABC):
             ValueError: an argument is outside its limits. The message names it.
         """
         world_size = checks.integer("world_size", world_size, 1, 1 << 20)
+        if not 0 < network_gbps < math.inf:
+            raise ValueError(f"network_gbps must be a positive number, got {network_gbps!r}")
         prefixes = self.bind(world_size).prefixes(range(world_size))
         directories = Counter(prefix.rpartition("/")[0] for prefix in prefixes)
         seconds, ideal, requests, refused, at_end, request_bytes = _native.simulate_prefixes(
@@ -179,7 +182,7 @@ class DefaultPrefixStrategy(S3PrefixStrategyBase):
         Raises:
             TypeError: `rank` is not an integer.
         """
-        if type(rank) is int and -0x8000_0000_0000_0000 <= rank <= 0x7FFF_FFFF_FFFF_FFFF:
+        if rank.__class__ is int and -0x8000_0000_0000_0000 <= rank <= 0x7FFF_FFFF_FFFF_FFFF:
             return f"__{rank}_"
         return checks.within_key("rank", rank, f"__{checks.rank_text(rank)}_")
 

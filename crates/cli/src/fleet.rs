@@ -10,7 +10,7 @@ use s3dcp_prefix::{
 };
 use s3dcp_sim::{Network, Operation, Paths, Scenario, Stragglers};
 
-use crate::format::{parse_duration, parse_size};
+use crate::format::{parse_duration, parse_positive, parse_size};
 use crate::report::Failure;
 
 const BYTES_PER_GBIT: f64 = 1e9 / 8.0;
@@ -34,13 +34,13 @@ pub(crate) struct Fleet {
     #[arg(long, value_name = "COUNT", default_value_t = 64)]
     connections: usize,
     /// Network of one rank, in Gbit/s
-    #[arg(long, value_name = "GBPS", default_value_t = 10.0)]
+    #[arg(long, value_name = "GBPS", default_value = "10", value_parser = parse_positive)]
     network: f64,
     /// Network of all ranks together, in Gbit/s [default: no limit]
-    #[arg(long, value_name = "GBPS")]
+    #[arg(long, value_name = "GBPS", value_parser = parse_positive)]
     fleet_network: Option<f64>,
     /// One connection, in MB/s
-    #[arg(long, value_name = "MBPS", default_value_t = 85.0)]
+    #[arg(long, value_name = "MBPS", default_value = "85", value_parser = parse_positive)]
     connection: f64,
     /// Time from a request to the first byte of its answer, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 30)]

@@ -63,6 +63,12 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "must be a whole number and one of s, m, h, d, such as 90s, 30m, 2h or 7d".to_owned())
 }
 
+/// Reads a number above 0.
+pub(crate) fn parse_positive(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
+    number.ok_or_else(|| "must be a positive number".to_owned())
+}
+
 /// Reads a size such as `512`, `64MiB` or `1.5GiB`, in bytes.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, f64); 5] =
@@ -81,6 +87,22 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_and_numbers_are_read_strictly() {
+        for (text, bytes) in
+            [("1", 1), ("512B", 512), ("64MiB", 64 << 20), ("1.5 GiB", 3 << 29), ("2TiB", 2 << 40)]
+        {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "MiB", "-1", "1e9", "1 MB", "NaN", "inf", "99999999TiB"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_positive("2.5"), Ok(2.5));
+        for text in ["", "0", "-1", "NaN", "inf", "ten"] {
+            assert!(parse_positive(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_have_one_decimal_and_the_right_unit() {

@@ -10,9 +10,9 @@ const UPDATE: &str = "S3DCP_UPDATE_DOCS";
 fn output(command: &str) -> String {
     let mut arguments = command.split_whitespace();
     assert_eq!(arguments.next(), Some("s3dcp"), "{command}");
-    let ran = Command::new(env!("CARGO_BIN_EXE_s3dcp")).args(arguments).output().unwrap();
+    let ran = Command::new(env!("CARGO_BIN_EXE_s3dcp")).args(arguments).output().expect("the command runs");
     assert!(ran.status.success(), "{command}: {}", String::from_utf8_lossy(&ran.stderr));
-    String::from_utf8(ran.stdout).unwrap()
+    String::from_utf8(ran.stdout).expect("text")
 }
 
 /// The page with the output of every command of its `console` blocks below it.

@@ -18,9 +18,12 @@ const FIRST_LEAST: f64 = 4.0;
 const BATCH: u32 = 32;
 const HALVING: u32 = 8;
 const HALVING_AT_ONCE: u32 = 6;
-/// Growth after so many answers without a refusal, while no rate was too much.
+/// Growth after so many answers without a refusal: while no rate was too much; and at slow rates also after one was, or a whole
+/// batch would take minutes.
 const RISE: f64 = 1.25;
 const RISING: u32 = 8;
+const RISING_AGAIN: u32 = 4;
+const SLOW: f64 = 2.0;
 /// Share of refused requests at which the search ends.
 const CALM: f64 = 0.1;
 
@@ -33,11 +36,14 @@ const LARGEST_CUT: f64 = 0.5;
 /// Growth in a second. As it does not depend on the rate while cuts come with every so many requests, a fast client
 /// loses to a slow one, and all come to the same rate.
 const GROWTH_PER_SECOND: f64 = 0.02;
-/// Most growth with one request, or slow clients would be refused too often.
+/// Most growth with one request, or slow clients would be refused too often; and the least growth in a second all the same, or
+/// the slowest would stay so for minutes.
 const GROWTH_PER_REQUEST: f64 = 0.002;
-/// Time and requests without a refusal after which growth has doubled; it goes on with the square of them.
-const CLEAN_SECONDS: f64 = 20.0;
-const CLEAN_REQUESTS: f64 = 150.0;
+const SLOWEST_GROWTH_PER_SECOND: f64 = 0.01;
+/// Time and requests without a refusal after which growth has doubled; it goes on with the fourth power of them, for then there
+/// is more to have than there was.
+const CLEAN_SECONDS: f64 = 15.0;
+const CLEAN_REQUESTS: f64 = 110.0;
 const LARGEST_GROWTH: f64 = 0.1;
 /// After an outage: admitted requests in a row that end it, and the growth with each further one, until half of the rate that
 /// was good before is reached.
@@ -133,7 +139,8 @@ impl Lane {
         }
         let seconds = now.saturating_sub(self.refused_at).as_secs_f64();
         let clean = (seconds / CLEAN_SECONDS).min(self.clean / CLEAN_REQUESTS);
-        let growth = (GROWTH_PER_SECOND / rate).min(GROWTH_PER_REQUEST) * (1.0 + clean * clean);
+        let usual = (GROWTH_PER_SECOND / rate).min(GROWTH_PER_REQUEST).max(SLOWEST_GROWTH_PER_SECOND / rate);
+        let growth = usual * (1.0 + clean.powi(4));
         growth.min(LARGEST_GROWTH)
     }
 
@@ -175,7 +182,10 @@ impl Lane {
         if many || refusals >= HALVING_AT_ONCE && 4 * refusals >= 3 * answers {
             self.search = Some(Search::new(false));
             self.begin(now, rate / 2.0);
-        } else if answers >= RISING && refusals == 0 && rising && self.limiting {
+        } else if refusals == 0
+            && self.limiting
+            && (rising && answers >= RISING || rate < SLOW && answers >= RISING_AGAIN)
+        {
             self.search = Some(Search::new(true));
             self.begin(now, rate * RISE);
         } else if answers >= BATCH {

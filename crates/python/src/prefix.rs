@@ -6,7 +6,7 @@
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyInt, PyList, PyString, PyTuple};
+use pyo3::types::{PyInt, PyList, PyString};
 use s3dcp_prefix::{
     DefaultPrefixStrategy, MAX_BASE, MAX_KEY_BYTES, MIN_BASE, NumericOptions, NumericPrefixStrategy,
     PrefixError, PrefixStrategy, RoundRobinPrefixStrategy,
@@ -41,13 +41,20 @@ fn value_error(error: PrefixError) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 
-/// The prefix that a strategy gives `rank`; `None` where only Python can tell or say what is wrong: no plain integer of 64 bits,
-/// or longer than a key.
-fn prefix_of<'py>(strategy: &dyn PrefixStrategy, rank: &Bound<'py, PyAny>) -> Option<Bound<'py, PyString>> {
-    let number: i64 = rank.cast_exact::<PyInt>().ok()?.extract().ok()?;
+/// A rank that is a plain integer of 64 bits; Python knows what to do with others.
+fn plain_rank(rank: &Bound<'_, PyAny>) -> Option<i64> {
+    rank.cast_exact::<PyInt>().ok()?.extract().ok()
+}
+
+/// The prefix that a strategy gives `rank`; `None` if it is longer than a key, which Python explains.
+fn prefix_of<'py>(
+    py: Python<'py>,
+    strategy: &impl PrefixStrategy,
+    rank: i64,
+) -> Option<Bound<'py, PyString>> {
     let mut prefix = String::with_capacity(64);
-    strategy.write_prefix(number, &mut prefix);
-    (prefix.len() <= MAX_KEY_BYTES).then(|| PyString::new(rank.py(), &prefix))
+    strategy.write_prefix(rank, &mut prefix);
+    (prefix.len() <= MAX_KEY_BYTES).then(|| PyString::new(py, &prefix))
 }
 
 /// A numeric strategy as it was when this was made.
@@ -63,7 +70,7 @@ impl NumericPrefixes {
     }
 
     fn __call__<'py>(&self, rank: &Bound<'py, PyAny>) -> Option<Bound<'py, PyString>> {
-        prefix_of(&self.0, rank)
+        prefix_of(rank.py(), &self.0, plain_rank(rank)?)
     }
 }
 
@@ -71,7 +78,8 @@ impl NumericPrefixes {
 #[pyclass(frozen, module = "s3dcp._native")]
 struct RoundRobinPrefixes {
     strategy: RoundRobinPrefixStrategy,
-    list: Py<PyAny>,
+    /// `None` for a tuple, which nobody can change.
+    list: Option<Py<PyList>>,
     strings: Vec<Py<PyString>>,
 }
 
@@ -85,23 +93,21 @@ impl RoundRobinPrefixes {
             strings.iter().map(|string| Ok(string.to_str()?.to_owned())).collect::<PyResult<Vec<_>>>()?;
         Ok(Self {
             strategy: RoundRobinPrefixStrategy::new(&texts, epoch_num).map_err(value_error)?,
-            list: user_prefixes.clone().unbind(),
+            list: user_prefixes.cast::<PyList>().ok().map(|list| list.clone().unbind()),
             strings: strings.into_iter().map(Bound::unbind).collect(),
         })
     }
 
     fn __call__<'py>(&self, rank: &Bound<'py, PyAny>) -> Option<Bound<'py, PyString>> {
-        let list = self.list.bind(rank.py());
-        let count = self.strings.len();
-        let same = |index: usize, item: Bound<'_, PyAny>| item.as_ptr() == self.strings[index].as_ptr();
-        let number: i64 = rank.cast_exact::<PyInt>().ok()?.extract().ok()?;
-        let index = usize::try_from(number.rem_euclid(i64::try_from(count).ok()?)).ok()?;
-        let unchanged = match (list.cast_exact::<PyList>(), list.cast_exact::<PyTuple>()) {
-            (Ok(list), _) => list.len() == count && same(index, list.get_item(index).ok()?),
-            (_, Ok(tuple)) => same(index, tuple.get_item(index).ok()?),
-            _ => false,
-        };
-        if unchanged { prefix_of(&self.strategy, rank) } else { None }
+        let number = plain_rank(rank)?;
+        if let Some(list) = &self.list {
+            let (list, count) = (list.bind(rank.py()), self.strings.len());
+            let index = usize::try_from(number.rem_euclid(i64::try_from(count).ok()?)).ok()?;
+            if list.len() != count || list.get_item(index).ok()?.as_ptr() != self.strings[index].as_ptr() {
+                return None;
+            }
+        }
+        prefix_of(rank.py(), &self.strategy, number)
     }
 }
 

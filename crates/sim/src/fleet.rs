@@ -12,8 +12,6 @@ use crate::outcome::{Moment, Outcome, Round};
 use crate::rank::{File, Rank, Request, Step};
 use crate::scenario::{Network, Operation, Scenario};
 
-/// Within what time the ranks of a job begin.
-const START_SPREAD: Duration = Duration::from_millis(50);
 /// How much a latency varies, and the time that a connection needs for its bytes, as a share of it.
 const LATENCY_SPREAD: f64 = 0.5;
 const CONNECTION_SPREAD: f64 = 0.5;
@@ -165,7 +163,7 @@ impl<'a> Fleet<'a> {
                     1
                 }
             };
-            let begin = self.now + START_SPREAD.mul_f64(self.random.f64());
+            let begin = self.now + scenario.start_spread.mul_f64(self.random.f64());
             self.wake(begin, number);
         }
     }

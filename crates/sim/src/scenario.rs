@@ -108,6 +108,8 @@ pub struct Scenario {
     pub network: Network,
     /// Ranks with a slow network.
     pub stragglers: Stragglers,
+    /// Within what time the ranks begin a round.
+    pub start_spread: Duration,
     /// Equal seeds give equal results.
     pub seed: u64,
 }
@@ -129,6 +131,7 @@ impl Default for Scenario {
             retry_after: false,
             network: Network::default(),
             stragglers: Stragglers::default(),
+            start_spread: Duration::from_millis(50),
             seed: 0,
         }
     }
