@@ -219,7 +219,8 @@ def test_an_error_names_what_failed_where_and_how_often(store: Store, s3dcp_serv
     assert error.key.startswith(f"{store.path}/__0_0-")
     assert (error.part, error.status, error.code, error.request_id) == (2, 503, "SlowDown", "RID1")
     assert 0 < error.elapsed < 60
-    for text in (f"s3://{store.bucket}/{error.key}", "part 2", "503 SlowDown", "request id RID1", f"{error.attempts} attempts in"):
+    attempts = f"{error.attempts} attempts in"
+    for text in (f"s3://{store.bucket}/{error.key}", "part 2", "503 SlowDown", "request id RID1", attempts):
         assert text in str(error)
 
 

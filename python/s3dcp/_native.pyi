@@ -15,10 +15,12 @@ __all__ = [
     "Committed",
     "Download",
     "Index",
+    "NumericPrefixes",
     "ObjectInfo",
     "Observed",
     "PartitionView",
     "Partitions",
+    "RoundRobinPrefixes",
     "Server",
     "ServerStats",
     "ShardWriter",
@@ -40,6 +42,7 @@ __all__ = [
     "parse_s3_uri",
     "resolve_key",
     "round_robin_prefixes",
+    "simulate_prefixes",
     "write_index",
 ]
 
@@ -61,6 +64,7 @@ def numeric_prefixes(
     ranks: tuple[int, int, int],
 ) -> list[str]: ...
 def round_robin_prefixes(user_prefixes: list[str], epoch_num: int | None, ranks: tuple[int, int, int]) -> list[str]: ...
+
 @final
 class NumericPrefixes:
     def __new__(cls, base: int, prefix_count: int, length: int, epoch_num: int | None) -> NumericPrefixes: ...
@@ -68,9 +72,7 @@ class NumericPrefixes:
 
 @final
 class RoundRobinPrefixes:
-    def __new__(
-        cls, user_prefixes: list[str] | tuple[str, ...], epoch_num: int | None
-    ) -> RoundRobinPrefixes: ...
+    def __new__(cls, user_prefixes: list[str] | tuple[str, ...], epoch_num: int | None) -> RoundRobinPrefixes: ...
     def __call__(self, rank: object) -> str | None: ...
 
 def default_prefixes(ranks: tuple[int, int, int]) -> list[str]: ...

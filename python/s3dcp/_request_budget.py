@@ -2,9 +2,10 @@
 
 S3 counts requests per range of the key space, at least 3,500 writes and 5,500 reads a second each, whatever their
 size (Amazon S3 user guide, "Performance design patterns"). New prefixes bring no range of their own: all of a job's
-keys lie in one until S3 has seen it under load for a while. So one range is what is counted on, and ranks are taken to be
-alike; parts and ranges grow until a rank's requests fit its share. Where S3 has split, they are larger than they need be,
-which costs a part's time at the end of a save; where it has not, smaller ones would cost minutes (``s3dcp simulate``).
+keys lie in one until S3 has seen it under load for a while. So one range is what is counted on, and ranks are taken
+to be alike; parts and ranges grow until a rank's requests fit its share. Where S3 has split, they are larger than
+they need be, which costs a part's time at the end of a save; where it has not, smaller ones would cost minutes
+(``s3dcp simulate``).
 """
 
 from __future__ import annotations

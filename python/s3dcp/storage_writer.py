@@ -217,8 +217,8 @@ class S3StorageWriter(FileSystemWriter):
         save = self._save
         ranks = len(plans) if save.use_collectives else world_size()
         bound = _bind(save.strategy, ranks)
-        checked = range(ranks) if save.use_collectives else (save.rank,)
-        prefixes = [_checked_prefix(bound, rank, save.path_key) for rank in checked]
+        for rank in range(ranks) if save.use_collectives else (save.rank,):
+            _checked_prefix(bound, rank, save.path_key)
         save.plan_data = _PlanData(ranks, _agreed(plans))
         return [dataclasses.replace(plan, storage_data=save.plan_data) for plan in plans]
 

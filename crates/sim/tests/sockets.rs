@@ -1,6 +1,12 @@
 //! The simulator beside the real thing: the shipped client against the embedded server, on sockets, with the same model of
 //! partitions in front. Budgets are small enough that the machine is not what limits.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and the table is for people"
+)]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
