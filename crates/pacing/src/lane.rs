@@ -70,6 +70,7 @@ pub struct Lane {
     search: Option<Search>,
     /// The latest rate at which few were refused.
     good: f64,
+    /// Since when it goes at a rate that was set, not grown.
     begun_at: Duration,
     /// Requests before the first refusal, the older ones faded, as of a time.
     before: (f64, Duration),
@@ -217,7 +218,7 @@ impl Lane {
 
     /// Goes at this rate from now on, which others on the same budget go at as well. Nothing happens before a refusal.
     pub fn agree(&mut self, now: Duration, rate: f64) {
-        if self.rate.is_some() {
+        if self.rate.is_some() && rate.is_finite() {
             self.good = rate;
             self.begin(now, rate);
         }

@@ -114,6 +114,7 @@ mod tests {
         let mut lanes = refused("bkt/run/x");
         lanes.agree(START, "bkt/run/", 12.5);
         lanes.agree(START, "bkt/other/", 1.0);
+        lanes.agree(START, "bkt/run/", f64::NAN);
         assert_eq!(lanes.paced().collect::<Vec<_>>(), [("bkt/run/", 12.5)]);
     }
 

@@ -5,6 +5,7 @@
 //! one in which neighbours differ. The reversed number is written directly, from its least significant digit on.
 
 use std::num::NonZeroU64;
+use std::ops::Range;
 
 use crate::error::PrefixError;
 use crate::strategy::{PrefixStrategy, push_tail, shortest_tail_bytes, wrap};
@@ -143,6 +144,26 @@ impl PrefixStrategy for NumericPrefixStrategy {
         push_tail(self.options.epoch_num, rank, out);
     }
 
+    /// Counts up in place, digit by digit, where neighbours differ in a few.
+    fn for_each_prefix(&self, ranks: Range<i64>, visit: &mut dyn FnMut(i64, &str)) {
+        let mut prefix = String::new();
+        for rank in ranks {
+            // Whatever stands there is the prefix of the rank before.
+            let mut bytes = std::mem::take(&mut prefix).into_bytes();
+            let follows = rank > 0
+                && wrap(rank, self.count) > 0
+                && bytes.len() > self.length
+                && count_up(bytes[..self.length].iter_mut(), self.base)
+                && count_up(rank_digits(&mut bytes), 10);
+            prefix = String::from_utf8(bytes).expect("digits are ASCII");
+            if !follows {
+                prefix.clear();
+                self.write_prefix(rank, &mut prefix);
+            }
+            visit(rank, &prefix);
+        }
+    }
+
     fn pattern(&self, rank: i64) -> String {
         let mut pattern = String::with_capacity(self.length);
         push_pattern(self.base, wrap(rank, self.count), self.length, &mut pattern);
@@ -206,6 +227,10 @@ impl<const BASE: u32> PrefixStrategy for FixedBasePrefixStrategy<BASE> {
         self.0.write_prefix(rank, out);
     }
 
+    fn for_each_prefix(&self, ranks: Range<i64>, visit: &mut dyn FnMut(i64, &str)) {
+        self.0.for_each_prefix(ranks, visit);
+    }
+
     fn pattern(&self, rank: i64) -> String {
         self.0.pattern(rank)
     }
@@ -260,6 +285,24 @@ pub fn push_pattern(base: u32, number: u64, length: usize, out: &mut String) {
     let at_once = length.clamp(significant, digits.len());
     out.push_str(std::str::from_utf8(&digits[..at_once]).expect("digits are ASCII"));
     out.extend(std::iter::repeat_n('0', length.saturating_sub(at_once)));
+}
+
+/// Adds one to a number of digits, the least significant first; false where it would need one more.
+fn count_up<'a>(digits: impl Iterator<Item = &'a mut u8>, base: u32) -> bool {
+    let largest = DIGITS[base as usize - 1];
+    for digit in digits {
+        if *digit != largest {
+            *digit = if *digit == b'9' { b'a' } else { *digit + 1 };
+            return true;
+        }
+        *digit = b'0';
+    }
+    false
+}
+
+/// The digits of the rank at the end of a prefix, the least significant first.
+fn rank_digits(prefix: &mut [u8]) -> impl Iterator<Item = &mut u8> {
+    prefix.iter_mut().rev().skip("_".len()).take_while(|byte| byte.is_ascii_digit())
 }
 
 fn in_range(argument: &'static str, value: u64, min: u64, max: u64) -> Result<(), PrefixError> {
@@ -324,14 +367,25 @@ mod tests {
 
     #[test]
     fn a_range_of_ranks_reads_like_each_rank_alone() {
-        let strategy =
-            hex(NumericOptions { epoch_num: Some(9), prefix_count: Some(37), ..Default::default() });
-        let mut rank = -40;
-        strategy.for_each_prefix(-40..90, &mut |given, prefix| {
-            assert_eq!((given, prefix), (rank, strategy.generate_prefix(rank).as_str()));
-            assert!(prefix.starts_with(&strategy.pattern(rank)));
-            rank += 1;
-        });
-        assert_eq!(rank, 90);
+        for (base, prefix_count, min_prefix_length) in [
+            (2, 8, 1),
+            (2, 5_000, 20),
+            (10, 100, 2),
+            (16, 37, 10),
+            (36, 1_296, 1),
+            (36, 1, 3),
+            (11, 4_000, 3),
+        ] {
+            let options =
+                NumericOptions { epoch_num: Some(9), prefix_count: Some(prefix_count), min_prefix_length };
+            let strategy = NumericPrefixStrategy::new(base, options).unwrap();
+            let mut rank = -40;
+            strategy.for_each_prefix(-40..3_000, &mut |given, prefix| {
+                assert_eq!((given, prefix), (rank, strategy.generate_prefix(rank).as_str()));
+                assert!(prefix.starts_with(&strategy.pattern(rank)));
+                rank += 1;
+            });
+            assert_eq!(rank, 3_000);
+        }
     }
 }
