@@ -57,8 +57,8 @@ pub(crate) fn run<T, F: Future<Output = T>>(
             endpoint_url: Some(format!("http://{address}")),
             unsigned: true,
             max_attempts: ATTEMPTS,
-            deadline: Duration::from_secs(20),
-            read_timeout: Duration::from_secs(5),
+            deadline: Duration::from_secs(5),
+            read_timeout: Duration::from_secs(2),
             max_connections: 2,
             part_size: Some(MIN_PART_SIZE),
             ..ClientConfig::default()

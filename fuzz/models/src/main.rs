@@ -51,7 +51,6 @@ mod clock {
 }
 
 const SCHEDULES: usize = 20_000;
-const ANY: gate::Request<'static> = gate::Request { bucket: "b", key: None, write: true };
 
 fn main() {
     for (name, model) in [("pool", pool_model as fn()), ("gate", gate_model), ("budget", budget_model)] {
@@ -143,7 +142,7 @@ fn gate_model() {
             let taken = Plain::clone(&taken);
             future::spawn(async move {
                 for round in 0..4 {
-                    let permit = gate.admit(ANY).await;
+                    let permit = gate.admit().await;
                     taken.take(1);
                     future::yield_now().await;
                     // The first requests move much, so that the last step up does not pay.
@@ -163,7 +162,7 @@ fn gate_model() {
         }
         let mut held = Vec::new();
         for _ in 0..gate.limit() {
-            held.push(gate.admit(ANY).await);
+            held.push(gate.admit().await);
         }
         assert!(!is_admitted(&gate).await, "more than the limit");
     });
@@ -171,7 +170,7 @@ fn gate_model() {
 
 /// Whether a request need not wait; it is given up at once.
 async fn is_admitted(gate: &Gate) -> bool {
-    let mut given_up = pin!(gate.admit(ANY));
+    let mut given_up = pin!(gate.admit());
     poll_fn(|context| Poll::Ready(given_up.as_mut().poll(context).is_ready())).await
 }
 
