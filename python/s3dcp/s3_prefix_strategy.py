@@ -33,12 +33,11 @@ from typing import Any, ClassVar, TypeVar
 
 from . import _native
 from . import _prefix_checks as checks
-from ._describe import Description
+from .description import Description
 
 __all__ = [
     "BinaryPrefixStrategy",
     "DefaultPrefixStrategy",
-    "Description",
     "HexPrefixStrategy",
     "NumericPrefixStrategy",
     "RoundRobinPrefixStrategy",
@@ -66,17 +65,10 @@ class S3PrefixStrategyBase(abc.ABC):
     'odd/__3_'
     """
 
-    # Makes prefixes without a look at the attributes, in the classes that can; None after any of them was set. In a
-    # slot, so that it is no part of what is compared, copied and pickled.
+    # Makes prefixes without a look at the attributes, in the classes that can; None after any of them was set, absent in a
+    # new object. In a slot, so that it is no part of what is compared, copied and pickled.
     __slots__ = ("_fast",)
     _fast: Callable[[object], str | None] | None
-
-    def __new__(cls: type[_Strategy], *args: Any, **kwargs: Any) -> _Strategy:
-        """The arguments are for ``__init__``."""
-        del args, kwargs
-        self = super().__new__(cls)
-        self._fast = None
-        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes."""
@@ -332,8 +324,11 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
             TypeError: `rank` is not an integer.
             ValueError: the prefix is longer than a whole key may be on S3 (1,024 bytes).
         """
-        if (fast := self._fast) is not None and (prefix := fast(rank)) is not None:
-            return prefix
+        try:
+            if (fast := self._fast) is not None and (prefix := fast(rank)) is not None:
+                return prefix
+        except AttributeError:
+            self._fast = None
         text = checks.rank_text(rank)
         if self._fast is None and not self._has_own_patterns() and _plain_epoch(self._epoch_num):
             length = self._pattern_length()
@@ -541,8 +536,11 @@ class RoundRobinPrefixStrategy(S3PrefixStrategyBase):
             ValueError: `user_prefixes` has been changed into something unusable, or the prefix is longer than
                 a whole key may be on S3 (1,024 bytes).
         """
-        if (fast := self._fast) is not None and (made := fast(rank)) is not None:
-            return made
+        try:
+            if (fast := self._fast) is not None and (made := fast(rank)) is not None:
+                return made
+        except AttributeError:
+            self._fast = None
         text = checks.rank_text(rank)
         if not self._user_prefixes:
             raise ValueError("user_prefixes must have at least 1 prefix, got 0")
