@@ -65,8 +65,8 @@ class S3PrefixStrategyBase(abc.ABC):
     'odd/__3_'
     """
 
-    # Makes prefixes without a look at the attributes, in the classes that can; None after any of them was set, absent in a
-    # new object. In a slot, so that it is no part of what is compared, copied and pickled.
+    # Makes prefixes without a look at the attributes, in the classes that can; None after any of them was set, absent
+    # in a new object. In a slot, so that it is no part of what is compared, copied and pickled.
     __slots__ = ("_fast",)
     _fast: Callable[[object], str | None] | None
 
