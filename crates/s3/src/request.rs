@@ -164,6 +164,8 @@ pub(crate) struct Operation {
     /// The latest attempt's departure.
     sent: Option<Instant>,
     ambiguous: bool,
+    /// The latest answer that asked for fewer requests.
+    slowed_down: Option<Error>,
     credentials: Option<Credentials>,
 }
 
@@ -284,13 +286,18 @@ impl Client {
         {
             inner.counters.add_throttled();
             inner.turns.refused(call.turn(), sent);
+            operation.slowed_down = Some(failure.error.clone());
         }
         let elapsed =
             operation.started.map_or(Duration::ZERO, |started| clock::now().duration_since(started));
         let policy = Policy { max_attempts: inner.config.max_attempts, deadline: inner.config.deadline };
         let verdict =
             operation.attempts.failed(&policy, failure.class, failure.retry_after, elapsed, clock::random());
-        let error = failure.error;
+        let error = match operation.slowed_down.take_if(|_| failure.class == Class::Final) {
+            // The deadline passed because the service kept asking for fewer requests: that is what went wrong.
+            Some(slowed_down) if failure.error.kind() == ErrorKind::Timeout => slowed_down,
+            _ => failure.error,
+        };
         let Verdict::Retry { pause, remedy } = verdict else {
             return Err(finish(call, operation, error, elapsed));
         };
