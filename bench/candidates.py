@@ -18,20 +18,24 @@ Factory = Callable[[str, dict[str, Any]], Callable[[], Any]]
 
 
 def s3dcp(operation: str, spec: dict[str, Any]) -> Callable[[], Any]:
-    from s3dcp import S3StorageReader, S3StorageWriter
+    from s3dcp import HexPrefixStrategy, S3ClientConfig, S3StorageReader, S3StorageWriter
 
     if operation == "save":
-        return lambda: S3StorageWriter(REGION, spec["uri"], thread_count=spec.get("files", 1))
+        config = S3ClientConfig(part_size=spec["part_mib"] * 2**20) if "part_mib" in spec else None
+        strategy = HexPrefixStrategy() if spec.get("hex") else None
+        return lambda: S3StorageWriter(REGION, spec["uri"], config, strategy, spec.get("files", 1))
     return lambda: S3StorageReader(REGION, spec["uri"])
 
 
 def s3torchconnector(operation: str, spec: dict[str, Any]) -> Callable[[], Any]:
     from s3torchconnector import S3ClientConfig
-    from s3torchconnector.dcp import S3StorageReader, S3StorageWriter
+    from s3torchconnector.dcp import HexPrefixStrategy, S3StorageReader, S3StorageWriter
 
-    config = S3ClientConfig(force_path_style=True, throughput_target_gbps=100.0)
+    part_size = {"part_size": spec["part_mib"] * 2**20} if "part_mib" in spec else {}
+    config = S3ClientConfig(force_path_style=True, throughput_target_gbps=100.0, **part_size)
     if operation == "save":
-        return lambda: S3StorageWriter(REGION, spec["uri"], config, thread_count=spec.get("files", 1))
+        strategy = HexPrefixStrategy() if spec.get("hex") else None
+        return lambda: S3StorageWriter(REGION, spec["uri"], config, strategy, spec.get("files", 1))
     return lambda: S3StorageReader(REGION, spec["uri"], config)
 
 

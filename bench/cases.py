@@ -12,6 +12,7 @@ from candidates import SLOW
 US, PEER, FLOOR = "s3dcp", "s3torchconnector", "floor"
 ALL = (US, FLOOR, PEER, *SLOW)
 TRANSFER_CONNECTIONS = 64
+WRITES_PER_SECOND = 20.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Row:
     spec: dict[str, Any]
     note: str = ""
     ranks: int = 1
+    # The server is one of its own that answers SlowDown, with so many partitions.
+    partitions: int = 0
     # The save that has to come before a load: what differs from `spec`. None: nothing has to.
     before: dict[str, Any] | None = None
 
@@ -95,6 +98,16 @@ def quarter(options: Options) -> Iterator[Row]:
             yield Row(candidate, "load", spec, view, before={"view": None, "pretend_ranks": None})
 
 
+def throttled(options: Options) -> Iterator[Row]:
+    """Where AWS has thousands of ranks and thousands of writes a second, 8 and 20; the bytes are few for the network."""
+    gib = min(options.gib, 2.0)
+    for partitions, where, spec in ((1, "1 partition", {}), (8, "8 partitions, hex prefixes", {"hex": True})):
+        for part_mib in (8, 64):
+            for candidate in (name for name in options.candidates if name in (US, PEER)):
+                spec = {**spec, "gib": gib, "view": "rows", "part_mib": part_mib}
+                yield Row(candidate, "save", spec, f"{part_mib} MiB parts, {where}", 8, partitions)
+
+
 def everyday(options: Options) -> Iterator[Row]:
     """One save and one load of the large state by each candidate."""
     for candidate in options.candidates:
@@ -144,6 +157,11 @@ CASES = {
     "quarter": Case("One quarter of the state", quarter, max_runs=3),
     "https": Case("HTTPS", everyday, server={"tls": True}, max_runs=3),
     "emulated": Case("20 ms to the first byte, 90 MB/s per connection", everyday, SLOW_NETWORK, max_runs=3),
+    "throttled": Case(
+        f"A server that answers SlowDown: 8 ranks, {WRITES_PER_SECOND:g} writes a second for each partition",
+        throttled,
+        max_runs=3,
+    ),
     "transfer": Case("The engine alone over the same slow connections", transfer, SLOW_NETWORK, max_runs=3),
     "sizes": Case("Cost by the size of the state", sizes, max_runs=3),
     "files": Case("Cost by the number of files", files, max_runs=3),

@@ -87,6 +87,22 @@ def by_tensors(result: Result) -> dict[str, Cell]:
     }
 
 
+def by_budget(result: Result) -> dict[str, Cell]:
+    def share(run: Result) -> float:
+        return 100 * run["refused"] / (run["refused"] + run["requests"])  # type: ignore[no-any-return]
+
+    return {
+        "candidate": lambda row: row["label"],
+        "s": lambda row: f"{typical(row, wall):.1f}",
+        "lowest–highest": lambda row: spread(row, wall),
+        "ideal, s": lambda row: f"{typical(row, lambda run: run['ideal']):.1f}",
+        "× ideal": lambda row: f"{typical(row, lambda run: run['wall'] / run['ideal']):.1f}",
+        "requests": lambda row: f"{typical(row, lambda run: run['requests']):.0f}",
+        "refused": lambda row: f"{typical(row, lambda run: run['refused']):.0f}",
+        "refused, %": lambda row: f"{typical(row, share):.0f}",
+    }
+
+
 def by_milliseconds(result: Result) -> dict[str, Cell]:
     return {
         "import": lambda row: f"`{row['module']}`",
@@ -99,7 +115,8 @@ def by_milliseconds(result: Result) -> dict[str, Cell]:
 def table(result: Result) -> str:
     """The result of one case as a Markdown table."""
     first = result["rows"][0]
-    columns = (by_milliseconds if "module" in first else by_tensors if "count" in first else by_bytes)(result)
+    kinds = {"module": by_milliseconds, "count": by_tensors, "part_mib": by_budget}
+    columns = next((kind for name, kind in kinds.items() if name in first), by_bytes)(result)
     order = {"save": 0, "load": 1}
     rows = sorted(result["rows"], key=lambda row: order.get(row["operation"], 0))
     lines = [list(columns), ["---"] * len(columns)]

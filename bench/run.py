@@ -26,12 +26,16 @@ from typing import Any
 
 import report
 from candidates import SAVED_BY, VERSIONS, lacking
-from cases import ALL, CASES, FLOOR, US, Case, Options, Row
+from cases import ALL, CASES, FLOOR, US, WRITES_PER_SECOND, Case, Options, Row
 from servers import ROOT, TRANSFER, Server
+
+from s3dcp import testing
 
 WORKER = Path(__file__).with_name("worker.py")
 PUBLISHED = ROOT / "bench" / "results"
 TIMEOUT_SECONDS = 1200
+# What an idle partition saves up of its budget, in the server's model.
+SAVED_UP_SECONDS = 1.0
 
 
 def machine() -> dict[str, Any]:
@@ -78,6 +82,8 @@ class Runner:
         """One run of `row`."""
         if row.operation == "import":
             return run_worker({**row.spec, "candidate": row.candidate}, {}, 1)
+        if row.partitions:
+            return self._throttled(row)
         mode = "discard" if row.operation == "save" or row.candidate == "s3dcp engine" else "store"
         server, spec = self.servers[mode], self._spec(row)
         if row.before is not None:
@@ -94,6 +100,27 @@ class Runner:
         if row.candidate == US:
             self.connections[row.operation] = seen["connections"]
         return result
+
+    def _throttled(self, row: Row) -> dict[str, Any]:
+        """One save to a server with partitions, all of them fresh."""
+        spec = self._spec(row)
+        folder = spec["uri"].removeprefix("s3://")
+        first_keys = [f"{folder}/{rank:x}" for rank in range(1, row.partitions)]
+        # None of them splits meanwhile.
+        partitions = testing.Partitions(WRITES_PER_SECOND, 1e6, split_after=1e6, first_keys=first_keys)
+        with testing.server(["bench"], partitions=partitions, environment=False) as server:
+            with testing.environment(server):
+                environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+            result = run_worker(spec, environment, row.ranks)
+            seen = server.partitions()
+        admitted = sum(partition.admitted for partition in seen)
+        busiest = max(partition.admitted for partition in seen)
+        return {
+            **result,
+            "requests": admitted,
+            "refused": sum(partition.refused for partition in seen),
+            "ideal": busiest / WRITES_PER_SECOND - SAVED_UP_SECONDS,
+        }
 
     def _spec(self, row: Row) -> dict[str, Any]:
         spec = {**row.spec, "candidate": row.candidate, "operation": row.operation}

@@ -52,6 +52,19 @@ def test_ranks_that_share_a_cold_partition_use_it_waste_little_and_are_served_al
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("broken", [False, True])
+def test_ranks_share_their_pace_while_they_can_and_leave_nothing_behind(
+    groups: Callable[[int], Any], broken: bool
+) -> None:
+    with testing.server([BUCKET], partitions=testing.Partitions(40, 10_000)):
+        by_rank = groups(4).run(pacing_jobs.share_of_a_throttled_save, f"s3://{BUCKET}/run", 40, broken)
+    for asked, counter, refused in by_rank:
+        assert asked == 1
+        assert round(counter / 2**40) == 0, "lanes that have not left"
+        assert refused > 0
+
+
+@pytest.mark.distributed
 def test_warm_prefixes_are_as_much_faster_as_there_are_partitions(groups: Callable[[int], Any]) -> None:
     folder = f"{BUCKET}/run/"
     seconds = {}

@@ -22,6 +22,7 @@ from torch.futures import Future
 from ._fetch import Fetch
 from ._index import allowed_global_names, index_facts, read_index
 from ._progress import Progress, ProgressCallback
+from ._shared_pace import SharedPace
 from .client_config import S3ClientConfig
 from .errors import ConfigError, Conflict, NotFound, S3DcpError
 from .file_system import S3FileSystem, join_key, split_path
@@ -238,7 +239,10 @@ class S3StorageReader(FileSystemReader):
         rank = self.rank if self.rank is not None else 0
         expected = fetch.expected_bytes(plan) if self.progress else 0
         try:
-            with Progress(self.progress, "load", self.fs.client, "bytes_received", expected, rank):
+            with (
+                Progress(self.progress, "load", self.fs.client, "bytes_received", expected, rank),
+                SharedPace(self.fs.client, False, bucket, path_key),
+            ):
                 fetch.run(plan, planner)
         except NotFound as error:
             raise self._explain_missing(error, bucket, path_key) from error

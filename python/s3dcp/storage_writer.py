@@ -13,11 +13,9 @@ import copy
 import dataclasses
 import logging
 import secrets
-import statistics
 import threading
 import unicodedata
 import warnings
-from collections import defaultdict
 from typing import Any, Literal
 
 import torch.distributed as dist
@@ -33,6 +31,7 @@ from ._progress import Progress, ProgressCallback
 from ._request_budget import WRITES_PER_SECOND, world_size
 from ._resolve import Resolver
 from ._shards import ShardFile, discard, split_into_files
+from ._shared_pace import SharedPace
 from .client_config import S3ClientConfig
 from .errors import ConfigError
 from .file_system import S3FileSystem, join_key, split_path
@@ -50,15 +49,6 @@ class _PlanData:
     """What the coordinator hands every rank through ``SavePlan.storage_data``."""
 
     ranks: int
-    # Folders in which S3 asked for fewer writes: writes per second of each rank.
-    write_paces: tuple[tuple[str, float], ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class _LocalPlanData:
-    """What every rank tells the coordinator in the same way."""
-
-    write_paces: tuple[tuple[str, float], ...]
 
 
 @dataclasses.dataclass
@@ -210,7 +200,7 @@ class S3StorageWriter(FileSystemWriter):
                     f"Detected an existing checkpoint in {save.path}, overwriting since {self.overwrite=}.",
                     stacklevel=2,
                 )
-        return dataclasses.replace(plan, storage_data=_LocalPlanData(tuple(self.fs.client.write_paces())))
+        return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Bind the strategy to the number of ranks and check every rank's prefix before anything is written."""
@@ -219,7 +209,7 @@ class S3StorageWriter(FileSystemWriter):
         bound = _bind(save.strategy, ranks)
         for rank in range(ranks) if save.use_collectives else (save.rank,):
             _checked_prefix(bound, rank, save.path_key)
-        save.plan_data = _PlanData(ranks, _agreed(plans))
+        save.plan_data = _PlanData(ranks)
         return [dataclasses.replace(plan, storage_data=save.plan_data) for plan in plans]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -230,9 +220,7 @@ class S3StorageWriter(FileSystemWriter):
         save, client = self._save, self.fs.client
         told = plan.storage_data if isinstance(plan.storage_data, _PlanData) else self._last_plan_data
         plan_data = save.plan_data or told or _PlanData(world_size())
-        save.plan_data = plan_data
-        self._last_plan_data = dataclasses.replace(plan_data, write_paces=())
-        client.agree_on_write_paces(list(plan_data.write_paces))
+        save.plan_data = self._last_plan_data = plan_data
         files = split_into_files(plan.items, self.thread_count, self.single_file_per_rank, self.serialization_format)
         results: list[WriteResult] = []
         open_files: list[ShardFile] = []
@@ -240,7 +228,10 @@ class S3StorageWriter(FileSystemWriter):
         total = sum(file.nbytes for file in files)
         prefix = save.prefix(plan_data.ranks)
         requests_per_second = WRITES_PER_SECOND / plan_data.ranks / max(len(files), 1)
-        with Progress(self.progress, "save", client, "bytes_sent", total, save.rank):
+        with (
+            Progress(self.progress, "save", client, "bytes_sent", total, save.rank),
+            SharedPace(client, True, save.bucket, save.path_key),
+        ):
             try:
                 for number, file in enumerate(files):
                     name = f"{prefix}{number}-{save.save_id}.distcp"
@@ -308,16 +299,6 @@ class S3StorageWriter(FileSystemWriter):
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         """Whether `checkpoint_id` is an S3 URI."""
         return S3FileSystem.validate_checkpoint_id(checkpoint_id)
-
-
-def _agreed(plans: list[SavePlan]) -> tuple[tuple[str, float], ...]:
-    """The paces that ranks have found for the same folder share its budget: each gets their mean."""
-    found = defaultdict(list)
-    for plan in plans:
-        if isinstance(plan.storage_data, _LocalPlanData):
-            for folder, pace in plan.storage_data.write_paces:
-                found[folder].append(pace)
-    return tuple((folder, statistics.fmean(paces)) for folder, paces in found.items() if len(paces) > 1)
 
 
 def _bind(strategy: S3PrefixStrategyBase, ranks: int) -> S3PrefixStrategyBase:

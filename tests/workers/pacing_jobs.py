@@ -56,3 +56,28 @@ def save_watched(uri: str, files: int, spec: Spec | None = None, **arguments: An
     last = samples[-1]
     # Afterwards the rank waits for the others.
     return [sample for sample in samples if sample.sent < last.sent]
+
+
+def share_of_a_throttled_save(uri: str, files: int, broken: bool) -> tuple[int, int, int]:
+    """Save on a store that may fail: how often it was asked for, its counter afterwards, and this rank's refused requests."""
+    state = {f"{dist.get_rank()}/{number}": torch.full((1024,), float(number)) for number in range(files)}
+    writer = S3StorageWriter(REGION, uri, thread_count=files)
+    c10d = dist.distributed_c10d
+    store, usual, asked = c10d._get_default_store(), c10d._get_default_store, 0
+
+    def ask() -> dist.Store:
+        nonlocal asked
+        asked += threading.current_thread().name == "s3dcp-pace"
+        if broken:
+            raise RuntimeError("the store is gone")
+        return store
+
+    c10d._get_default_store = ask
+    try:
+        dcp.save(state, storage_writer=writer)
+    finally:
+        c10d._get_default_store = usual
+    dist.barrier()
+    assert "s3dcp-pace" not in {thread.name for thread in threading.enumerate()}
+    bucket = uri.removeprefix("s3://").split("/")[0]
+    return asked, store.add(f"s3dcp/pace/writes/{bucket}", 0), writer.fs.client.stats().throttled

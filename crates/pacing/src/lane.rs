@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 /// Slowest rate, in requests per second: even an outage is asked about from time to time.
-const SLOWEST: f64 = 0.2;
+pub(crate) const SLOWEST: f64 = 0.2;
 /// Fastest rate that is told from none, in requests per second.
-const FASTEST: f64 = 1e5;
+pub(crate) const FASTEST: f64 = 1e5;
 /// Time over which requests before the first refusal are counted.
 const MEMORY_BEFORE: Duration = Duration::from_secs(1);
 /// The rate after the first refusal, as a share of the rate before it; and the least it is, for a refusal that is the only
@@ -13,44 +13,38 @@ const MEMORY_BEFORE: Duration = Duration::from_secs(1);
 const FIRST_SHARE: f64 = 0.5;
 const FIRST_LEAST: f64 = 4.0;
 
-/// Answers that are looked at together to find the first rate; so many refusals, half of the answers and more, are enough to
-/// halve it, and fewer where nearly all are.
-const BATCH: u32 = 32;
-const HALVING: u32 = 8;
-const HALVING_AT_ONCE: u32 = 6;
-/// Growth after so many answers without a refusal: while no rate was too much; and at slow rates also after one was, or a whole
-/// batch would take minutes.
-const RISE: f64 = 1.25;
-const RISING: u32 = 8;
-const RISING_AGAIN: u32 = 4;
-const SLOW: f64 = 2.0;
-/// Share of refused requests at which the search ends.
-const CALM: f64 = 0.1;
+/// How many refusals an admitted request lets expect at one request per second: more while steps are large, for refusals are what
+/// the rate is found by. And the power of the rate with which that falls: with a power of 1 all clients would come to the same
+/// number of refusals in a second, and so to the same rate soonest, but slow ones would be refused all the time; with 0 they
+/// would not come to the same rate at all.
+const EXPECTED: f64 = 0.13;
+const EXPECTED_PER_STEP: f64 = 0.2;
+const EXPECTED_POWER: f64 = 0.7;
 
-/// Requests over which the share of refused ones is averaged.
-const MEMORY: f64 = 32.0;
-/// The cut that comes with a refusal; and by how much it grows with the share of refused requests where that is not calm.
-const SMALLEST_CUT: f64 = 0.06;
-const CUT_PER_REFUSAL: f64 = 3.0;
-const LARGEST_CUT: f64 = 0.5;
-/// Growth in a second. As it does not depend on the rate while cuts come with every so many requests, a fast client
-/// loses to a slow one, and all come to the same rate.
-const GROWTH_PER_SECOND: f64 = 0.02;
-/// Most growth with one request, or slow clients would be refused too often; and the least growth in a second all the same, or
-/// the slowest would stay so for minutes.
-const GROWTH_PER_REQUEST: f64 = 0.002;
-const SLOWEST_GROWTH_PER_SECOND: f64 = 0.01;
-/// Time and requests without a refusal after which growth has doubled; it goes on with the fourth power of them, for then there
-/// is more to have than there was.
-const CLEAN_SECONDS: f64 = 15.0;
-const CLEAN_REQUESTS: f64 = 110.0;
-const LARGEST_GROWTH: f64 = 0.1;
+/// The step, which is the logarithm of what a refusal divides the rate by: at first, and its bounds.
+const FIRST_STEP: f64 = 0.35;
+const SMALLEST_STEP: f64 = 0.03;
+const LARGEST_STEP: f64 = 0.5;
+/// Steps grow with a refusal that comes when so little of one was expected, for then the rate is far too high, and shrink with
+/// every other one.
+const EARLY: f64 = 0.15;
+const STEP_GROWTH: f64 = 1.3;
+const STEP_SHRINKAGE: f64 = 0.9;
+/// Refusals that were expected and did not come, after which the rate grows at twice the usual pace; it goes on with their
+/// square, for then there is more to have than there was.
+const OVERDUE: f64 = 2.0;
+/// Most growth with one request.
+const LARGEST_GROWTH: f64 = 0.2;
 /// After an outage: admitted requests in a row that end it, and the growth with each further one, until half of the rate that
 /// was good before is reached.
-const BACK: f64 = 3.0;
+const BACK: u32 = 3;
 const GROWTH_BACK: f64 = 0.5;
 
 /// Requests to keys that are taken to share one budget.
+///
+/// A refusal divides the rate by a step, and admitted requests multiply it by as much between two refusals that come as often as
+/// they are expected to. All clients of a budget have the same share of their requests refused, so that those come to
+/// where their refusals are as many as expected at the same rate.
 #[derive(Debug, Clone, Default)]
 pub struct Lane {
     /// Requests per second; `None` before the first refusal.
@@ -61,34 +55,18 @@ pub struct Lane {
     next: Duration,
     /// Whether requests wait for their turn, so that the rate is what limits them.
     limiting: bool,
-    /// Share of refused requests, lately.
-    waste: f64,
-    /// Requests admitted since the last refusal, and when that was.
-    clean: f64,
-    refused_at: Duration,
-    /// While the first rate is looked for.
-    search: Option<Search>,
-    /// The latest rate at which few were refused.
+    /// The logarithm of what the last refusal divided the rate by.
+    step: f64,
+    /// Refusals expected since the last one.
+    expected: f64,
+    /// Requests admitted since the last refusal.
+    admitted: u32,
+    /// The latest rate that was not a mere outage's.
     good: f64,
-    /// Since when it goes at a rate that was set, not grown.
-    begun_at: Duration,
+    /// Since when it goes at a rate that a refusal set.
+    cut_at: Duration,
     /// Requests before the first refusal, the older ones faded, as of a time.
     before: (f64, Duration),
-}
-
-/// Answers to requests under one rate.
-#[derive(Debug, Clone, Copy)]
-struct Search {
-    answers: u32,
-    refusals: u32,
-    /// Whether no rate so far was too much.
-    rising: bool,
-}
-
-impl Search {
-    fn new(rising: bool) -> Search {
-        Search { answers: 0, refusals: 0, rising }
-    }
 }
 
 impl Lane {
@@ -119,89 +97,49 @@ impl Lane {
         }
     }
 
-    /// A request that was sent at `sent` was admitted.
-    pub fn admitted(&mut self, now: Duration, sent: Duration) {
-        self.waste -= self.waste / MEMORY;
-        self.clean += 1.0;
-        let Some(rate) = self.rate else { return };
-        if self.search.is_some() {
-            self.searched(now, sent, false);
-        } else if self.limiting {
-            self.rate = Some((rate * (1.0 + self.growth(now, rate))).min(FASTEST));
-            if self.waste < CALM {
-                self.good = self.good.max(rate);
-            }
-        }
-    }
-
-    fn growth(&self, now: Duration, rate: f64) -> f64 {
-        if rate < self.good / 2.0 {
-            return if self.clean < BACK { 0.0 } else { GROWTH_BACK };
-        }
-        let seconds = now.saturating_sub(self.refused_at).as_secs_f64();
-        let clean = (seconds / CLEAN_SECONDS).min(self.clean / CLEAN_REQUESTS);
-        let usual = (GROWTH_PER_SECOND / rate).min(GROWTH_PER_REQUEST).max(SLOWEST_GROWTH_PER_SECOND / rate);
-        let growth = usual * (1.0 + clean.powi(4));
-        growth.min(LARGEST_GROWTH)
+    /// A request was admitted.
+    pub fn admitted(&mut self) {
+        self.admitted = self.admitted.saturating_add(1);
+        let Some(rate) = self.rate.filter(|_| self.limiting) else { return };
+        let growth = if rate >= self.good / 2.0 {
+            let expected = (EXPECTED + EXPECTED_PER_STEP * self.step) * rate.powf(-EXPECTED_POWER);
+            self.expected += expected;
+            let overdue = 1.0 + (self.expected / OVERDUE).powi(2);
+            (self.step * expected * overdue).min(LARGEST_GROWTH)
+        } else if self.admitted >= BACK {
+            GROWTH_BACK
+        } else {
+            0.0
+        };
+        self.rate = Some((rate * (1.0 + growth)).min(FASTEST));
     }
 
     /// A request that was sent at `sent` was refused. `random`, from 0 to 1, keeps clients out of step.
     pub fn refused(&mut self, now: Duration, sent: Duration, random: f64) {
-        self.waste += (1.0 - self.waste) / MEMORY;
-        let clean = std::mem::take(&mut self.clean);
-        self.refused_at = now;
-        let Some(rate) = self.rate else {
-            let rate = (FIRST_SHARE * self.rate_before(now)).max(FIRST_LEAST);
-            self.next = now + Duration::from_secs_f64(random / rate);
-            self.search = Some(Search::new(true));
-            self.paced_at = Some(now);
-            return self.begin(now, rate);
-        };
-        if self.search.is_some() {
-            self.searched(now, sent, true);
-        } else if sent >= self.begun_at {
-            if clean >= BACK {
-                // It was no outage: more than this is too much now.
-                self.good = rate;
+        let admitted = std::mem::take(&mut self.admitted);
+        let rate = match self.rate {
+            None => {
+                let rate = (FIRST_SHARE * self.rate_before(now)).max(FIRST_LEAST);
+                self.next = now + Duration::from_secs_f64(random / rate);
+                self.paced_at = Some(now);
+                self.step = FIRST_STEP;
+                rate
             }
-            let cut = (CUT_PER_REFUSAL * (self.waste - CALM)).clamp(SMALLEST_CUT, LARGEST_CUT);
-            self.begin(now, rate * (1.0 - cut));
-        }
-        // Else it went under the rate before the last cut, and says nothing of this one.
-    }
-
-    /// Clients that begin together see the same, and so they come to the same rate together.
-    fn searched(&mut self, now: Duration, sent: Duration, refused: bool) {
-        let (Some(search), Some(rate)) = (&mut self.search, self.rate) else { return };
-        if sent < self.begun_at {
-            return;
-        }
-        search.answers += 1;
-        search.refusals += u32::from(refused);
-        let Search { answers, refusals, rising } = *search;
-        let many = refusals >= HALVING && 2 * refusals >= answers;
-        if many || refusals >= HALVING_AT_ONCE && 4 * refusals >= 3 * answers {
-            self.search = Some(Search::new(false));
-            self.begin(now, rate / 2.0);
-        } else if refusals == 0
-            && self.limiting
-            && (rising && answers >= RISING || rate < SLOW && answers >= RISING_AGAIN)
-        {
-            self.search = Some(Search::new(true));
-            self.begin(now, rate * RISE);
-        } else if answers >= BATCH {
-            let share = f64::from(refusals) / f64::from(answers);
-            self.search = (share > CALM).then_some(Search::new(false));
-            self.waste = share.min(CALM);
-            self.good = rate * (1.0 - share);
-            self.begin(now, self.good);
-        }
-    }
-
-    /// Sets a rate of which only requests sent from now on tell something.
-    fn begin(&mut self, now: Duration, rate: f64) {
+            // It went under the rate before the last cut, and says nothing of this one.
+            Some(_) if sent < self.cut_at => return,
+            Some(rate) => {
+                if admitted >= BACK {
+                    // It was no outage: more than this is too much now.
+                    self.good = rate;
+                }
+                let early = std::mem::take(&mut self.expected) < EARLY;
+                let step = self.step * if early { STEP_GROWTH } else { STEP_SHRINKAGE };
+                self.step = step.clamp(SMALLEST_STEP, LARGEST_STEP);
+                rate * (-self.step).exp()
+            }
+        };
         self.rate = Some(rate.clamp(SLOWEST, FASTEST));
-        self.begun_at = now;
+        self.cut_at = now;
     }
 
     /// Requests in the second before.
@@ -213,14 +151,16 @@ impl Lane {
     /// A lane that begins with the rate of this one.
     pub(crate) fn follower(&self, now: Duration, random: f64) -> Lane {
         let next = self.rate.map_or(now, |rate| now + Duration::from_secs_f64(random / rate));
-        Lane { rate: self.rate, next, begun_at: now, ..Lane::default() }
+        Lane { rate: self.rate, next, cut_at: now, step: self.step, ..Lane::default() }
     }
 
-    /// Goes at this rate from now on, which others on the same budget go at as well. Nothing happens before a refusal.
-    pub fn agree(&mut self, now: Duration, rate: f64) {
-        if self.rate.is_some() && rate.is_finite() {
-            self.good = rate;
-            self.begin(now, rate);
+    /// Goes at this rate from now on, as others do on the same budget. Nothing happens before a refusal.
+    pub(crate) fn agree(&mut self, now: Duration, rate: f64) {
+        if self.rate.is_some() {
+            let rate = rate.clamp(SLOWEST, FASTEST);
+            self.rate = Some(rate);
+            self.good = self.good.min(rate);
+            self.next = self.next.min(now + Duration::from_secs_f64(1.0 / rate));
         }
     }
 

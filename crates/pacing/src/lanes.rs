@@ -54,15 +54,16 @@ impl Lanes {
     }
 
     /// The lane of `folder` goes at this rate from now on, if it is held back.
-    pub fn agree(&mut self, now: Duration, folder: &str, rate: f64) {
+    pub(crate) fn agree(&mut self, now: Duration, folder: &str, rate: f64) {
         if let Some(used) = self.lanes.get_mut(folder) {
             used.lane.agree(now, rate);
         }
     }
 
-    /// All lanes that are held back: their folders and rates in requests per second.
-    pub fn paced(&self) -> impl Iterator<Item = (&str, f64)> {
-        self.lanes.iter().filter_map(|(folder, used)| Some((&**folder, used.lane.rate()?)))
+    /// The lanes that are held back and were used since: their folders and rates in requests per second.
+    pub(crate) fn paced(&self, since: Duration) -> impl Iterator<Item = (&str, f64)> {
+        let used = self.lanes.iter().filter(move |(_, used)| used.at >= since);
+        used.filter_map(|(folder, used)| Some((&**folder, used.lane.rate()?)))
     }
 
     /// The lane whose folder shares the longest beginning with this one, of the same bucket.
@@ -100,7 +101,7 @@ mod tests {
     fn refused(key: &str) -> Lanes {
         let mut lanes = Lanes::default();
         let lane = lanes.lane(START, key, 0.5);
-        lane.admitted(START, START);
+        lane.admitted();
         lane.refused(START, START, 0.5);
         lanes
     }
@@ -110,19 +111,10 @@ mod tests {
     }
 
     #[test]
-    fn ranks_can_agree_on_a_rate() {
-        let mut lanes = refused("bkt/run/x");
-        lanes.agree(START, "bkt/run/", 12.5);
-        lanes.agree(START, "bkt/other/", 1.0);
-        lanes.agree(START, "bkt/run/", f64::NAN);
-        assert_eq!(lanes.paced().collect::<Vec<_>>(), [("bkt/run/", 12.5)]);
-    }
-
-    #[test]
     fn files_of_a_folder_share_a_lane() {
         let mut lanes = refused("bkt/run/a0/__0_0.distcp");
         assert!(rate(&mut lanes, START, "bkt/run/a0/__0_1.distcp").is_some());
-        assert_eq!(lanes.paced().map(|(folder, _)| folder).collect::<Vec<_>>(), ["bkt/run/a0/"]);
+        assert_eq!(lanes.paced(START).map(|(folder, _)| folder).collect::<Vec<_>>(), ["bkt/run/a0/"]);
     }
 
     #[test]

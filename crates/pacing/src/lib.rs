@@ -2,9 +2,9 @@
 //!
 //! S3 gives a range of keys a budget of requests per second and tells nobody how large it is, how many clients share it or
 //! where the range ends. A [`Lane`] finds its share of it. Before the first refusal nothing is held back; from then on
-//! requests go at a rate that grows with every one that is admitted and is cut with every one that is refused, by more
-//! the more of the recent ones were. All clients of one range see the same share of refusals, the faster ones more
-//! of them, and so they come to the same rate without talking to each other.
+//! requests go at a rate that grows with every one that is admitted and is cut with every one that is refused. All
+//! clients of one range see the same share of refusals, the faster ones more of them, and so they come to the same rate
+//! without talking to each other. Where they can talk, a [`Share`] of what all of them were answered takes them there sooner.
 //!
 //! ```
 //! use std::time::Duration;
@@ -14,7 +14,7 @@
 //! let start = Duration::ZERO;
 //! assert_eq!(lane.take(start), Ok(()));
 //! assert_eq!(lane.take(start), Ok(())); // nothing was refused so far
-//! lane.admitted(start, start);
+//! lane.admitted();
 //! lane.refused(start, start, 0.5);
 //! let rate = lane.rate().expect("it is paced now");
 //! assert_eq!(lane.take(start), Err(start + Duration::from_secs_f64(0.5 / rate)));
@@ -22,6 +22,8 @@
 
 mod lane;
 mod lanes;
+mod share;
 
 pub use lane::Lane;
 pub use lanes::Lanes;
+pub use share::Share;

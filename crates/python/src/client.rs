@@ -1,7 +1,7 @@
 //! `_native.Client`: the engine and the commit, for Python.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use pyo3::prelude::*;
@@ -48,6 +48,39 @@ pub(crate) struct Stats {
     throttled: u64,
     bytes_sent: u64,
     bytes_received: u64,
+}
+
+/// A client's part in a pace that the clients of a job agree on: see `s3dcp_pacing::Share`.
+#[pyclass(frozen, module = "s3dcp._native")]
+pub(crate) struct PaceShare {
+    inner: Mutex<s3dcp_s3::PaceShare>,
+    /// Seconds between two exchanges.
+    #[pyo3(get)]
+    period: f64,
+}
+
+impl PaceShare {
+    fn locked(&self) -> MutexGuard<'_, s3dcp_s3::PaceShare> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl PaceShare {
+    /// What to add to the counter that all share; None while S3 has not asked this client for fewer requests.
+    fn change(&self) -> Option<i64> {
+        self.locked().change()
+    }
+
+    /// Take over the pace that the counter stands for, which is at this now.
+    fn agree(&self, counter: i64) {
+        self.locked().agree(counter);
+    }
+
+    /// What to add to the counter at the end; None when nothing was added before.
+    fn leave(&self) -> Option<i64> {
+        self.locked().leave()
+    }
 }
 
 /// What planning saw at a path.
@@ -317,15 +350,17 @@ impl Client {
         Ok(Committed { warnings: committed.warnings, deleted: committed.deleted, left: committed.left })
     }
 
-    /// The folders in which S3 asked for fewer writes, each with its writes per second.
-    fn write_paces(&self, py: Python<'_>) -> PyResult<Vec<(String, f64)>> {
-        Ok(self.engine(py)?.write_paces())
-    }
-
-    /// Sets them to what ranks have agreed on.
-    fn agree_on_write_paces(&self, py: Python<'_>, paces: Vec<(String, f64)>) -> PyResult<()> {
-        self.engine(py)?.agree_on_write_paces(&paces);
-        Ok(())
+    /// This client's part in the pace of a job of so many clients, from now on.
+    fn share_pace(
+        &self,
+        py: Python<'_>,
+        write: bool,
+        bucket: &str,
+        path_key: &str,
+        clients: u32,
+    ) -> PyResult<PaceShare> {
+        let inner = Mutex::new(self.engine(py)?.share_pace(write, bucket, path_key));
+        Ok(PaceShare { inner, period: s3dcp_s3::PaceShare::period(clients).as_secs_f64() })
     }
 
     fn stats(&self, py: Python<'_>) -> PyResult<Stats> {
@@ -356,6 +391,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Download>()?;
     module.add_class::<ObjectInfo>()?;
     module.add_class::<Observed>()?;
+    module.add_class::<PaceShare>()?;
     module.add_class::<ShardWriter>()?;
     module.add_class::<Stats>()?;
     module.add_class::<crate::staging::StagingBuffer>()?;

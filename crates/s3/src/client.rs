@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
+use std::time::Duration;
 
+use s3dcp_pacing::Share;
 use tokio::sync::OnceCell;
 
 use crate::config::ClientConfig;
@@ -84,20 +86,46 @@ impl Client {
         }
     }
 
-    /// The folders (`bucket/key/`) in which the service asked for fewer writes, each with the writes per second that go
-    /// there now.
-    pub fn write_paces(&self) -> Vec<(String, f64)> {
-        self.inner.turns.paces(true)
-    }
-
-    /// Sets those, to what clients that share a budget have agreed on; folders without a pace stay so.
-    pub fn agree_on_write_paces(&self, paces: &[(String, f64)]) {
-        self.inner.turns.agree(true, paces);
+    /// This client's part in the pace that the clients of a job agree on, for writes or else reads of keys below
+    /// `path_key` from now on.
+    pub fn share_pace(&self, write: bool, bucket: &str, path_key: &str) -> PaceShare {
+        let within = if path_key.is_empty() { format!("{bucket}/") } else { format!("{bucket}/{path_key}/") };
+        PaceShare { share: self.inner.turns.share(&within), client: self.clone(), write }
     }
 
     /// What the client has done so far.
     pub fn stats(&self) -> Stats {
         self.inner.counters.snapshot()
+    }
+}
+
+/// A client's part in a pace that the clients of a job agree on: see [`s3dcp_pacing::Share`].
+#[derive(Debug)]
+pub struct PaceShare {
+    client: Client,
+    write: bool,
+    share: Share,
+}
+
+impl PaceShare {
+    /// How often to exchange, with so many clients.
+    pub fn period(clients: u32) -> Duration {
+        Share::period(clients)
+    }
+
+    /// What to add to the counter that all share; `None` while the service has not asked this client for fewer requests.
+    pub fn change(&mut self) -> Option<i64> {
+        self.client.inner.turns.change(self.write, &mut self.share)
+    }
+
+    /// Takes over the pace that the counter stands for, which is at this now.
+    pub fn agree(&mut self, counter: i64) {
+        self.client.inner.turns.agree(self.write, &mut self.share, counter);
+    }
+
+    /// What to add to the counter at the end; `None` when nothing was added before.
+    pub fn leave(&mut self) -> Option<i64> {
+        self.share.leave()
     }
 }
 

@@ -53,7 +53,7 @@ mod xml;
 
 pub use address::parse_s3_uri;
 pub use checksum::{crc32, crc32_combine};
-pub use client::Client;
+pub use client::{Client, PaceShare};
 pub use config::{
     ClientConfig, DEFAULT_PART_SIZE, MAX_PART_SIZE, MIN_PART_SIZE, ServerSideEncryption, StaticCredentials,
 };

@@ -242,14 +242,14 @@ impl Client {
         let (head, body) = response.into_parts();
         let mut body = BodyReader::new(body, limits);
         if head.status.is_success() {
-            inner.turns.admitted(call.turn(), sent);
+            inner.turns.admitted(call.turn());
             return Ok(Answer { status: head.status, headers: head.headers, body, _permit: permit });
         }
         // A broken or endless error document leaves the status, which is what counts.
         let document = body.collect(MAX_ERROR_BODY).await.unwrap_or_default();
         let failure = failure(&asked(call, session), head.status, &head.headers, &document);
         if failure.class != Class::Throttled {
-            inner.turns.admitted(call.turn(), sent);
+            inner.turns.admitted(call.turn());
         }
         Err(failure)
     }

@@ -7,9 +7,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use s3dcp_pacing::{Lane, Lanes};
+use s3dcp_pacing::{Lane, Lanes, Share};
 
 use crate::clock::{self, Instant};
+
+const LONGEST_REST: Duration = Duration::from_millis(500);
 
 /// What is about to be sent.
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +77,8 @@ impl Turns {
         let _new = if again { None } else { Some(queue.new.lock().await) };
         let _next = queue.next.lock().await;
         while let Err(rest) = self.take(request) {
-            clock::sleep(rest).await;
+            // A pace that clients agree on may bring the turn forward.
+            clock::sleep(rest.min(LONGEST_REST)).await;
         }
     }
 
@@ -94,33 +97,33 @@ impl Turns {
         })
     }
 
-    /// The folders, bucket first, of which requests are held back, and to how many a second.
-    pub(crate) fn paces(&self, write: bool) -> Vec<(String, f64)> {
-        let mut state = self.state();
-        let paced =
-            |kind: &Kind| kind.lanes.paced().map(|(folder, rate)| (folder.to_owned(), rate)).collect();
-        paced(state.of(write))
+    /// A client's part, from now on, in the pace of what goes to folders (`bucket/key/`) that begin with `within`.
+    pub(crate) fn share(&self, within: &str) -> Share {
+        Share::new(self.state().now(), within)
     }
 
-    /// Holds requests of these folders back to so many a second, where they are held back.
-    pub(crate) fn agree(&self, write: bool, paces: &[(String, f64)]) {
+    /// What `share` adds to its counter.
+    pub(crate) fn change(&self, write: bool, share: &mut Share) -> Option<i64> {
+        share.change(&self.state().of(write).lanes)
+    }
+
+    /// The pace is what the counter of `share` says.
+    pub(crate) fn agree(&self, write: bool, share: &mut Share, counter: i64) {
         let mut state = self.state();
-        let now = clock::now().duration_since(state.began);
-        for (folder, rate) in paces {
-            state.of(write).lanes.agree(now, folder, *rate);
-        }
+        let now = state.now();
+        share.agree(now, &mut state.of(write).lanes, counter);
     }
 
     /// Requests per second at which requests such as this one are held back.
     pub(crate) fn rate(&self, request: Request<'_>) -> Option<f64> {
         let mut state = self.state();
-        let now = clock::now().duration_since(state.began);
+        let now = state.now();
         state.kind(request).lanes.rate(now, &request.path())
     }
 
-    /// The service let the request in, which was sent at `sent`.
-    pub(crate) fn admitted(&self, request: Request<'_>, sent: Instant) {
-        self.state().with_lane(request, sent, |lane, now, sent| lane.admitted(now, sent));
+    /// The service let the request in.
+    pub(crate) fn admitted(&self, request: Request<'_>) {
+        self.state().with_lane(request, clock::now(), |lane, _, _| lane.admitted());
     }
 
     /// The service asked for fewer requests than this one, which was sent at `sent`.
@@ -152,6 +155,10 @@ impl Turns {
 }
 
 impl State {
+    fn now(&self) -> Duration {
+        clock::now().duration_since(self.began)
+    }
+
     fn kind(&mut self, request: Request<'_>) -> &mut Kind {
         self.of(request.write)
     }

@@ -5,6 +5,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use fastrand::Rng;
+use s3dcp_pacing::Share;
 use s3dcp_partition::{Access, KeySpace};
 use s3dcp_s3::PartPlan;
 
@@ -39,6 +40,8 @@ pub fn simulate(scenario: &Scenario) -> Outcome {
 enum Event {
     /// A rank looks for something to send.
     Wake,
+    /// A rank exchanges its pace with the others.
+    Exchange,
     /// A request reaches S3.
     Arrival { request: Request, sent: Duration },
     /// A rank's bytes are through, unless something changed since this was foreseen.
@@ -56,6 +59,8 @@ struct Fleet<'a> {
     index: Request,
     /// When the bytes of all ranks that are under way are through.
     network_free: Duration,
+    /// What the ranks share their pace by.
+    counter: i64,
     events: BinaryHeap<Reverse<(Duration, u64, usize, Event)>>,
     count: u64,
     random: Rng,
@@ -105,6 +110,7 @@ impl<'a> Fleet<'a> {
                     * u64::from(scenario.world_size),
             },
             network_free: Duration::ZERO,
+            counter: 0,
             events: BinaryHeap::new(),
             count: 0,
             random,
@@ -156,6 +162,7 @@ impl<'a> Fleet<'a> {
             files.push(File::new(index.clone(), None));
             let rank = &mut self.ranks[number];
             rank.begin(files);
+            rank.share = Share::new(self.now, &scenario.folder(round));
             rank.unfinished = match scenario.operation {
                 Operation::Save => scenario.files_per_rank as usize,
                 Operation::Load => {
@@ -165,6 +172,9 @@ impl<'a> Fleet<'a> {
             };
             let begin = self.now + scenario.start_spread.mul_f64(self.random.f64());
             self.wake(begin, number);
+            if scenario.sharing {
+                self.push(begin + Share::period(scenario.world_size), number, Event::Exchange);
+            }
         }
     }
 
@@ -195,6 +205,7 @@ impl<'a> Fleet<'a> {
             }
             match event {
                 Event::Wake => self.ranks[number].wakes_at = None,
+                Event::Exchange => self.exchange(number),
                 Event::Arrival { request, sent } => {
                     self.arrive(number, request, sent);
                     continue;
@@ -215,6 +226,19 @@ impl<'a> Fleet<'a> {
             }
             self.send(number);
         }
+    }
+
+    /// Takes the rank to the pace of all.
+    fn exchange(&mut self, number: usize) {
+        let rank = &mut self.ranks[number];
+        if rank.unfinished == 0 {
+            return;
+        }
+        if let Some(change) = rank.share.change(&rank.lanes) {
+            self.counter += change;
+            rank.share.agree(self.now, &mut rank.lanes, self.counter);
+        }
+        self.push(self.now + Share::period(self.scenario.world_size), number, Event::Exchange);
     }
 
     /// Sends what the rank may send now.
@@ -313,7 +337,7 @@ impl<'a> Fleet<'a> {
             rank.again.push_back((self.now + Duration::from_secs_f64(pause), request));
             return;
         }
-        lane.admitted(self.now, sent);
+        lane.admitted();
         self.tally.admitted += 1;
         rank.admitted(request, self.scenario);
         match request.step {
@@ -324,6 +348,7 @@ impl<'a> Fleet<'a> {
         let rank = &mut self.ranks[number];
         if rank.unfinished == 0 {
             rank.done_at = self.now;
+            self.counter += rank.share.leave().unwrap_or_default();
             self.tally.ranks_left -= 1;
         }
     }

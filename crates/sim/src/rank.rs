@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use s3dcp_pacing::Lanes;
+use s3dcp_pacing::{Lanes, Share};
 use s3dcp_s3::PartPlan;
 
 use crate::scenario::{Network, Scenario};
@@ -62,6 +62,8 @@ pub(crate) struct Rank {
     /// Refused requests, with the time from which on they may be tried again.
     pub(crate) again: VecDeque<(Duration, Request)>,
     pub(crate) lanes: Lanes,
+    /// Its part in the pace of all.
+    pub(crate) share: Share,
     /// Requests under way.
     pub(crate) in_flight: usize,
     /// Files of a save, and requests of a load, that are not done.
@@ -161,6 +163,7 @@ impl Rank {
             fresh: VecDeque::new(),
             again: VecDeque::new(),
             lanes: Lanes::default(),
+            share: Share::default(),
             in_flight: 0,
             unfinished: 0,
             largest_request: 0,

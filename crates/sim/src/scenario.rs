@@ -104,6 +104,8 @@ pub struct Scenario {
     pub limits: Limits,
     /// Whether refusals say when to come again, as `s3dcp serve` does and S3 does not.
     pub retry_after: bool,
+    /// Whether the ranks share their pace, as those of a torch process group do.
+    pub sharing: bool,
     /// What lies between.
     pub network: Network,
     /// Ranks with a slow network.
@@ -129,6 +131,7 @@ impl Default for Scenario {
             partitions: 1,
             limits: Limits::default(),
             retry_after: false,
+            sharing: true,
             network: Network::default(),
             stragglers: Stragglers::default(),
             start_spread: Duration::from_millis(50),

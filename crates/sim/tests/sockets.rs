@@ -7,18 +7,22 @@
     reason = "a test fails by panicking, and the table is for people"
 )]
 
+use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
 use s3dcp_prefix::{HexPrefixStrategy, NumericOptions};
-use s3dcp_s3::{Client, ClientConfig, Error, Payload, PutOptions, StaticCredentials, UploadOptions, crc32};
+use s3dcp_s3::{
+    Client, ClientConfig, Error, PaceShare, Payload, PutOptions, StaticCredentials, UploadOptions, crc32,
+};
 use s3dcp_server::{Limits, Partitions, Server, ServerConfig};
 use s3dcp_sim::{Network, Operation, Scenario, simulate};
 
 const PART: u64 = 5 << 20;
-const SMALL: u64 = 64 << 10;
+const SMALL: u64 = 16 << 10;
 /// How late each answer begins on the server, and as much again for what this machine needs.
 const DELAY: Duration = Duration::from_millis(10);
 const SEEDS: u64 = 20;
@@ -73,25 +77,27 @@ fn splitting(mut scenario: Scenario) -> Scenario {
 
 fn scenarios() -> Vec<(&'static str, Scenario)> {
     vec![
-        ("1 rank", small(1, 20.0, 110)),
-        ("2 ranks", small(2, 30.0, 80)),
-        ("4 ranks", small(4, 40.0, 60)),
-        ("8 ranks", small(8, 80.0, 60)),
-        ("16 ranks", small(16, 120.0, 45)),
-        ("8 ranks, hex prefixes", hex(small(8, 80.0, 60), 1)),
-        ("8 ranks, 2 warm partitions", hex(small(8, 40.0, 60), 2)),
-        ("8 ranks, 4 warm partitions", hex(small(8, 20.0, 60), 4)),
-        ("8 ranks, 8 warm partitions", hex(small(8, 10.0, 60), 8)),
-        ("8 ranks, splitting", splitting(hex(small(8, 40.0, 70), 1))),
+        ("1 rank", small(1, 50.0, 300)),
+        ("2 ranks", small(2, 60.0, 240)),
+        ("4 ranks", small(4, 100.0, 200)),
+        ("8 ranks", small(8, 160.0, 160)),
+        ("16 ranks", small(16, 240.0, 120)),
+        ("32 ranks", small(32, 320.0, 80)),
+        ("8 ranks, hex prefixes", hex(small(8, 160.0, 160), 1)),
+        ("8 ranks, 2 warm partitions", hex(small(8, 80.0, 160), 2)),
+        ("8 ranks, 4 warm partitions", hex(small(8, 40.0, 160), 4)),
+        ("8 ranks, 8 warm partitions", hex(small(8, 20.0, 160), 8)),
+        ("8 ranks, splitting", splitting(hex(small(8, 80.0, 180), 1))),
+        ("8 ranks, each by itself", Scenario { sharing: false, ..small(8, 160.0, 320) }),
         ("4 ranks, 1 file of 60 parts", parts(4, 40.0, 1, 60)),
         ("8 ranks, 2 files of 20 parts", parts(8, 60.0, 2, 20)),
-        ("4 ranks load", load(small(4, 40.0, 60))),
-        ("8 ranks load, 4 warm partitions", load(hex(small(8, 20.0, 60), 4))),
+        ("4 ranks load", load(small(4, 100.0, 200))),
+        ("8 ranks load, 4 warm partitions", load(hex(small(8, 40.0, 160), 4))),
     ]
 }
 
 /// One save or load on sockets: how long it took and how many requests were refused.
-async fn real(scenario: &Scenario) -> (Duration, u64) {
+async fn real(scenario: &Scenario) -> (f64, u64) {
     let writes_per_second = match scenario.operation {
         Operation::Save => scenario.limits.writes_per_second,
         // What is loaded has to be there first.
@@ -119,18 +125,36 @@ async fn real(scenario: &Scenario) -> (Duration, u64) {
     let refused = |clients: &[Client]| clients.iter().map(|client| client.stats().throttled).sum::<u64>();
     let before = refused(&clients);
     let began = Instant::now();
+    let counter = AtomicI64::new(0);
     let ranks = clients.iter().enumerate().map(async |(rank, client)| {
         tokio::time::sleep(scenario.start_spread.mul_f64(fastrand::f64())).await;
-        match scenario.operation {
-            Operation::Save => save(client, scenario, keys(rank)).await,
-            Operation::Load => read(client, scenario, keys(rank)).await,
+        let mut share = client.share_pace(scenario.operation == Operation::Save, "bucket", "run");
+        let work = async {
+            match scenario.operation {
+                Operation::Save => save(client, scenario, keys(rank)).await,
+                Operation::Load => read(client, scenario, keys(rank)).await,
+            }
+        };
+        tokio::select! {
+            () = work => counter.fetch_add(share.leave().unwrap_or_default(), Relaxed),
+            never = exchange(&mut share, &counter, scenario), if scenario.sharing => never,
         }
     });
     join_all(ranks).await;
     if scenario.operation == Operation::Save {
         put_index(&clients[0]).await;
     }
-    (began.elapsed(), refused(&clients) - before)
+    (began.elapsed().as_secs_f64(), refused(&clients) - before)
+}
+
+/// What ranks of a process group do through its store.
+async fn exchange(share: &mut PaceShare, counter: &AtomicI64, scenario: &Scenario) -> ! {
+    loop {
+        tokio::time::sleep(PaceShare::period(scenario.world_size)).await;
+        if let Some(change) = share.change() {
+            share.agree(counter.fetch_add(change, Relaxed) + change);
+        }
+    }
 }
 
 fn client(server: &Server, scenario: &Scenario) -> Client {
@@ -187,9 +211,30 @@ async fn read(client: &Client, scenario: &Scenario, keys: Vec<String>) {
     read.unwrap();
 }
 
-fn median<T: Copy + PartialOrd>(mut values: Vec<T>) -> T {
-    values.sort_by(|one, other| one.partial_cmp(other).unwrap());
-    values[values.len() / 2]
+/// The median of some runs, and how far they spread.
+struct Spread<T> {
+    median: T,
+    least: T,
+    most: T,
+}
+
+impl<T: Copy + PartialOrd> FromIterator<T> for Spread<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
+        let mut values: Vec<T> = values.into_iter().collect();
+        values.sort_by(|one, other| one.partial_cmp(other).unwrap());
+        Self { median: values[values.len() / 2], least: values[0], most: values[values.len() - 1] }
+    }
+}
+
+impl<T: Display> Display for Spread<T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.median.fmt(f)?;
+        f.write_str(" (")?;
+        self.least.fmt(f)?;
+        f.write_str("–")?;
+        self.most.fmt(f)?;
+        f.write_str(")")
+    }
 }
 
 /// Runs a scenario so often on sockets and in the simulator, and tells how far they are apart.
@@ -202,15 +247,14 @@ async fn compare(name: &str, scenario: &Scenario, runs: usize) -> (f64, bool) {
         .map(|seed| simulate(&Scenario { seed, ..scenario.clone() }).rounds.remove(0))
         .map(|round| (round.duration.as_secs_f64(), round.refused))
         .collect();
-    let seconds = median(measured.iter().map(|(time, _)| time.as_secs_f64()).collect());
-    let foreseen = median(simulated.iter().map(|(seconds, _)| *seconds).collect());
-    let refused = median(measured.iter().map(|(_, refused)| *refused).collect());
-    let fewest = simulated.iter().map(|(_, refused)| *refused).min().unwrap();
-    let most = simulated.iter().map(|(_, refused)| *refused).max().unwrap();
-    let apart = seconds / foreseen - 1.0;
-    let inside = (fewest..=most).contains(&refused);
+    let [real_seconds, simulated_seconds] =
+        [&measured, &simulated].map(|runs| runs.iter().map(|(seconds, _)| *seconds).collect::<Spread<f64>>());
+    let [real_refused, simulated_refused] =
+        [&measured, &simulated].map(|runs| runs.iter().map(|(_, refused)| *refused).collect::<Spread<u64>>());
+    let apart = real_seconds.median / simulated_seconds.median - 1.0;
+    let inside = (simulated_refused.least..=simulated_refused.most).contains(&real_refused.median);
     println!(
-        "| {name} | {seconds:.2} | {foreseen:.2} | {:+.1} % | {refused} | {fewest}–{most} |{}",
+        "| {name} | {real_seconds:.2} | {simulated_seconds:.2} | {:+.1} % | {real_refused} | {simulated_refused} |{}",
         100.0 * apart,
         if apart.abs() <= 0.1 && inside { "" } else { " apart" }
     );

@@ -1,0 +1,235 @@
+//! The rate that the clients of a job go at together.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::lane::{FASTEST, SLOWEST};
+use crate::lanes::Lanes;
+
+/// Time between two looks at the counter, and how many clients may look at it in a second: it is one number on one machine.
+const PERIOD: Duration = Duration::from_millis(500);
+const LOOKS_PER_SECOND: f64 = 8_000.0;
+/// The counter holds the lanes that take part, and below them the sum of the logarithms of their rates in millionths.
+const LANE: i64 = 1 << 40;
+const UNIT: f64 = 1e6;
+
+/// One client's part in a rate that the clients of a job agree on while they work.
+///
+/// What they share is one counter that each can add to, such as the store of a torch process group has. Its mean is their
+/// rate. From time to time every client adds by how much its own rate has changed since ([`Share::change`]) and takes over
+/// what the sum says now ([`Share::agree`]), so that each goes by what all were answered. The rate of a lane that is
+/// done ([`Share::leave`]) goes to those that are not.
+///
+/// That is the same rate for every lane, as a strategy gives every rank as much to send: where they share a range of keys it is
+/// fair, and where one range is more crowded than others nothing would be done sooner if the others were faster.
+#[derive(Debug, Default)]
+pub struct Share {
+    within: Box<str>,
+    begun_at: Duration,
+    /// The lanes that take part, and what the counter knows of each.
+    lanes: BTreeMap<Box<str>, i64>,
+    /// Whether the counter did not have any of them before the last change.
+    joining: bool,
+    counter: i64,
+}
+
+impl Share {
+    /// The part of a client in what goes to folders that begin with `within` from now on.
+    pub fn new(now: Duration, within: &str) -> Share {
+        Share { within: within.into(), begun_at: now, lanes: BTreeMap::new(), joining: false, counter: 0 }
+    }
+
+    /// How often to exchange, with so many clients.
+    pub fn period(clients: u32) -> Duration {
+        PERIOD.max(Duration::from_secs_f64(f64::from(clients) / LOOKS_PER_SECOND))
+    }
+
+    /// What to add to the counter; `None` while nothing is held back.
+    pub fn change(&mut self, lanes: &Lanes) -> Option<i64> {
+        let mut change = 0;
+        self.joining = self.lanes.is_empty();
+        for (folder, rate) in
+            lanes.paced(self.begun_at).filter(|(folder, _)| folder.starts_with(&*self.within))
+        {
+            let rate = (UNIT * rate.ln()) as i64;
+            match self.lanes.get_mut(folder) {
+                Some(known) => change += rate - std::mem::replace(known, rate),
+                None => {
+                    change += LANE + rate;
+                    self.lanes.insert(folder.into(), rate);
+                }
+            }
+        }
+        (!self.lanes.is_empty()).then_some(change)
+    }
+
+    /// Takes over the rate that the counter stands for, which is at this now.
+    pub fn agree(&mut self, now: Duration, lanes: &mut Lanes, counter: i64) {
+        self.counter = counter;
+        let (count, sum) = read(counter);
+        let own = self.lanes.len() as i64;
+        // Whoever is alone from the start owes nothing to what others have left behind.
+        let (count, sum) = if count > own || count == own && !self.joining {
+            (count, sum)
+        } else {
+            (own, self.lanes.values().sum())
+        };
+        let mean = (sum as f64 / count as f64 / UNIT).clamp(SLOWEST.ln(), FASTEST.ln());
+        for (folder, known) in &mut self.lanes {
+            *known = (UNIT * mean) as i64;
+            lanes.agree(now, folder, mean.exp());
+        }
+    }
+
+    /// What to add to the counter at the end, so that the others together go as fast as before; `None` when this client had no part.
+    pub fn leave(&mut self) -> Option<i64> {
+        let leaving = std::mem::take(&mut self.lanes).len() as i64;
+        let (count, sum) = read(self.counter);
+        let left = count - leaving;
+        let sum_left = if left > 0 {
+            let (count, left, mean) = (count as f64, left as f64, sum as f64 / count as f64);
+            (left * (mean + UNIT * (count / left).ln())) as i64
+        } else {
+            0
+        };
+        (leaving > 0).then_some(sum_left - sum - leaving * LANE)
+    }
+}
+
+/// Lanes, and the sum of their logarithms.
+fn read(counter: i64) -> (i64, i64) {
+    let count = (counter + LANE / 2).div_euclid(LANE);
+    (count, counter - count * LANE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Duration = Duration::from_secs(100);
+
+    /// A client with a lane for each of these rates, in requests per second.
+    struct Client {
+        lanes: Lanes,
+        share: Share,
+    }
+
+    impl Client {
+        fn new(rates: &[f64]) -> Client {
+            let mut lanes = Lanes::default();
+            for (number, rate) in rates.iter().enumerate() {
+                let lane = lanes.lane(START, &format!("b/run/{number}/x"), 0.5);
+                lane.refused(START, START, 0.5);
+                lane.agree(START, *rate);
+            }
+            lanes.lane(START, "b/other/x", 0.5).refused(START, START, 0.5);
+            Client { lanes, share: Share::new(START, "b/run/") }
+        }
+
+        fn exchange(&mut self, counter: &mut i64) {
+            if let Some(change) = self.share.change(&self.lanes) {
+                *counter += change;
+                self.share.agree(START, &mut self.lanes, *counter);
+            }
+        }
+
+        fn leave(&mut self, counter: &mut i64) {
+            *counter += self.share.leave().unwrap_or_default();
+        }
+
+        fn rates(&self) -> Vec<f64> {
+            self.lanes
+                .paced(START)
+                .filter(|(folder, _)| *folder != "b/other/")
+                .map(|(_, rate)| rate)
+                .collect()
+        }
+    }
+
+    fn about(rates: &[f64], expected: &[f64]) -> bool {
+        rates.len() == expected.len()
+            && rates.iter().zip(expected).all(|(rate, expected)| (rate / expected - 1.0).abs() < 1e-4)
+    }
+
+    #[test]
+    fn clients_come_to_the_mean_of_their_rates() {
+        let mut counter = 0;
+        let (mut one, mut other) = (Client::new(&[2.0, 2.0]), Client::new(&[16.0, 16.0]));
+        one.exchange(&mut counter);
+        assert!(about(&one.rates(), &[2.0, 2.0]), "{:?}", one.rates());
+        other.exchange(&mut counter);
+        one.exchange(&mut counter);
+        let mean = 32_f64.sqrt();
+        assert!(about(&one.rates(), &[mean, mean]), "{:?}", one.rates());
+        assert!(about(&other.rates(), &[mean, mean]), "{:?}", other.rates());
+    }
+
+    #[test]
+    fn what_one_learns_all_learn() {
+        let mut counter = 0;
+        let mut clients = [Client::new(&[10.0]), Client::new(&[10.0])];
+        clients.iter_mut().for_each(|client| client.exchange(&mut counter));
+        let later = START + Duration::from_secs(1);
+        let refused = clients[0].lanes.lane(START, "b/run/0/x", 0.5);
+        refused.refused(later, later, 0.5);
+        let cut = refused.rate().unwrap() / 10.0;
+        clients.iter_mut().for_each(|client| client.exchange(&mut counter));
+        for client in &clients {
+            assert!(about(&client.rates(), &[10.0 * cut.sqrt()]), "{:?}", client.rates());
+        }
+    }
+
+    #[test]
+    fn those_who_are_done_leave_their_rate_to_the_others() {
+        let mut counter = 0;
+        let mut clients = [Client::new(&[10.0]), Client::new(&[10.0]), Client::new(&[10.0])];
+        clients.iter_mut().for_each(|client| client.exchange(&mut counter));
+        let [one, two, three] = &mut clients;
+        one.exchange(&mut counter);
+        one.leave(&mut counter);
+        two.exchange(&mut counter);
+        assert!(about(&two.rates(), &[15.0]), "{:?}", two.rates());
+        two.leave(&mut counter);
+        three.exchange(&mut counter);
+        assert!(about(&three.rates(), &[30.0]), "{:?}", three.rates());
+        three.leave(&mut counter);
+        assert_eq!(counter, 0);
+    }
+
+    #[test]
+    fn what_is_left_behind_means_nothing_to_the_next() {
+        let mut counter = 0;
+        let mut clients = [Client::new(&[10.0]), Client::new(&[10.0])];
+        clients.iter_mut().for_each(|client| client.exchange(&mut counter));
+        clients.iter_mut().for_each(|client| client.leave(&mut counter));
+        let mut next = Client::new(&[3.0]);
+        next.exchange(&mut counter);
+        assert!(about(&next.rates(), &[3.0]), "{counter}: {:?}", next.rates());
+    }
+
+    #[test]
+    fn without_a_refusal_there_is_nothing_to_say() {
+        let mut share = Share::new(START, "b/run/");
+        let mut lanes = Lanes::default();
+        lanes.lane(START, "b/run/x", 0.5).admitted();
+        assert_eq!(share.change(&lanes), None);
+        assert_eq!(share.leave(), None);
+        lanes.lane(START, "b/run/x", 0.5).refused(START, START, 0.5);
+        let mut later = Share::new(START + Duration::from_secs(1), "b/run/");
+        assert_eq!(later.change(&lanes), None, "of a lane that it does not use");
+    }
+
+    #[test]
+    fn slow_lanes_and_many_of_them_fit_the_counter() {
+        for (count, rate) in [(0, 0.0), (1, SLOWEST), (1 << 15, SLOWEST), (1 << 15, FASTEST)] {
+            let sum = if count > 0 { count * (UNIT * rate.ln()) as i64 } else { 0 };
+            assert_eq!(read(count * LANE + sum), (count, sum));
+        }
+    }
+
+    #[test]
+    fn more_clients_look_less_often() {
+        assert_eq!(Share::period(8), PERIOD);
+        assert_eq!(Share::period(16_000), Duration::from_secs(2));
+    }
+}
