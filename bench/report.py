@@ -91,15 +91,22 @@ def by_budget(result: Result) -> dict[str, Cell]:
     def share(run: Result) -> float:
         return 100 * run["refused"] / (run["refused"] + run["requests"])  # type: ignore[no-any-return]
 
+    def unless_failed(cell: Cell, otherwise: str = "–") -> Cell:
+        return lambda row: otherwise if any("failed" in run for run in row["runs"]) else cell(row)
+
+    def failures(row: Result) -> str:
+        failed = [run["failed"] for run in row["runs"] if "failed" in run]
+        return f"{len(failed)} of {len(row['runs'])} failed: {failed[0]}" if failed else spread(row, wall)
+
     return {
         "candidate": lambda row: row["label"],
-        "s": lambda row: f"{typical(row, wall):.1f}",
-        "lowest–highest": lambda row: spread(row, wall),
-        "ideal, s": lambda row: f"{typical(row, lambda run: run['ideal']):.1f}",
-        "× ideal": lambda row: f"{typical(row, lambda run: run['wall'] / run['ideal']):.1f}",
+        "s": unless_failed(lambda row: f"{typical(row, wall):.1f}"),
+        "lowest–highest": failures,
+        "ideal, s": unless_failed(lambda row: f"{typical(row, lambda run: run['ideal']):.1f}"),
         "requests": lambda row: f"{typical(row, lambda run: run['requests']):.0f}",
         "refused": lambda row: f"{typical(row, lambda run: run['refused']):.0f}",
         "refused, %": lambda row: f"{typical(row, share):.0f}",
+        "CPU-s": unless_failed(lambda row: f"{typical(row, lambda run: run['cpu']):.1f}"),
     }
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import report
 from candidates import SAVED_BY, VERSIONS, lacking
-from cases import ALL, CASES, FLOOR, US, WRITES_PER_SECOND, Case, Options, Row
+from cases import ALL, CASES, FLOOR, US, Case, Options, Row
 from servers import ROOT, TRANSFER, Server
 
 from s3dcp import testing
@@ -82,8 +82,8 @@ class Runner:
         """One run of `row`."""
         if row.operation == "import":
             return run_worker({**row.spec, "candidate": row.candidate}, {}, 1)
-        if row.partitions:
-            return self._throttled(row)
+        if row.budget is not None:
+            return self._throttled(row, *row.budget)
         mode = "discard" if row.operation == "save" or row.candidate == "s3dcp engine" else "store"
         server, spec = self.servers[mode], self._spec(row)
         if row.before is not None:
@@ -101,25 +101,26 @@ class Runner:
             self.connections[row.operation] = seen["connections"]
         return result
 
-    def _throttled(self, row: Row) -> dict[str, Any]:
-        """One save to a server with partitions, all of them fresh."""
+    def _throttled(self, row: Row, writes_per_second: float, partitions: int) -> dict[str, Any]:
+        """One save to a server with partitions, all of them fresh, none of which splits meanwhile."""
         spec = self._spec(row)
         folder = spec["uri"].removeprefix("s3://")
-        first_keys = [f"{folder}/{rank:x}" for rank in range(1, row.partitions)]
-        # None of them splits meanwhile.
-        partitions = testing.Partitions(WRITES_PER_SECOND, 1e6, split_after=1e6, first_keys=first_keys)
-        with testing.server(["bench"], partitions=partitions, environment=False) as server:
+        first_keys = [f"{folder}/{rank:x}" for rank in range(1, partitions)]
+        model = testing.Partitions(writes_per_second, 1e6, split_after=1e6, first_keys=first_keys)
+        with testing.server(["bench"], partitions=model, environment=False) as server:
             with testing.environment(server):
                 environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-            result = run_worker(spec, environment, row.ranks)
+            try:
+                result = run_worker(spec, environment, row.ranks)
+            except WorkerFailed as failure:
+                result = {"failed": failure.reason}
             seen = server.partitions()
-        admitted = sum(partition.admitted for partition in seen)
         busiest = max(partition.admitted for partition in seen)
         return {
             **result,
-            "requests": admitted,
+            "requests": sum(partition.admitted for partition in seen),
             "refused": sum(partition.refused for partition in seen),
-            "ideal": busiest / WRITES_PER_SECOND - SAVED_UP_SECONDS,
+            "ideal": max(busiest / writes_per_second - SAVED_UP_SECONDS, 0.0),
         }
 
     def _spec(self, row: Row) -> dict[str, Any]:
@@ -152,6 +153,14 @@ class Runner:
         self.prepared.add(load["uri"])
 
 
+class WorkerFailed(SystemExit):
+    """A measured process ended with an error."""
+
+    def __init__(self, spec: dict[str, Any], errors: str) -> None:
+        super().__init__(f"{spec['candidate']} failed: {json.dumps(spec)}\n{errors[-4000:]}")
+        self.reason = errors.strip().splitlines()[-1].rpartition("Exception: ")[2]
+
+
 def run_worker(spec: dict[str, Any], environment: dict[str, str], ranks: int) -> dict[str, Any]:
     """Runs the measured process (or one for each rank): the longest wall time, the CPU time and the bytes of all."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
@@ -176,7 +185,7 @@ def run_worker(spec: dict[str, Any], environment: dict[str, str], ranks: int) ->
         for process in processes:
             output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
             if process.returncode:
-                raise SystemExit(f"{spec['candidate']} failed: {json.dumps(spec)}\n{errors[-4000:]}")
+                raise WorkerFailed(spec, errors)
             results.append(json.loads(output.splitlines()[-1]))
     finally:
         for process in processes:

@@ -82,7 +82,8 @@ impl Lanes {
     }
 }
 
-fn folder(key: &str) -> &str {
+/// What a key has its lane by: all of it up to the last slash.
+pub fn folder(key: &str) -> &str {
     &key[..key.rfind('/').map_or(0, |end| end + 1)]
 }
 

@@ -25,5 +25,5 @@ mod lanes;
 mod share;
 
 pub use lane::Lane;
-pub use lanes::Lanes;
+pub use lanes::{Lanes, folder};
 pub use share::Share;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use s3dcp_pacing::{Lane, Lanes, Share};
+use s3dcp_pacing::{Lane, Lanes, Share, folder};
 
 use crate::clock::{self, Instant};
 
@@ -27,11 +27,9 @@ impl Request<'_> {
         format!("{}/{}", self.bucket, self.key.unwrap_or_default())
     }
 
-    /// What its queue is found by: the same without the last segment, as lanes do it.
+    /// What its queue is found by.
     fn folder(&self) -> String {
-        let mut path = self.path();
-        path.truncate(path.rfind('/').map_or(0, |end| end + 1));
-        path
+        folder(&self.path()).to_owned()
     }
 }
 
