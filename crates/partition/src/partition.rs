@@ -100,8 +100,9 @@ impl Partition {
         (writes / limits.writes_per_second).max(reads / limits.reads_per_second)
     }
 
-    pub(crate) fn is_hot(&self) -> bool {
-        self.hot_since.is_some()
+    /// As of the last request; a partition that is asked for nothing since has cooled.
+    pub(crate) fn is_hot(&self, now: Duration, limits: &Limits) -> bool {
+        self.hot_since.is_some() && self.load(now, limits) >= limits.hot
     }
 
     pub(crate) fn is_cold(&self, now: Duration, limits: &Limits) -> bool {

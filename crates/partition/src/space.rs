@@ -117,7 +117,7 @@ impl KeySpace {
                 writes_per_second,
                 reads_per_second,
                 load: partition.load(now, &self.limits),
-                hot: partition.is_hot(),
+                hot: partition.is_hot(now, &self.limits),
                 admitted: partition.admitted,
                 refused: partition.refused,
             });
