@@ -27,9 +27,8 @@ from typing import Any
 import report
 from candidates import SAVED_BY, VERSIONS, lacking
 from cases import ALL, CASES, FLOOR, US, Case, Options, Row
-from servers import ROOT, TRANSFER, Server
-
 from s3dcp import testing
+from servers import ROOT, TRANSFER, Server
 
 WORKER = Path(__file__).with_name("worker.py")
 PUBLISHED = ROOT / "bench" / "results"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from types import TracebackType
+from typing import Any
 
 import torch.distributed as dist
 
@@ -54,7 +55,7 @@ class SharedPace:
             self._thread.join(PATIENCE_SECONDS)
 
     def _run(self) -> None:
-        store: dist.Store | None = None
+        store: Any = None
         try:
             while not self._done.wait(self._share.period):
                 if (change := self._share.change()) is not None:

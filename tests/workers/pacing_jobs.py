@@ -59,7 +59,7 @@ def save_watched(uri: str, files: int, spec: Spec | None = None, **arguments: An
 
 
 def share_of_a_throttled_save(uri: str, files: int, broken: bool) -> tuple[int, int, int]:
-    """Save on a store that may fail: how often it was asked for, its counter afterwards, and this rank's refused requests."""
+    """Save on a store that may fail: how often it was asked for, its counter, and this rank's refused requests."""
     state = {f"{dist.get_rank()}/{number}": torch.full((1024,), float(number)) for number in range(files)}
     writer = S3StorageWriter(REGION, uri, thread_count=files)
     c10d = dist.distributed_c10d
