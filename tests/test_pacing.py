@@ -45,7 +45,7 @@ def test_ranks_that_share_a_cold_partition_use_it_waste_little_and_are_served_al
     found = f"{requests} requests, {used:.3f} of the budget, {refused / requests:.3f} refused, fairness {jain:.3f}"
     print(found)
     assert requests >= 2_000, found
-    # On a machine of its own: 1.05 (with what was saved up before), 0.016 and 0.99.
+    # On a machine of its own: 1.01 (with what was saved up before), 0.032 and 0.998.
     assert used >= 0.8, found
     assert refused <= 0.08 * requests, found
     assert jain >= 0.9, found
@@ -60,7 +60,7 @@ def test_ranks_share_their_pace_while_they_can_and_leave_nothing_behind(
         by_rank = groups(4).run(pacing_jobs.share_of_a_throttled_save, f"s3://{BUCKET}/run", 40, broken)
     for asked, counter, refused in by_rank:
         assert asked == 1
-        assert round(counter / 2**40) == 0, "lanes that have not left"
+        assert counter == 0, "of lanes that have not left"
         assert refused > 0
 
 
@@ -76,5 +76,5 @@ def test_warm_prefixes_are_as_much_faster_as_there_are_partitions(groups: Callab
             seconds[name] = time.monotonic() - began
             assert sum(partition.admitted for partition in server.partitions()) >= RANKS * 60
     print(seconds)
-    # On a machine of its own: 9 times.
+    # On a machine of its own: 6 times.
     assert seconds["cold"] >= 2.5 * seconds["warm"], seconds

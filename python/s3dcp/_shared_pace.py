@@ -63,6 +63,8 @@ class SharedPace:
                     store = store or dist.distributed_c10d._get_default_store().clone()
                     self._share.agree(store.add(self._counter, change))
             if store is not None and (change := self._share.leave()) is not None:
-                store.add(self._counter, change)
+                remainder = self._share.remainder(store.add(self._counter, change))
+                if remainder is not None:
+                    store.add(self._counter, remainder)
         except Exception as error:
             logger.debug("ranks cannot share their pace: %s", error)

@@ -60,6 +60,11 @@ impl Lanes {
         }
     }
 
+    /// Whether the lane of `folder` was used since.
+    pub(crate) fn used(&self, folder: &str, since: Duration) -> bool {
+        self.lanes.get(folder).is_some_and(|used| used.at >= since)
+    }
+
     /// The lanes that are held back and were used since: their folders and rates in requests per second.
     pub(crate) fn paced(&self, since: Duration) -> impl Iterator<Item = (&str, f64)> {
         let used = self.lanes.iter().filter(move |(_, used)| used.at >= since);

@@ -9,6 +9,8 @@ use crate::lanes::Lanes;
 /// Time between two looks at the counter, and how many clients may look at it in a second: it is one number on one machine.
 const PERIOD: Duration = Duration::from_millis(500);
 const LOOKS_PER_SECOND: f64 = 8_000.0;
+/// A lane that was not used for so long has nothing to send: longer than the slowest waits for its turn.
+const IDLE: Duration = Duration::from_secs(6);
 /// The counter holds the lanes that take part, and below them the sum of the logarithms of their rates in millionths.
 const LANE: i64 = 1 << 40;
 const UNIT: f64 = 1e6;
@@ -28,15 +30,13 @@ pub struct Share {
     begun_at: Duration,
     /// The lanes that take part, and what the counter knows of each.
     lanes: BTreeMap<Box<str>, i64>,
-    /// Whether the counter did not have any of them before the last change.
-    joining: bool,
     counter: i64,
 }
 
 impl Share {
     /// The part of a client in what goes to folders that begin with `within` from now on.
     pub fn new(now: Duration, within: &str) -> Share {
-        Share { within: within.into(), begun_at: now, lanes: BTreeMap::new(), joining: false, counter: 0 }
+        Share { within: within.into(), begun_at: now, lanes: BTreeMap::new(), counter: 0 }
     }
 
     /// How often to exchange, with so many clients.
@@ -45,12 +45,17 @@ impl Share {
     }
 
     /// What to add to the counter; `None` while nothing is held back.
-    pub fn change(&mut self, lanes: &Lanes) -> Option<i64> {
+    pub fn change(&mut self, now: Duration, lanes: &Lanes) -> Option<i64> {
         let mut change = 0;
-        self.joining = self.lanes.is_empty();
-        for (folder, rate) in
-            lanes.paced(self.begun_at).filter(|(folder, _)| folder.starts_with(&*self.within))
-        {
+        let had_part = !self.lanes.is_empty();
+        let since = self.begun_at.max(now.saturating_sub(IDLE));
+        // Where nothing is asked for any more, nothing is learned: it counts no longer, and changes the mean of none.
+        self.lanes.retain(|folder, known| {
+            let used = lanes.used(folder, since);
+            change -= if used { 0 } else { LANE + *known };
+            used
+        });
+        for (folder, rate) in lanes.paced(since).filter(|(folder, _)| folder.starts_with(&*self.within)) {
             let rate = (UNIT * rate.ln()) as i64;
             match self.lanes.get_mut(folder) {
                 Some(known) => change += rate - std::mem::replace(known, rate),
@@ -60,20 +65,16 @@ impl Share {
                 }
             }
         }
-        (!self.lanes.is_empty()).then_some(change)
+        (had_part || !self.lanes.is_empty()).then_some(change)
     }
 
     /// Takes over the rate that the counter stands for, which is at this now.
     pub fn agree(&mut self, now: Duration, lanes: &mut Lanes, counter: i64) {
         self.counter = counter;
         let (count, sum) = read(counter);
-        let own = self.lanes.len() as i64;
-        // Whoever is alone from the start owes nothing to what others have left behind.
-        let (count, sum) = if count > own || count == own && !self.joining {
-            (count, sum)
-        } else {
-            (own, self.lanes.values().sum())
-        };
+        if count < 1 {
+            return;
+        }
         let mean = (sum as f64 / count as f64 / UNIT).clamp(SLOWEST.ln(), FASTEST.ln());
         for (folder, known) in &mut self.lanes {
             *known = (UNIT * mean) as i64;
@@ -93,6 +94,12 @@ impl Share {
             0
         };
         (leaving > 0).then_some(sum_left - sum - leaving * LANE)
+    }
+
+    /// What to add in the end if nobody is left then: clients that leave at the same time know nothing of each other.
+    pub fn remainder(counter: i64) -> Option<i64> {
+        let (count, sum) = read(counter);
+        (count == 0 && sum != 0).then_some(-sum)
     }
 }
 
@@ -127,7 +134,7 @@ mod tests {
         }
 
         fn exchange(&mut self, counter: &mut i64) {
-            if let Some(change) = self.share.change(&self.lanes) {
+            if let Some(change) = self.share.change(START, &self.lanes) {
                 *counter += change;
                 self.share.agree(START, &mut self.lanes, *counter);
             }
@@ -135,6 +142,7 @@ mod tests {
 
         fn leave(&mut self, counter: &mut i64) {
             *counter += self.share.leave().unwrap_or_default();
+            *counter += Share::remainder(*counter).unwrap_or_default();
         }
 
         fn rates(&self) -> Vec<f64> {
@@ -197,14 +205,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_behind_means_nothing_to_the_next() {
+    fn a_lane_without_requests_counts_no_longer_until_it_has_some() {
+        let mut counter = 0;
+        let mut clients = [Client::new(&[10.0]), Client::new(&[10.0, 10.0])];
+        clients.iter_mut().for_each(|client| client.exchange(&mut counter));
+        let (one, now) = (&mut clients[1], START + IDLE + Duration::from_millis(1));
+        one.lanes.lane(now, "b/run/0/x", 0.5);
+        counter += one.share.change(now, &one.lanes).unwrap();
+        one.share.agree(now, &mut one.lanes, counter);
+        assert_eq!(read(counter).0, 2);
+        assert!(about(&one.rates(), &[10.0, 10.0]), "{:?}", one.rates());
+        one.lanes.lane(now, "b/run/1/x", 0.5);
+        counter += one.share.change(now, &one.lanes).unwrap();
+        assert_eq!(read(counter).0, 3);
+    }
+
+    #[test]
+    fn those_who_leave_at_once_leave_nothing_behind() {
         let mut counter = 0;
         let mut clients = [Client::new(&[10.0]), Client::new(&[10.0])];
         clients.iter_mut().for_each(|client| client.exchange(&mut counter));
         clients.iter_mut().for_each(|client| client.leave(&mut counter));
-        let mut next = Client::new(&[3.0]);
-        next.exchange(&mut counter);
-        assert!(about(&next.rates(), &[3.0]), "{counter}: {:?}", next.rates());
+        assert_eq!(counter, 0);
     }
 
     #[test]
@@ -212,11 +234,11 @@ mod tests {
         let mut share = Share::new(START, "b/run/");
         let mut lanes = Lanes::default();
         lanes.lane(START, "b/run/x", 0.5).admitted();
-        assert_eq!(share.change(&lanes), None);
+        assert_eq!(share.change(START, &lanes), None);
         assert_eq!(share.leave(), None);
         lanes.lane(START, "b/run/x", 0.5).refused(START, START, 0.5);
         let mut later = Share::new(START + Duration::from_secs(1), "b/run/");
-        assert_eq!(later.change(&lanes), None, "of a lane that it does not use");
+        assert_eq!(later.change(START, &lanes), None, "of a lane that it does not use");
     }
 
     #[test]

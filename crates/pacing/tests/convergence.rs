@@ -126,7 +126,7 @@ impl Fleet {
         while self.now < end {
             self.run((self.now + Share::period(1)).min(end));
             for client in &mut self.clients {
-                if let Some(change) = client.share.change(&client.lanes) {
+                if let Some(change) = client.share.change(self.now, &client.lanes) {
                     counter += change;
                     client.share.agree(self.now, &mut client.lanes, counter);
                 }

@@ -81,6 +81,12 @@ impl PaceShare {
     fn leave(&self) -> Option<i64> {
         self.locked().leave()
     }
+
+    /// What to add after that, if nobody is left; the counter is at this then.
+    #[staticmethod]
+    fn remainder(counter: i64) -> Option<i64> {
+        s3dcp_s3::PaceShare::remainder(counter)
+    }
 }
 
 /// What planning saw at a path.

@@ -127,6 +127,11 @@ impl PaceShare {
     pub fn leave(&mut self) -> Option<i64> {
         self.share.leave()
     }
+
+    /// What to add after that, if nobody is left; the counter is at this then.
+    pub fn remainder(counter: i64) -> Option<i64> {
+        Share::remainder(counter)
+    }
 }
 
 impl std::fmt::Debug for Client {

@@ -102,7 +102,9 @@ impl Turns {
 
     /// What `share` adds to its counter.
     pub(crate) fn change(&self, write: bool, share: &mut Share) -> Option<i64> {
-        share.change(&self.state().of(write).lanes)
+        let mut state = self.state();
+        let now = state.now();
+        share.change(now, &state.of(write).lanes)
     }
 
     /// The pace is what the counter of `share` says.

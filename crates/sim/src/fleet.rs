@@ -234,7 +234,7 @@ impl<'a> Fleet<'a> {
         if rank.unfinished == 0 {
             return;
         }
-        if let Some(change) = rank.share.change(&rank.lanes) {
+        if let Some(change) = rank.share.change(self.now, &rank.lanes) {
             self.counter += change;
             rank.share.agree(self.now, &mut rank.lanes, self.counter);
         }
@@ -349,6 +349,7 @@ impl<'a> Fleet<'a> {
         if rank.unfinished == 0 {
             rank.done_at = self.now;
             self.counter += rank.share.leave().unwrap_or_default();
+            self.counter += Share::remainder(self.counter).unwrap_or_default();
             self.tally.ranks_left -= 1;
         }
     }
