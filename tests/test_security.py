@@ -301,6 +301,7 @@ def test_a_request_of_another_time_is_refused(s3dcp_server: testing.Server, hour
     assert b"RequestTimeTooSkewed" in body
 
 
+@pytest.mark.s3("embedded")
 def test_a_request_without_a_signature_is_refused_whatever_it_asks(s3dcp_server: testing.Server, store: Store) -> None:
     store.write("object", b"body")
     address = s3dcp_server.endpoint_url.removeprefix("http://")
@@ -477,6 +478,7 @@ def test_a_flood_of_headers_is_cut_off(s3dcp_server: testing.Server, flood: str)
     assert sent < 16 << 20
 
 
+@pytest.mark.s3("embedded")
 def test_a_document_is_bounded(s3dcp_server: testing.Server, store: Store) -> None:
     store.write("object", b"body")
     key = f"{store.path}/object".encode()
@@ -487,6 +489,7 @@ def test_a_document_is_bounded(s3dcp_server: testing.Server, store: Store) -> No
         assert (store.names() == []) == is_taken
 
 
+@pytest.mark.s3("embedded")
 def test_a_deeply_nested_document_does_not_end_the_server(s3dcp_server: testing.Server, store: Store) -> None:
     status, _ = send(s3dcp_server, "POST", f"/{store.bucket}?delete=", b"<a>" * 1_000_000)
     assert 400 <= status < 500

@@ -31,6 +31,9 @@ BY_SERVER: dict[str, dict[str, str]] = {
         "test_a_part_with_another_algorithm_than_its_upload_is_refused": NO_CHECKSUMS,
         "test_a_put_that_wants_an_object_replaces_no_other": "If-Match compares with the quotes of an ETag",
         "test_a_repeated_completion_answers_like_the_first": "the answer to CompleteMultipartUpload has no ETag",
+        "test_after_any_sequence_of_saves_every_load_gives_what_the_model_says": Sometimes(
+            "a PUT whose connection is closed may be carried out later, after its object was deleted"
+        ),
         "test_checksums_in_headers_are_verified_and_returned": NO_CHECKSUMS,
         "test_checksums_in_trailers_are_verified": "bodies with a trailer are refused",
         "test_completing_an_upload_checks_its_parts": OTHER_CODE,
@@ -45,6 +48,7 @@ BY_SERVER: dict[str, dict[str, str]] = {
         "test_we_overwrite_what_the_reference_wrote_and_leave_nothing_of_it": PEERS_ETAG,
         "test_we_read_what_the_reference_wrote": PEERS_ETAG,
         "test_what_is_damaged_on_the_way_to_the_server_is_sent_again": NO_CHECKSUMS,
+        "test_what_others_wrote_is_never_touched[s3torchconnector]": PEERS_ETAG,
     },
     "garage": {
         "test_a_bucket_needs_a_valid_name": OTHER_CODE,

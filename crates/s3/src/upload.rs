@@ -25,6 +25,8 @@ use crate::turns;
 
 /// Longest time for aborting: whoever failed on a dead service should not wait for it a second time.
 const ABORT_LIMIT: Duration = Duration::from_secs(30);
+/// How long a request that makes the whole object may go on after the upload was given up.
+const TO_END: Duration = Duration::from_secs(1);
 
 /// Options of [`Client::upload`].
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -176,14 +178,21 @@ impl Upload {
         self.finish_unless(std::future::pending()).await
     }
 
-    /// The same, unless `stop` comes first: then the upload is aborted. The object may exist all the same.
+    /// The same, unless `stop` comes first: then the upload is aborted, or, where the whole object is one request, that is given
+    /// a second to end. The object may exist all the same.
     ///
     /// # Errors
     /// As for [`Upload::finish`], and `Interrupted` after `stop`.
     pub async fn finish_unless(mut self, stop: impl Future<Output = ()>) -> Result<UploadOutput, Error> {
+        // One that is cut off may be carried out later, when the object has been deleted already.
+        let grace = if self.begun.is_none() { TO_END } else { Duration::ZERO };
+        let stopped = async {
+            stop.await;
+            clock::sleep(grace).await;
+        };
         let finished = tokio::select! {
             result = self.try_finish() => result,
-            () = stop => Err(Error::new(ErrorKind::Interrupted, "the upload was given up")),
+            () = stopped => Err(Error::new(ErrorKind::Interrupted, "the upload was given up")),
         };
         match finished {
             Ok(output) => {
