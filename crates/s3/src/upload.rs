@@ -4,6 +4,7 @@
 //! caller's segments end at a part's size, so that no checksum has to be split. An object smaller than one part is
 //! one PutObject.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -184,15 +185,21 @@ impl Upload {
     /// # Errors
     /// As for [`Upload::finish`], and `Interrupted` after `stop`.
     pub async fn finish_unless(mut self, stop: impl Future<Output = ()>) -> Result<UploadOutput, Error> {
+        let given_up = || Err(Error::new(ErrorKind::Interrupted, "the upload was given up"));
         // One that is cut off may be carried out later, when the object has been deleted already.
         let grace = if self.begun.is_none() { TO_END } else { Duration::ZERO };
-        let stopped = async {
-            stop.await;
-            clock::sleep(grace).await;
-        };
-        let finished = tokio::select! {
-            result = self.try_finish() => result,
-            () = stopped => Err(Error::new(ErrorKind::Interrupted, "the upload was given up")),
+        let mut stop = pin!(stop);
+        let finished = if stop.as_mut().now_or_never().is_some() {
+            given_up()
+        } else {
+            let stopped = async {
+                stop.await;
+                clock::sleep(grace).await;
+            };
+            tokio::select! {
+                result = self.try_finish() => result,
+                () = stopped => given_up(),
+            }
         };
         match finished {
             Ok(output) => {

@@ -306,6 +306,21 @@ async fn an_upload_that_is_given_up_while_it_finishes_is_aborted_by_then() {
 }
 
 #[tokio::test]
+async fn an_object_that_is_one_request_has_a_second_to_end_when_it_is_given_up() {
+    for (delay, ends) in [("300ms", true), ("3000ms", false)] {
+        let (server, client) = start().await;
+        server.inject(format!("delay:{delay} on=PutObject").parse().unwrap());
+        let upload = client.upload(BUCKET, "k", UploadOptions::default());
+        let soon = tokio::time::sleep(std::time::Duration::from_millis(100));
+        let finished = upload.finish_unless(soon).await;
+        assert_eq!(finished.is_ok(), ends, "{finished:?}");
+        if ends {
+            client.head_object(BUCKET, "k").await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_segment_past_the_part_and_bad_options_are_refused() {
     let (_server, client) = start().await;
     let mut upload = client.upload(
