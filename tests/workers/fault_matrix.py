@@ -154,7 +154,7 @@ def strike(server: testing.Server, bucket: str, action: str, rules: list[str], *
         elapsed = time.monotonic() - began
         server.clear_faults()
     # A deadline is for one request; after a SlowDown the next ones wait for their turns as well.
-    assert elapsed < 3 * DEADLINE_SECONDS, f"it took {elapsed:.1f} s"
+    assert elapsed < 2 * DEADLINE_SECONDS, f"it took {elapsed:.1f} s"
     if action == "load":
         return outcome
     found = _what_loads(store)

@@ -12,6 +12,9 @@ const MEMORY_BEFORE: Duration = Duration::from_secs(1);
 /// one should not cost much.
 const FIRST_SHARE: f64 = 0.5;
 const FIRST_LEAST: f64 = 4.0;
+/// Refusals of which the last may be the first to cut the rate below that: a few say that something was refused, not that the
+/// budget is smaller.
+const FEW: u32 = 5;
 
 /// How many refusals an admitted request lets expect at one request per second: more while steps are large, for refusals are what
 /// the rate is found by. And the power of the rate with which that falls: with a power of 1 all clients would come to the same
@@ -55,6 +58,9 @@ pub struct Lane {
     next: Duration,
     /// Whether requests wait for their turn, so that the rate is what limits them.
     limiting: bool,
+    /// Refusals so far, and the rate after the first.
+    refusals: u32,
+    first: f64,
     /// The logarithm of what the last refusal divided the rate by.
     step: f64,
     /// Refusals expected since the last one.
@@ -123,6 +129,7 @@ impl Lane {
                 self.next = now + Duration::from_secs_f64(random / rate);
                 self.paced_at = Some(now);
                 self.step = FIRST_STEP;
+                self.first = rate;
                 rate
             }
             // It went under the rate before the last cut, and says nothing of this one.
@@ -135,9 +142,11 @@ impl Lane {
                 let early = std::mem::take(&mut self.expected) < EARLY;
                 let step = self.step * if early { STEP_GROWTH } else { STEP_SHRINKAGE };
                 self.step = step.clamp(SMALLEST_STEP, LARGEST_STEP);
-                rate * (-self.step).exp()
+                let least = if self.refusals + 1 < FEW { self.first.min(rate) } else { SLOWEST };
+                (rate * (-self.step).exp()).max(least)
             }
         };
+        self.refusals = self.refusals.saturating_add(1);
         self.rate = Some(rate.clamp(SLOWEST, FASTEST));
         self.cut_at = now;
     }
@@ -151,7 +160,15 @@ impl Lane {
     /// A lane that begins with the rate of this one.
     pub(crate) fn follower(&self, now: Duration, random: f64) -> Lane {
         let next = self.rate.map_or(now, |rate| now + Duration::from_secs_f64(random / rate));
-        Lane { rate: self.rate, next, cut_at: now, step: self.step, ..Lane::default() }
+        Lane {
+            rate: self.rate,
+            next,
+            cut_at: now,
+            refusals: self.refusals,
+            first: self.first,
+            step: self.step,
+            ..Lane::default()
+        }
     }
 
     /// Goes at this rate from now on, as others do on the same budget. Nothing happens before a refusal.

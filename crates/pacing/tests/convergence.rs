@@ -275,3 +275,25 @@ fn one_refusal_among_many_requests_costs_little() {
     }
     assert!(now < Duration::from_secs(20), "instead of 10 s without pacing: {now:?}");
 }
+
+/// As in a save in which each kind of request is refused once.
+#[test]
+fn a_few_refusals_in_a_row_cost_a_second_or_two() {
+    let mut lane = Lane::default();
+    let mut now = Duration::ZERO;
+    for request in 0..8 {
+        while let Err(turn) = lane.take(now) {
+            now = turn;
+        }
+        lane.sent(now);
+        now += Duration::from_millis(10);
+        if request % 2 == 0 { lane.refused(now, now, 0.5) } else { lane.admitted() }
+    }
+    assert!(now < Duration::from_millis(2_100), "{now:?}");
+    // Those that follow tell that the rate is too high.
+    for _ in 0..8 {
+        now += Duration::from_secs(1);
+        lane.refused(now, now, 0.5);
+    }
+    assert!(lane.rate().unwrap() < 0.5, "{lane:?}");
+}
