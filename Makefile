@@ -147,7 +147,8 @@ $(BENCH_VENV)/ready: bench/requirements.txt $(VENV)/ready
 # Stripped and installed in place; Python sources are used where they are.
 $(NATIVE): $(VENV)/ready $(RUST_SOURCES)
 	@echo "Building the native module (a first build takes some minutes)"
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) PIP_QUIET=1 PIP_NO_DEPS=1 $(BIN)/maturin develop --locked --release --quiet
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) PIP_QUIET=1 PIP_NO_DEPS=1 $(BIN)/maturin develop --locked --release --quiet \
+		>$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@touch $@
 
 clean:

@@ -12,8 +12,9 @@
 //! ```
 //!
 //! The layers, from the outside in: an operation ([`Client::put_object`], [`Client::upload`], [`Client::download`], …),
-//! its retries, admission (the limit on connections), one HTTP request. A client does no I/O before its first request,
-//! and belongs to the tokio runtime and the process of that request.
+//! its retries, pacing (after a SlowDown, for each folder of keys), admission (the limit on connections), one HTTP
+//! request. A client does no I/O before its first request, and belongs to the tokio runtime and the process of that
+//! request.
 //!
 //! Not here: HTTP proxies, S3 Express session authentication, object versions.
 
