@@ -5,6 +5,7 @@
 //! headers known: an anonymous one is, and one that is too many for its partition.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
@@ -32,6 +33,20 @@ impl S3Auth for Keys {
     }
 }
 
+/// Whether a request came in. It is among the request's extensions, where the gate finds it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Admission(Arc<AtomicBool>);
+
+impl Admission {
+    pub(crate) fn grant(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_granted(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 pub(crate) struct Gate {
     pub(crate) counters: Arc<Counters>,
     pub(crate) partitions: Option<Arc<PartitionGate>>,
@@ -42,6 +57,9 @@ impl S3Access for Gate {
     async fn check(&self, request: &mut S3AccessContext<'_>) -> S3Result<()> {
         if request.credentials().is_none() {
             return Err(s3_error!(AccessDenied, "Access Denied"));
+        }
+        if let Some(admission) = request.extensions_mut().get::<Admission>() {
+            admission.grant();
         }
         self.counters.request(request.s3_op().name());
         self.partitions.as_ref().map_or(Ok(()), |partitions| partitions.check(request))

@@ -5,6 +5,7 @@
 //! Calls that change the index are made one at a time, under the store's lock.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -35,6 +36,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn put(&self, bucket: &str, key: &str, object: &Object, old: Option<&Object>) -> io::Result<()>;
 
     fn remove(&self, bucket: &str, key: &str, old: &Object) -> io::Result<()>;
+
+    /// Where everything is kept, if it is on a disk.
+    fn directory(&self) -> Option<&Path>;
 }
 
 /// Takes the bytes of one body. Dropped before [`finish`](Self::finish), it leaves nothing behind; so do segments that are

@@ -92,7 +92,7 @@ fn object(etag: String, size: usize, segments: Vec<Segment>) -> Object {
 }
 
 async fn read(segments: Vec<Segment>) -> Vec<u8> {
-    let mut sender = Sender::new(segments, Arc::default());
+    let mut sender = Sender::open(segments, Arc::default()).await.unwrap();
     let mut bytes = Vec::new();
     while let Some(frame) = sender.next().await {
         bytes.extend_from_slice(&frame.unwrap());
@@ -161,6 +161,51 @@ async fn what_is_not_put_leaves_nothing(bench: Bench) {
     assert_eq!(bench.get("key").await.unwrap(), b"first");
     let files = bench.data_files().len();
     assert_eq!(files, usize::from(bench.directory.is_some()), "only the object that was put has bytes");
+}
+
+/// A directory of the disk is put where a manifest goes, so that it cannot be written.
+#[tokio::test]
+async fn a_put_that_the_disk_refuses_leaves_the_object_before_and_nothing_else() {
+    let bench = Bench::new(true);
+    let always = WriteCondition::default();
+    bench.put("key", b"before", &always).await.unwrap();
+    let root = bench.directory.as_ref().unwrap().path().join("buckets").join(BUCKET).join("objects");
+    let manifests = || -> Vec<PathBuf> {
+        let folders = fs::read_dir(&root).unwrap().map(|folder| folder.unwrap().path());
+        folders.flat_map(|folder| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path())).collect()
+    };
+    let [manifest] = &manifests()[..] else { panic!("one object has one manifest") };
+    let kept = manifest.with_extension("kept");
+    fs::rename(manifest, &kept).unwrap();
+    fs::create_dir(manifest).unwrap();
+
+    let body = vec![7; 3 << 20];
+    assert_eq!(bench.put("key", &body, &always).await.unwrap_err(), "InternalError");
+    assert_eq!(bench.get("key").await.unwrap(), b"before");
+    assert_eq!(bench.data_files().len(), 1, "only the object before has bytes");
+    let unfinished = manifests().into_iter().filter(|path| path != manifest && *path != kept);
+    assert_eq!(unfinished.collect::<Vec<_>>(), Vec::<PathBuf>::new());
+
+    fs::remove_dir(manifest).unwrap();
+    fs::rename(&kept, manifest).unwrap();
+    bench.put("key", &body, &always).await.unwrap();
+    let bench = bench.reopened();
+    assert!(bench.get("key").await.unwrap() == body);
+    assert_eq!(bench.data_files().len(), 1);
+}
+
+#[tokio::test]
+async fn a_bucket_that_the_disk_refuses_is_no_bucket() {
+    let bench = Bench::new(true);
+    let buckets = bench.directory.as_ref().unwrap().path().join("buckets");
+    fs::write(buckets.join("another"), "in the way").unwrap();
+    let error = bench.store.create_bucket("another").unwrap_err();
+    let message = error.message().unwrap();
+    assert!(message.contains(buckets.parent().unwrap().to_str().unwrap()), "{message}");
+    assert_eq!(bench.store.check_bucket("another").unwrap_err().code().as_str(), "NoSuchBucket");
+    fs::remove_file(buckets.join("another")).unwrap();
+    bench.store.create_bucket("another").unwrap();
+    bench.reopened().store.check_bucket("another").unwrap();
 }
 
 async fn of_racing_writers_exactly_one_wins(bench: Bench) {

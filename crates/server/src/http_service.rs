@@ -1,7 +1,10 @@
 //! What surrounds the S3 protocol on every request: request ids, the region check, polite refusals, scripted faults.
 //!
-//! A request that is answered before its body was read (refused at the gate, say) must not lose the answer to a connection
-//! reset, which is what closing a socket with unread data does. [`Courteous`] reads such a body to its end, up to a bound.
+//! A request without a valid signature costs its head and no more: it is answered, nothing of its body is read, and its
+//! connection ends ([`Link::linger`]).
+//!
+//! One that has a valid signature and is answered before its body was read (its bucket does not exist, say) keeps its
+//! connection: [`Courteous`] reads the body to its end, up to a bound.
 
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -18,17 +21,19 @@ use percent_encoding::percent_decode_str;
 use s3s::Body;
 use s3s::service::S3Service;
 
+use crate::access::Admission;
 use crate::faults::{Dropped, Faults, Scripted, Target};
 use crate::host::Domains;
 use crate::ids::Ids;
 use crate::link::Link;
 use crate::partitions::{self, PartitionGate};
+use crate::signature::{self, Refusal};
 use crate::stats::Counters;
 
 /// Carries an object's size from an operation to [`invalid_range`]; never sent.
 pub(crate) const OBJECT_SIZE_HEADER: &str = "x-s3dcp-object-size";
 
-/// How much of an unwanted body is read, so that its sender sees the answer.
+/// How much of an unwanted body is read, so that its connection can go on.
 const COURTESY_BYTES: u64 = 64 << 20;
 
 #[derive(Clone)]
@@ -71,34 +76,49 @@ impl HttpService {
             return Ok(page);
         }
         let request_id = self.inner.ids.next();
-        let strike = self.inner.faults.strike(|| Target::of(&request, &self.inner.domains));
-        let expects_continue = request.headers().contains_key(EXPECT);
-        let request = courteous(request);
-        let mut response = match strike {
-            None => self.answer(request, &request_id).await,
-            Some(strike) => {
-                let is_head = request.method() == Method::HEAD;
-                match strike.before(request, link).await? {
-                    ControlFlow::Break(Scripted { status, code }) => {
-                        error(status, &code, "A scripted fault.", "", &request_id)
-                    }
-                    ControlFlow::Continue(request) => {
-                        let response = self.answer(request, &request_id).await;
-                        strike.after(response, link, is_head).await?
-                    }
-                }
+        let request = courteous(request, link);
+        let mut response = match signature::check(request.method(), request.uri(), request.headers()) {
+            Ok(()) => self.answer_or_fail(request, link, &request_id).await?,
+            Err(refusal) => {
+                drop(request);
+                refuse(refusal, &request_id)
             }
         };
         if let Ok(value) = HeaderValue::try_from(request_id) {
             response.headers_mut().insert("x-amz-request-id", value);
         }
         response.headers_mut().insert(SERVER, HeaderValue::from_static("s3dcp"));
-        if expects_continue && !response.status().is_success() {
-            // The body may never come, and then the connection cannot go on: the client is told.
+        if link.lingers() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         self.inner.counters.response(response.status().as_u16());
         Ok(response)
+    }
+
+    /// The answer, unless a scripted fault strikes.
+    async fn answer_or_fail(
+        &self,
+        request: Request<Body>,
+        link: &Link,
+        request_id: &str,
+    ) -> Result<Response<Body>, Dropped> {
+        let Some(strike) = self.inner.faults.strike(|| Target::of(&request, &self.inner.domains)) else {
+            return Ok(self.answer(request, request_id).await);
+        };
+        if let Some(admission) = request.extensions().get::<Admission>() {
+            // The fault is in place of a service that would have let the request in.
+            admission.grant();
+        }
+        let is_head = request.method() == Method::HEAD;
+        match strike.before(request, link).await? {
+            ControlFlow::Break(Scripted { status, code }) => {
+                Ok(error(status, &code, "A scripted fault.", "", request_id))
+            }
+            ControlFlow::Continue(request) => {
+                let response = self.answer(request, request_id).await;
+                strike.after(response, link, is_head).await
+            }
+        }
     }
 
     async fn answer(&self, request: Request<Body>, request_id: &str) -> Response<Body> {
@@ -133,6 +153,15 @@ fn region_of(authorization: Option<&str>, query: Option<&str>) -> Option<String>
         }
     };
     scope.trim().rsplit('/').nth(2).map(str::to_owned)
+}
+
+fn refuse(refusal: Refusal, request_id: &str) -> Response<Body> {
+    let Refusal { status, code, message, unsigned } = refusal;
+    let more = match &unsigned[..] {
+        [] => String::new(),
+        names => format!("<HeadersNotSigned>{}</HeadersNotSigned>", names.join(", ")),
+    };
+    error(status, code, &message, &more, request_id)
 }
 
 fn refuse_region(given: &str, expected: &str, request_id: &str) -> Response<Body> {
@@ -176,20 +205,27 @@ fn error(status: StatusCode, code: &str, message: &str, more: &str, request_id: 
     response
 }
 
-fn courteous(request: Request<Incoming>) -> Request<Body> {
+fn courteous(mut request: Request<Incoming>, link: &Link) -> Request<Body> {
+    let admission = Admission::default();
+    request.extensions_mut().insert(admission.clone());
     if request.body().is_end_stream() {
         return request.map(|_| Body::empty());
     }
     let expects_continue = request.headers().contains_key(EXPECT);
-    request.map(|body| Body::http_body(Courteous { body: Some(body), started: false, expects_continue }))
+    let link = link.clone();
+    request.map(|body| {
+        Body::http_body(Courteous { body: Some(body), started: false, expects_continue, admission, link })
+    })
 }
 
-/// A request body that is read to its end even if nobody wants it.
+/// A request body that is read to its end even if nobody wants it, once its request has come in.
 struct Courteous {
     body: Option<Incoming>,
     started: bool,
     /// The client waits for a go-ahead before it sends: without one there is nothing to read.
     expects_continue: bool,
+    admission: Admission,
+    link: Link,
 }
 
 impl http_body::Body for Courteous {
@@ -219,16 +255,22 @@ impl http_body::Body for Courteous {
 impl Drop for Courteous {
     fn drop(&mut self) {
         let Some(mut body) = self.body.take() else { return };
-        let nothing_comes = self.expects_continue && !self.started;
-        if nothing_comes || body.is_end_stream() {
+        if body.is_end_stream() {
+            return;
+        }
+        let may_never_come = self.expects_continue && !self.started;
+        if may_never_come || !self.admission.is_granted() {
+            self.link.linger();
             return;
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let link = self.link.clone();
             runtime.spawn(async move {
                 let mut read = 0;
                 while let Some(Ok(frame)) = body.frame().await {
                     read += frame.data_ref().map_or(0, |data| data.len() as u64);
                     if read > COURTESY_BYTES {
+                        link.linger();
                         break;
                     }
                 }

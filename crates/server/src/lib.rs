@@ -34,6 +34,7 @@ mod config;
 #[cfg(test)]
 mod conformance;
 mod disk;
+mod failure;
 mod faults;
 mod host;
 mod http_service;
@@ -49,6 +50,7 @@ mod receive;
 mod send;
 mod server;
 mod service;
+mod signature;
 mod stats;
 mod store;
 mod tls;

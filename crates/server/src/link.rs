@@ -1,36 +1,91 @@
-//! A client's connection that can be told to end with a reset instead of a close.
+//! A client's connection, and how it ends: with a close, with a reset, or after a last look at what still comes.
+//!
+//! A socket that is closed with unread data resets its connection, and the reset can overtake the answer that was sent
+//! before. Where a request is answered although nobody reads its body, the connection *lingers*: it says that nothing more
+//! will come, reads a little of what does, and is closed when the client has closed it or its time is up.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 
-/// What tells a [`LinkedStream`] to end with a reset.
+/// How long a connection lingers.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How much is read meanwhile; the rest waits in the client's buffers and the system's.
+const LINGER_BYTES: usize = 1 << 20;
+
+/// What tells a [`LinkedStream`] how to end.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Link(Arc<AtomicBool>);
+pub(crate) struct Link(Arc<Flags>);
+
+#[derive(Debug, Default)]
+struct Flags {
+    reset: AtomicBool,
+    linger: AtomicBool,
+}
 
 impl Link {
     /// The connection ends with a reset, whenever it ends.
     pub(crate) fn reset(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.reset.store(true, Ordering::Relaxed);
+    }
+
+    /// The connection ends with its answer, and lingers.
+    pub(crate) fn linger(&self) {
+        self.0.linger.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn lingers(&self) -> bool {
+        self.0.linger.load(Ordering::Relaxed)
     }
 
     pub(crate) fn stream(&self, stream: TcpStream) -> LinkedStream {
-        LinkedStream { stream, link: self.clone() }
+        LinkedStream { stream, link: self.clone(), lingering: None }
     }
 
     fn is_reset(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.reset.load(Ordering::Relaxed)
     }
 }
 
 pub(crate) struct LinkedStream {
     stream: TcpStream,
     link: Link,
+    lingering: Option<Lingering>,
+}
+
+/// What is left of lingering.
+struct Lingering {
+    time: Pin<Box<Sleep>>,
+    bytes: usize,
+}
+
+impl LinkedStream {
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { stream, lingering, .. } = self;
+        let lingering = lingering.get_or_insert_with(|| Lingering {
+            time: Box::pin(tokio::time::sleep(LINGER)),
+            bytes: LINGER_BYTES,
+        });
+        while lingering.bytes > 0 && lingering.time.as_mut().poll(cx).is_pending() {
+            let mut buffer = [0; 4096];
+            let mut buffer = ReadBuf::new(&mut buffer);
+            match ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {
+                    lingering.bytes = lingering.bytes.saturating_sub(buffer.filled().len());
+                }
+                _ => return Poll::Ready(()),
+            }
+        }
+        lingering.time.as_mut().poll(cx)
+    }
 }
 
 impl AsyncRead for LinkedStream {
@@ -68,7 +123,13 @@ impl AsyncWrite for LinkedStream {
         if self.link.is_reset() {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        }
+        if self.link.lingers() {
+            ready!(self.poll_linger(cx));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -4,6 +4,7 @@
 //! and an object holds no more memory than its bytes. Reading hands the chunks out without a copy.
 
 use std::io;
+use std::path::Path;
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
@@ -44,6 +45,10 @@ impl Backend for Memory {
 
     fn remove(&self, _bucket: &str, _key: &str, _old: &Object) -> io::Result<()> {
         Ok(())
+    }
+
+    fn directory(&self) -> Option<&Path> {
+        None
     }
 }
 

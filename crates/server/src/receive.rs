@@ -7,10 +7,10 @@ use s3s::crypto::{Checksum as _, Md5};
 use s3s::dto::StreamingBlob;
 use s3s::{S3Error, S3ErrorCode, S3Result, StdError, TrailingHeaders, s3_error};
 
-use crate::backend::BodyWriter;
 use crate::checksum::{Algorithm, Digest, Hasher};
 use crate::object::Segment;
 use crate::stats::Counters;
+use crate::store::Store;
 
 /// The largest body of one PutObject or UploadPart.
 const MAX_BODY_BYTES: u64 = 5 << 30;
@@ -92,14 +92,16 @@ impl Received {
     }
 }
 
-/// Takes in a body.
+/// Takes in a body, to the back-end of `store`.
 pub(crate) async fn receive(
     body: Option<StreamingBlob>,
-    mut writer: Box<dyn BodyWriter>,
+    store: &Store,
     announced: Announced,
     trailing: Option<TrailingHeaders>,
     counters: &Counters,
 ) -> S3Result<Received> {
+    let failure = |error| store.failure(&error);
+    let mut writer = store.backend.writer(announced.size).await.map_err(failure)?;
     let mut hashers = hashers(&announced);
     let mut md5 = (announced.md5 || announced.content_md5.is_some()).then(Md5::new);
     let mut size = 0_u64;
@@ -120,7 +122,7 @@ pub(crate) async fn receive(
             if let Some(md5) = &mut md5 {
                 md5.update(&frame);
             }
-            writer.write(frame).await.map_err(S3Error::internal_error)?;
+            writer.write(frame).await.map_err(failure)?;
         }
     }
     if announced.size.is_some_and(|announced| announced != size) {
@@ -142,7 +144,7 @@ pub(crate) async fn receive(
             return Err(bad_digest(expected.algorithm));
         }
     }
-    let segments = writer.finish().await.map_err(S3Error::internal_error)?;
+    let segments = writer.finish().await.map_err(failure)?;
     Ok(Received { segments, size, md5, digests })
 }
 

@@ -1,10 +1,11 @@
 //! Handing out an object's bytes.
 //!
 //! From memory the stored chunks themselves go to the connection. From disk a window is read at a time, and the next one
-//! only when the connection asks for it.
+//! only when the connection asks for it; the first is read before the answer begins, while a failure can still be told.
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::future::poll_fn;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub(crate) struct Sender {
     remaining: u64,
     open: Option<OpenFile>,
     reading: Option<JoinHandle<io::Result<(OpenFile, Bytes)>>>,
+    /// What was read before anyone asked for it.
+    first: Option<Bytes>,
     counters: Arc<Counters>,
 }
 
@@ -37,38 +40,32 @@ struct OpenFile {
 }
 
 impl Sender {
-    pub(crate) fn new(segments: Vec<Segment>, counters: Arc<Counters>) -> Self {
+    /// Opens the first segment and reads the beginning of it.
+    pub(crate) async fn open(segments: Vec<Segment>, counters: Arc<Counters>) -> io::Result<Self> {
         let remaining = segments.iter().map(Segment::size).sum();
-        Self { segments: segments.into(), remaining, open: None, reading: None, counters }
+        let mut sender =
+            Self { segments: segments.into(), remaining, open: None, reading: None, first: None, counters };
+        sender.first = poll_fn(|cx| sender.poll_bytes(cx)).await.transpose()?;
+        Ok(sender)
     }
 
-    fn hand_out(&mut self, bytes: Bytes) -> Poll<Option<Result<Bytes, StdError>>> {
-        self.remaining -= bytes.len() as u64;
-        self.counters.sent(bytes.len());
-        Poll::Ready(Some(Ok(bytes)))
-    }
-}
-
-impl Stream for Sender {
-    type Item = Result<Bytes, StdError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    /// The next bytes, as they lie in memory or as they are read.
+    pub(crate) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
+        }
         loop {
             if let Some(reading) = &mut self.reading {
                 let result = ready!(Pin::new(reading).poll(cx));
                 self.reading = None;
-                return match result {
-                    Ok(Ok((file, bytes))) => {
-                        if file.remaining > 0 {
-                            self.open = Some(file);
-                        } else {
-                            self.segments.pop_front();
-                        }
-                        self.hand_out(bytes)
+                return Poll::Ready(Some(result.map_err(io::Error::other).flatten().map(|(file, bytes)| {
+                    if file.remaining > 0 {
+                        self.open = Some(file);
+                    } else {
+                        self.segments.pop_front();
                     }
-                    Ok(Err(error)) => Poll::Ready(Some(Err(error.into()))),
-                    Err(error) => Poll::Ready(Some(Err(error.into()))),
-                };
+                    bytes
+                })));
             }
             match self.segments.front() {
                 None => return Poll::Ready(None),
@@ -78,7 +75,7 @@ impl Stream for Sender {
                 Some(Segment::Memory(bytes)) => {
                     let bytes = bytes.clone();
                     self.segments.pop_front();
-                    return self.hand_out(bytes);
+                    return Poll::Ready(Some(Ok(bytes)));
                 }
                 Some(Segment::File { file, start, size }) => {
                     let (file, start, size) = (Arc::clone(file), *start, *size);
@@ -97,6 +94,19 @@ impl Stream for Sender {
                 }
             }
         }
+    }
+}
+
+impl Stream for Sender {
+    type Item = Result<Bytes, StdError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let bytes = ready!(self.poll_bytes(cx)).transpose()?;
+        if let Some(bytes) = &bytes {
+            self.remaining -= bytes.len() as u64;
+            self.counters.sent(bytes.len());
+        }
+        Poll::Ready(bytes.map(Ok))
     }
 }
 

@@ -36,6 +36,12 @@ use crate::tls::Tls;
 /// How long [`Server::stop`] lets requests under way finish.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
+/// The largest head of a request. S3 takes 8 KiB.
+const MAX_HEAD_BYTES: usize = 32 << 10;
+
+/// How long a client may take to send a head, and so how long a connection may be idle.
+const HEAD_PATIENCE: Duration = Duration::from_secs(30);
+
 /// The region that is reported where none is configured.
 const DEFAULT_REGION: &str = "us-east-1";
 
@@ -306,6 +312,8 @@ async fn speak_http(
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_PATIENCE)
+            .max_header_size(MAX_HEAD_BYTES)
             .writev(true)
             .serve_connection(TokioIo::new(stream), answer)
     );

@@ -13,6 +13,7 @@ use s3s::{S3Error, S3Result, s3_error};
 
 use crate::backend::Backend;
 use crate::conditions::WriteCondition;
+use crate::failure::storage_failure;
 use crate::ids::Ids;
 use crate::multipart::{Completed, Upload};
 use crate::object::{self, Object};
@@ -70,6 +71,11 @@ impl Store {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The answer to a request for which the back-end failed.
+    pub(crate) fn failure(&self, error: &io::Error) -> S3Error {
+        storage_failure(error, self.backend.directory())
+    }
+
     /// An ETag: the MD5 where there is one, else a name of its own.
     pub(crate) fn etag(&self, md5: Option<&[u8; 16]>) -> String {
         md5.map_or_else(|| self.ids.next(), |md5| md5.iter().map(|byte| format!("{byte:02x}")).collect())
@@ -84,7 +90,7 @@ impl Store {
             ));
         }
         let created = object::now();
-        self.backend.create_bucket(name, created).map_err(S3Error::internal_error)?;
+        self.backend.create_bucket(name, created).map_err(|error| self.failure(&error))?;
         index.buckets.insert(name.to_owned(), Bucket::new(created));
         Ok(())
     }
@@ -94,7 +100,7 @@ impl Store {
         if !index.bucket(name)?.objects.is_empty() {
             return Err(s3_error!(BucketNotEmpty, "The bucket you tried to delete is not empty"));
         }
-        self.backend.delete_bucket(name).map_err(S3Error::internal_error)?;
+        self.backend.delete_bucket(name).map_err(|error| self.failure(&error))?;
         let removed = index.buckets.remove(name);
         drop(index);
         drop(removed);
@@ -107,10 +113,10 @@ impl Store {
         let bucket = index.bucket(name)?;
         let mut removed = Vec::with_capacity(bucket.objects.len());
         while let Some((key, object)) = bucket.objects.pop_first() {
-            self.backend.remove(name, &key, &object).map_err(S3Error::internal_error)?;
+            self.backend.remove(name, &key, &object).map_err(|error| self.failure(&error))?;
             removed.push(object);
         }
-        self.backend.delete_bucket(name).map_err(S3Error::internal_error)?;
+        self.backend.delete_bucket(name).map_err(|error| self.failure(&error))?;
         let bucket = index.buckets.remove(name);
         drop(index);
         drop((bucket, removed));
@@ -163,7 +169,7 @@ impl Store {
     ) -> S3Result<(Arc<Object>, Option<Arc<Object>>)> {
         let existing = entry.objects.get(key).map(Arc::as_ref);
         condition.check(existing)?;
-        self.backend.put(bucket, key, &object, existing).map_err(S3Error::internal_error)?;
+        self.backend.put(bucket, key, &object, existing).map_err(|error| self.failure(&error))?;
         let object = Arc::new(object);
         let replaced = entry.objects.insert(key.to_owned(), Arc::clone(&object));
         Ok((object, replaced))
@@ -176,7 +182,7 @@ impl Store {
         let existing = entry.objects.get(key);
         condition.check(existing.map(Arc::as_ref))?;
         if let Some(existing) = existing {
-            self.backend.remove(bucket, key, existing).map_err(S3Error::internal_error)?;
+            self.backend.remove(bucket, key, existing).map_err(|error| self.failure(&error))?;
         }
         let removed = entry.objects.remove(key);
         drop(index);

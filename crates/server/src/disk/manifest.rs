@@ -1,7 +1,7 @@
 //! The JSON files of a directory.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write as _};
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::DataFile;
+use super::{DataFile, at};
 use crate::checksum::ObjectChecksum;
 use crate::object::{Metadata, Object, ObjectPart, Segment};
 
@@ -141,17 +141,20 @@ fn damaged(path: &Path, what: &str) -> io::Error {
 }
 
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
-    let bytes = fs::read(path)
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+    let bytes = fs::read(path).map_err(at(path))?;
     serde_json::from_slice(&bytes).map_err(|error| damaged(path, &error.to_string()))
 }
 
 /// Writes a file whole or not at all.
 pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let unfinished = path.with_extension("unfinished");
-    let mut writer = BufWriter::new(File::create(&unfinished)?);
-    serde_json::to_writer(&mut writer, value)?;
-    writer.flush()?;
-    drop(writer);
-    fs::rename(unfinished, path)
+    let written = serde_json::to_vec(value)
+        .map_err(io::Error::from)
+        .and_then(|json| fs::write(&unfinished, json))
+        .and_then(|()| fs::rename(&unfinished, path));
+    if written.is_err() {
+        // What remains takes room, which may be what is missing. What cannot be removed now is removed at the next opening.
+        let _later = fs::remove_file(&unfinished);
+    }
+    written
 }

@@ -23,7 +23,7 @@ pub(crate) use data_file::DataFile;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -57,8 +57,7 @@ impl Disk {
     /// # Errors
     /// The directory cannot be used, is in use by another server, or holds something else.
     pub(crate) fn open(directory: &Path) -> io::Result<Self> {
-        let named =
-            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", directory.display()));
+        let named = at(directory);
         fs::create_dir_all(directory).map_err(named)?;
         let store_file = directory.join(STORE_FILE);
         if store_file.try_exists().map_err(named)? {
@@ -69,14 +68,15 @@ impl Disk {
                 format!("{} is not empty and holds no objects of this server", directory.display()),
             ));
         } else {
-            write_json(&store_file, &StoreFile::current())?;
+            write_json(&store_file, &StoreFile::current()).map_err(named)?;
         }
         let lock = File::create(directory.join(LOCK_FILE)).map_err(named)?;
-        lock.try_lock().map_err(|_| {
-            io::Error::new(
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::Error(error) => named(error),
+            TryLockError::WouldBlock => io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 format!("{} is in use by another server", directory.display()),
-            )
+            ),
         })?;
         for part in [BUCKETS, DATA] {
             fs::create_dir_all(directory.join(part)).map_err(named)?;
@@ -97,22 +97,21 @@ impl Disk {
     fn load_bucket(&self, path: &Path, files: &mut DataFiles) -> io::Result<Option<StoredBucket>> {
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return Ok(None) };
         let bucket_file = path.join(BUCKET_FILE);
-        if !bucket_file.try_exists()? {
+        if !bucket_file.try_exists().map_err(at(&bucket_file))? {
             // Its deletion was interrupted.
-            fs::remove_dir_all(path)?;
+            fs::remove_dir_all(path).map_err(at(path))?;
             return Ok(None);
         }
         let bucket: BucketFile = read_json(&bucket_file)?;
         let mut objects = Vec::new();
-        for directory in fs::read_dir(path.join(OBJECTS))? {
-            for entry in fs::read_dir(directory?.path())? {
-                let path = entry?.path();
+        for directory in files_in(&path.join(OBJECTS))? {
+            for path in files_in(&directory)? {
                 if path.extension().is_some_and(|extension| extension == "json") {
                     let manifest: Manifest = read_json(&path)?;
                     objects.push(manifest.into_object(&path, |name| files.get(name))?);
                 } else {
                     // A manifest that was not yet renamed.
-                    fs::remove_file(path)?;
+                    fs::remove_file(&path).map_err(at(&path))?;
                 }
             }
         }
@@ -120,14 +119,23 @@ impl Disk {
     }
 
     fn remove_unnamed(&self, files: &DataFiles) -> io::Result<()> {
-        for entry in fs::read_dir(self.directory.join(DATA))? {
-            let entry = entry?;
-            if !files.found.contains_key(&entry.file_name()) {
-                fs::remove_file(entry.path())?;
+        for path in files_in(&self.directory.join(DATA))? {
+            if path.file_name().is_some_and(|name| !files.found.contains_key(name)) {
+                fs::remove_file(&path).map_err(at(&path))?;
             }
         }
         Ok(())
     }
+}
+
+/// Puts the path into an error that was met there.
+fn at(path: &Path) -> impl Fn(io::Error) -> io::Error + Copy {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+fn files_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory).map_err(at(directory))?;
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(at(directory))).collect()
 }
 
 /// The data files that manifests name; several may name one.
@@ -159,8 +167,8 @@ impl Backend for Disk {
     fn load(&self) -> io::Result<Vec<StoredBucket>> {
         let mut files = DataFiles { directory: self.directory.join(DATA), found: HashMap::new() };
         let mut buckets = Vec::new();
-        for entry in fs::read_dir(self.directory.join(BUCKETS))? {
-            buckets.extend(self.load_bucket(&entry?.path(), &mut files)?);
+        for path in files_in(&self.directory.join(BUCKETS))? {
+            buckets.extend(self.load_bucket(&path, &mut files)?);
         }
         self.remove_unnamed(&files)?;
         Ok(buckets)
@@ -168,8 +176,13 @@ impl Backend for Disk {
 
     fn create_bucket(&self, name: &str, created: SystemTime) -> io::Result<()> {
         let bucket = self.bucket(name);
-        fs::create_dir_all(bucket.join(OBJECTS))?;
-        write_json(&bucket.join(BUCKET_FILE), &BucketFile::new(created))
+        let made = fs::create_dir_all(bucket.join(OBJECTS))
+            .and_then(|()| write_json(&bucket.join(BUCKET_FILE), &BucketFile::new(created)));
+        if made.is_err() {
+            // Without its file it is no bucket; what cannot be removed now is removed when the directory is next opened.
+            let _later = fs::remove_dir_all(&bucket);
+        }
+        made
     }
 
     fn delete_bucket(&self, name: &str) -> io::Result<()> {
@@ -194,6 +207,10 @@ impl Backend for Disk {
         fs::remove_file(self.manifest(bucket, key))?;
         files(old).for_each(|file| file.unnamed());
         Ok(())
+    }
+
+    fn directory(&self) -> Option<&Path> {
+        Some(&self.directory)
     }
 }
 

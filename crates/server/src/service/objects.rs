@@ -1,8 +1,8 @@
 //! Operations on single objects, and the deletion of many.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 
-use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderValue};
 use s3s::dto::{self, *};
 use s3s::{S3Error, S3Request, S3Result, TrailingHeaders, s3_error};
@@ -14,6 +14,7 @@ use crate::http_service::OBJECT_SIZE_HEADER;
 use crate::object::{self, Metadata, Object, Segment};
 use crate::receive::{self, Announced, Received};
 use crate::send::Sender;
+use crate::stats::Counters;
 
 /// The part of an object that a request asks for.
 struct Selection {
@@ -144,7 +145,8 @@ impl Service {
         let mut output = GetObjectOutput::default();
         describe!(output, object, selection, input.part_number, input.checksum_mode);
         let segments = object::slice(&object.segments, selection.start, selection.size);
-        output.body = Some(StreamingBlob::new(Sender::new(segments, Arc::clone(&self.counters))));
+        let sender = self.open(segments, &self.counters).await?;
+        output.body = Some(StreamingBlob::new(sender));
         Ok(output)
     }
 
@@ -215,8 +217,7 @@ impl Service {
         trailing: Option<TrailingHeaders>,
     ) -> S3Result<Received> {
         announced.md5 |= self.md5_etags;
-        let writer = self.store.backend.writer(announced.size).await.map_err(S3Error::internal_error)?;
-        receive::receive(body, writer, announced, trailing, &self.counters).await
+        receive::receive(body, &self.store, announced, trailing, &self.counters).await
     }
 
     pub(super) async fn copy_object(
@@ -298,12 +299,15 @@ impl Service {
 
     pub(super) async fn digest_of(&self, segments: Vec<Segment>, algorithm: Algorithm) -> S3Result<Digest> {
         let mut hasher = Hasher::new(algorithm);
-        let mut sender = Sender::new(segments, Arc::default());
-        while let Some(bytes) = sender.next().await {
-            let bytes = bytes.map_err(|error| s3_error!(InternalError, "cannot read the source: {error}"))?;
-            hasher.update(&bytes);
+        let mut sender = self.open(segments, &Arc::default()).await?;
+        while let Some(bytes) = poll_fn(|cx| sender.poll_bytes(cx)).await {
+            hasher.update(&bytes.map_err(|error| self.store.failure(&error))?);
         }
         Ok(hasher.finish())
+    }
+
+    async fn open(&self, segments: Vec<Segment>, counters: &Arc<Counters>) -> S3Result<Sender> {
+        Sender::open(segments, Arc::clone(counters)).await.map_err(|error| self.store.failure(&error))
     }
 
     pub(super) async fn delete_object(
