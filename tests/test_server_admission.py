@@ -379,12 +379,13 @@ def test_a_presigned_url_that_is_not_whole_is_a_bad_request(
 def test_urls_that_boto3_presigns_are_good_in_either_version(server: testing.Server, version: str | None) -> None:
     changes = {"signature_version": version} if version else {}
     client = connect(server, config={"s3": {"addressing_style": "path"}, **changes})
-    for method, body in [("get_object", None), ("put_object", b"body")]:
-        url = client.generate_presigned_url(method, {"Bucket": BUCKET, "Key": "object"})
+    for method, body, given in [("get_object", None, {}), ("put_object", b"body", {"ContentType": "text/plain"})]:
+        url = client.generate_presigned_url(method, {"Bucket": BUCKET, "Key": "object", **given})
         assert ("X-Amz-Signature" in url) == (version == "s3v4")
-        assert ask(method[:3].upper(), url, body) == (200, "")
-        assert ask(method[:3].upper(), url, body, {"x-amz-meta-owner": "someone else"})[0] == 403
-        assert ask(method[:3].upper(), url.replace("object", "other"), body)[0] == 403
+        verb, headers = method[:3].upper(), {"Content-Type": "text/plain"} if given else {}
+        assert ask(verb, url, body, headers) == (200, "")
+        assert ask(verb, url, body, {**headers, "x-amz-meta-owner": "someone else"})[0] == 403
+        assert ask(verb, url.replace("object", "other"), body, headers)[0] == 403
 
 
 def test_headers_of_the_older_signature_which_has_no_end_are_refused(server: testing.Server) -> None:
