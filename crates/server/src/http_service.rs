@@ -77,13 +77,7 @@ impl HttpService {
         }
         let request_id = self.inner.ids.next();
         let request = courteous(request, link);
-        let mut response = match signature::check(request.method(), request.uri(), request.headers()) {
-            Ok(()) => self.answer_or_fail(request, link, &request_id).await?,
-            Err(refusal) => {
-                drop(request);
-                refuse(refusal, &request_id)
-            }
-        };
+        let mut response = self.answer_or_fail(request, link, &request_id).await?;
         if let Ok(value) = HeaderValue::try_from(request_id) {
             response.headers_mut().insert("x-amz-request-id", value);
         }
@@ -106,7 +100,7 @@ impl HttpService {
             return Ok(self.answer(request, request_id).await);
         };
         if let Some(admission) = request.extensions().get::<Admission>() {
-            // The fault is in place of a service that would have let the request in.
+            // The fault plays a service that lets the request in.
             admission.grant();
         }
         let is_head = request.method() == Method::HEAD;
@@ -122,6 +116,9 @@ impl HttpService {
     }
 
     async fn answer(&self, request: Request<Body>, request_id: &str) -> Response<Body> {
+        if let Err(refusal) = signature::check(request.method(), request.uri(), request.headers()) {
+            return refuse(refusal, request_id);
+        }
         if let Some((given, expected)) = self.wrong_region(&request) {
             return refuse_region(&given, expected, request_id);
         }

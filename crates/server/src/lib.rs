@@ -12,7 +12,7 @@
 //!
 //! What can go wrong between a client and S3 can be made to go wrong here ([`Fault`]), over HTTPS as well.
 //!
-//! It is a development endpoint: one pair of keys, no versions, no policies, no `fsync`.
+//! It is a development endpoint: one pair of keys, no versions, no policies, no browser forms, no `fsync`.
 //!
 //! ```
 //! # tokio::runtime::Runtime::new().unwrap().block_on(async {
