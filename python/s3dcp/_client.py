@@ -43,6 +43,7 @@ def client_for(
                 server_side_encryption=config.server_side_encryption,
                 sse_kms_key_id=config.sse_kms_key_id,
                 storage_class=config.storage_class,
+                checksum_headers=config.checksum_headers,
                 ca_bundle=config.ca_bundle,
                 max_attempts=config.max_attempts,
                 deadline=config.deadline,

@@ -148,6 +148,7 @@ class Client:
         server_side_encryption: str | None,
         sse_kms_key_id: str | None,
         storage_class: str | None,
+        checksum_headers: bool | None,
         ca_bundle: str | None,
         max_attempts: int,
         deadline: float,

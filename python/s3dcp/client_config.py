@@ -39,6 +39,9 @@ class S3ClientConfig:
         server_side_encryption: ``"AES256"`` or ``"aws:kms"``; None leaves it to the bucket.
         sse_kms_key_id: key for ``"aws:kms"``; None for the account's default key.
         storage_class: e.g. ``"STANDARD_IA"`` or ``"EXPRESS_ONEZONE"``; None for the bucket's default.
+        checksum_headers: send CRC-32 in headers for S3 to check, and ask for it on reads: True (a store that refuses it
+            fails the save) or False; None for ``AWS_REQUEST_CHECKSUM_CALCULATION`` and
+            ``AWS_RESPONSE_CHECKSUM_VALIDATION`` (``when_supported`` or ``when_required``), else True until the store refuses it.
         ca_bundle: PEM file with certificate authorities; None for ``AWS_CA_BUNDLE``, else the system's.
         deadline: seconds that one request may take in all, retries included; a part of an upload and a range of a
             download are one request each.
@@ -62,6 +65,7 @@ class S3ClientConfig:
     server_side_encryption: str | None = None
     sse_kms_key_id: str | None = None
     storage_class: str | None = None
+    checksum_headers: bool | None = None
     ca_bundle: str | None = None
     deadline: float = 600.0
     connect_timeout: float = 10.0
@@ -95,6 +99,11 @@ class S3ClientConfig:
             self.sse_kms_key_id is None or self.server_side_encryption == "aws:kms",
             "sse_kms_key_id",
             "None unless server_side_encryption='aws:kms'",
+        )
+        require(
+            self.checksum_headers is None or isinstance(self.checksum_headers, bool),
+            "checksum_headers",
+            "None, True or False",
         )
         refuse_password(self.endpoint_url)
         for field in ("deadline", "connect_timeout", "read_timeout"):

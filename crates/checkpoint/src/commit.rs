@@ -8,10 +8,10 @@
 
 use std::time::Duration;
 
-use s3dcp_s3::{Client, Condition, Error, ErrorKind, PutOptions};
+use s3dcp_s3::{Client, Condition, Error, ErrorKind, PutOptions, Support};
 
 use crate::clean_up::{clean_up, discard_uncommitted};
-use crate::conditions::{ConditionalCommit, Support, required, support};
+use crate::conditions::{ConditionalCommit, Protection};
 use crate::index::read_facts;
 use crate::index_writer::{Index, SealedIndex};
 use crate::keys::Target;
@@ -40,7 +40,7 @@ pub struct Committed {
 /// another save put there since planning is replaced, unless that save was of the same epoch.
 ///
 /// # Errors
-/// Before anything is committed: `Config` when the server ignores conditions and `mode` is `Require`.
+/// Before anything is committed: `Config` when the server does not honour the condition and `mode` is `Require`.
 /// `AlreadyExists` when another save's index is there by now, naming both save ids;
 /// `Conflict` when the one that planning saw has gone. An error whose [`Error::maybe_applied`] is set leaves the
 /// outcome open. An error that names `<path>/.metadata` of an epoch came after the epoch's own index was committed.
@@ -54,7 +54,7 @@ pub async fn commit(
     mode: ConditionalCommit,
 ) -> Result<Committed, Error> {
     target.check()?;
-    let mut committed = Committed::default();
+    let mut protection = Protection::new(client, target, mode);
     let mut commit = IndexCommit {
         client,
         target,
@@ -64,11 +64,7 @@ pub async fn commit(
         save_id: index.save_id(),
         maybe_applied: false,
     };
-    let (conditional, written) = match conditional(client, target, mode, &mut committed.warnings).await {
-        Ok(conditional) => (conditional, commit.write(conditional).await),
-        Err(error) => (false, Err(error)),
-    };
-    if let Err(error) = written {
+    if let Err(error) = commit.write(&mut protection).await {
         if !commit.maybe_applied && !error.maybe_applied() {
             discard_uncommitted(client, target, observed, index).await;
         }
@@ -81,7 +77,7 @@ pub async fn commit(
             index: index.seal(""),
             ..commit.clone()
         };
-        commit.followed_by(root, conditional).await.map_err(|error| {
+        commit.followed_by(root, &mut protection).await.map_err(|error| {
             let message = format!(
                 "{} is committed, but .metadata of the path could not follow: {}",
                 commit.key,
@@ -90,28 +86,10 @@ pub async fn commit(
             error.with_message(message)
         })?;
     }
+    let mut committed = Committed { warnings: observed.notes.clone(), ..Committed::default() };
+    committed.warnings.append(&mut protection.warnings);
     clean_up(client, target, observed, &mut committed).await;
     Ok(committed)
-}
-
-/// Whether to send conditions, by what the server does with them and what the caller wants.
-async fn conditional(
-    client: &Client,
-    target: &Target,
-    mode: ConditionalCommit,
-    warnings: &mut Vec<String>,
-) -> Result<bool, Error> {
-    if mode == ConditionalCommit::Off {
-        return Ok(false);
-    }
-    let support = support(client, target, warnings).await;
-    let Some(problem) = support.problem() else { return Ok(true) };
-    if mode == ConditionalCommit::Require {
-        return Err(required(target, &problem));
-    }
-    warnings
-        .push(format!("{problem}: two saves to one path at the same time could replace each other's index"));
-    Ok(matches!(support, Support::Unknown(_)))
 }
 
 /// The write of one index.
@@ -125,6 +103,19 @@ struct IndexCommit<'a> {
     save_id: &'a str,
     /// Whether an attempt may have taken effect, or may yet.
     maybe_applied: bool,
+}
+
+/// A write that failed.
+struct Failed {
+    error: Error,
+    /// What it shows the server to do with the condition; everything is as planning saw it then.
+    support: Option<Support>,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Failed {
+        Failed { error, support: None }
+    }
 }
 
 /// How a write that was not plainly acknowledged turned out.
@@ -162,40 +153,46 @@ impl IndexCommit<'_> {
         put.map(drop)
     }
 
-    async fn write(&mut self, conditional: bool) -> Result<(), Error> {
-        let condition = match &self.seen {
-            _ if !conditional => Condition::None,
-            None => Condition::IfNoneMatch,
-            Some(seen) => seen.etag.clone().map_or(Condition::None, Condition::IfMatch),
+    async fn write(&mut self, protection: &mut Protection<'_>) -> Result<(), Error> {
+        let condition = protection.condition(self.seen.as_ref()).await?;
+        let written = match self.write_if(&condition).await {
+            Err(Failed { support: Some(support), .. }) if protection.goes_without(&condition, &support) => {
+                self.write_if(&Condition::None).await
+            }
+            written => written,
         };
-        if condition == Condition::None {
+        written.map_err(|failed| failed.error)
+    }
+
+    async fn write_if(&mut self, condition: &Condition) -> Result<(), Failed> {
+        if *condition == Condition::None {
             self.refuse_change().await?;
         }
         let Err(error) = self.put(condition.clone()).await else { return Ok(()) };
         let refused = matches!(error.kind(), ErrorKind::PreconditionFailed | ErrorKind::Conflict)
             || error.kind() == ErrorKind::NotFound && error.code() != Some("NoSuchBucket");
         if !refused && !error.maybe_applied() {
-            return Err(error);
+            let misunderstood = matches!(error.status(), Some(400 | 405 | 501)) && !self.maybe_applied;
+            let support = misunderstood.then(|| Support::Refused(error.clone()));
+            return Err(Failed { error, support });
         }
-        let mut outcome = self.outcome().await;
-        if let (Outcome::Unchanged, Condition::IfMatch(etag), true) = (&outcome, &condition, refused)
-            && let Some(bare) = etag.strip_prefix('"').and_then(|etag| etag.strip_suffix('"'))
-        {
-            // some servers compare ETags only without their quotes
-            if self.put(Condition::IfMatch(bare.to_owned())).await.is_ok() {
-                return Ok(());
-            }
-            outcome = self.outcome().await;
-        }
-        self.settle(error, refused, outcome)
+        let outcome = self.outcome().await;
+        let as_seen = matches!((&outcome, &self.seen), (Outcome::Unchanged, Some(_)) | (Outcome::Gone, None));
+        let never_holds = error.kind() == ErrorKind::PreconditionFailed && as_seen && !self.maybe_applied;
+        let support = never_holds.then_some(Support::NeverHolds);
+        self.settle(error, refused, outcome).map_err(|error| Failed { error, support })
     }
 
     /// Writes `<path>/.metadata` after this index of an epoch.
     ///
     /// Where that epoch was saved again meanwhile, the files of this save may be gone and the other one writes it.
-    async fn followed_by(&self, mut root: IndexCommit<'_>, conditional: bool) -> Result<(), Error> {
+    async fn followed_by(
+        &self,
+        mut root: IndexCommit<'_>,
+        protection: &mut Protection<'_>,
+    ) -> Result<(), Error> {
         for _ in 0..ROOT_RETRIES {
-            match root.write(conditional).await {
+            match root.write(protection).await {
                 Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::Conflict) => {}
                 result => return result,
             }
@@ -206,7 +203,7 @@ impl IndexCommit<'_> {
                 _ => return Ok(()),
             }
         }
-        root.write(conditional).await
+        root.write(protection).await
     }
 
     /// Without a condition the best there is: look right before writing.
@@ -261,6 +258,12 @@ impl IndexCommit<'_> {
                 ErrorKind::AlreadyExists,
                 format!(
                     "another save was committed during this one: its save id is {theirs}, this one's is {ours}"
+                ),
+            ))),
+            Outcome::Gone if refused && self.seen.is_none() => Err(locate(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "the server refuses to write an index, though there is none; save {ours} was not committed"
                 ),
             ))),
             Outcome::Gone if refused => Err(locate(Error::new(

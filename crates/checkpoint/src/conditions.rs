@@ -1,143 +1,153 @@
-//! Whether a server honours conditional writes; some answer 200 and overwrite.
+//! What a save does about servers that do not honour conditional writes.
 //!
-//! Asked once per server and bucket in a process, by writing a small probe object twice: a server that honours
-//! conditions refuses the second write. A save asks while it looks at its path, so that its commit need not wait.
+//! What the server does with them is the engine's to find out ([`Client::conditions`]), once for its client. A save asks
+//! while it looks at its path, so that its commit need not wait, and so that one that requires them fails before it uploads.
+//! Each write needs one condition only: that there is no index, or that it is the one that planning saw.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use bytes::Bytes;
-use s3dcp_s3::{Client, Condition, Error, ErrorKind, Payload, PutOptions};
+use s3dcp_s3::{Client, Condition, Conditions, Error, ErrorKind, Found, Support};
 
 use crate::keys::{Target, join, probe_name};
+use crate::observe::{Observed, SeenIndex, observe};
 
-/// What to do about servers that ignore conditional writes.
+/// What to do about servers that do not honour the condition that a commit needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ConditionalCommit {
-    /// Say so, and commit without the protection.
+    /// Say so, look right before the write, and commit without the protection.
     #[default]
     Warn,
-    /// Refuse to commit.
+    /// Refuse to save.
     Require,
     /// Send no conditions.
     Off,
 }
 
-/// What is known of a server's conditions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Support {
-    Honoured,
-    /// Accepted without effect.
-    Ignored,
-    /// Requests with a condition are refused, with this answer.
-    Refused(String),
-    /// The probe could not be written.
-    Unknown(String),
-}
-
-/// By server and bucket: what is known, and what the next commit has to tell of how it was found out.
-static KNOWN: Mutex<BTreeMap<String, (Support, Vec<String>)>> = Mutex::new(BTreeMap::new());
-
-impl Support {
-    /// What is wrong with it.
-    pub(crate) fn problem(&self) -> Option<String> {
-        match self {
-            Support::Honoured => None,
-            Support::Ignored => Some("the server ignores conditional writes".to_owned()),
-            Support::Refused(answer) => Some(format!("the server refuses conditional writes ({answer})")),
-            Support::Unknown(why) => {
-                Some(format!("it is not known whether the server honours conditional writes ({why})"))
+/// Looks at the path of a save ([`observe`]), and meanwhile finds out what the server does with conditions.
+///
+/// # Errors
+/// Those of [`observe`]; `Config` when the server does not honour a condition that the commit will need and `mode` is
+/// `Require`.
+pub async fn prepare(
+    client: &Client,
+    target: &Target,
+    overwrite: bool,
+    mode: ConditionalCommit,
+) -> Result<Observed, Error> {
+    target.check()?;
+    let found =
+        async { if mode == ConditionalCommit::Off { None } else { Some(conditions(client, target).await) } };
+    let (observed, found) = tokio::join!(observe(client, target, overwrite), found);
+    let mut observed = observed?;
+    let Some((conditions, notes)) = found else { return Ok(observed) };
+    observed.notes = notes;
+    if mode == ConditionalCommit::Require {
+        let root = (target.epoch.is_some() && target.rank.is_none()).then_some(&observed.root);
+        for seen in [Some(&observed.index), root].into_iter().flatten() {
+            let condition = wanted(seen.as_ref());
+            let support = conditions.support(&condition);
+            // What could not be found out just now may be at the commit.
+            let passes = matches!(support, Support::Unknown(error) if error.retryable());
+            if let Some(problem) = problem(&condition, support).filter(|_| !passes) {
+                return Err(required(target, &problem));
             }
         }
     }
+    Ok(observed)
 }
 
-/// Finds out what this server does unless that is known or does not matter, so that a commit will not have to.
-///
-/// # Errors
-/// `Config` when the server does not honour conditions and `mode` is `Require`: better before a save is uploaded.
-pub async fn learn_conditions(
-    client: &Client,
-    target: &Target,
-    mode: ConditionalCommit,
-) -> Result<(), Error> {
-    if mode == ConditionalCommit::Off || target.check().is_err() {
-        return Ok(());
+/// What the server does, and a note where the object that asked it stays.
+async fn conditions(client: &Client, target: &Target) -> (Conditions, Vec<String>) {
+    let key = join(&target.path_key, &probe_name(fastrand::u64(..)));
+    let Found { conditions, left } = client.conditions(&target.bucket, &key).await;
+    let note = |error| format!("the probe object s3://{}/{key} could not be deleted: {error}", target.bucket);
+    (conditions, left.into_iter().map(note).collect())
+}
+
+/// The condition of a write that replaces this.
+fn wanted(seen: Option<&SeenIndex>) -> Condition {
+    match seen {
+        None => Condition::IfNoneMatch,
+        Some(seen) => seen.etag.clone().map_or(Condition::None, Condition::IfMatch),
     }
-    let mut notes = Vec::new();
-    let support = support(client, target, &mut notes).await;
-    if let Some((_, told)) = known().get_mut(&server(client, target)) {
-        told.append(&mut notes);
-    }
-    match support.problem() {
-        // What could not be found out now may be at the commit.
-        Some(problem) if mode == ConditionalCommit::Require && !matches!(support, Support::Unknown(_)) => {
-            Err(required(target, &problem))
+}
+
+/// What is wrong with writes that have this condition.
+fn problem(condition: &Condition, support: &Support) -> Option<String> {
+    let header = match condition {
+        Condition::IfMatch(_) => "If-Match",
+        _ => "If-None-Match",
+    };
+    match support {
+        Support::Honoured => None,
+        Support::Ignored => Some(format!("the server ignores conditional writes ({header})")),
+        Support::Refused(answer) => {
+            Some(format!("the server refuses conditional writes ({header}: {answer})"))
         }
-        _ => Ok(()),
+        Support::NeverHolds => Some(format!("the server lets no conditional writes through ({header})")),
+        Support::Unknown(why) => {
+            Some(format!("it is not known whether the server honours conditional writes ({why})"))
+        }
     }
 }
 
-/// The refusal of a commit that requires conditions.
-pub(crate) fn required(target: &Target, problem: &str) -> Error {
+/// The refusal of a save that requires conditions.
+fn required(target: &Target, problem: &str) -> Error {
     let message = format!("conditional_commit=\"require\": {problem}; nothing was committed");
     Error::new(ErrorKind::Config, message).with_bucket(&target.bucket)
 }
 
-/// What this server does, asking it when it is not known yet. A note is added where the probe object stays.
-pub(crate) async fn support(client: &Client, target: &Target, notes: &mut Vec<String>) -> Support {
-    let server = server(client, target);
-    if let Some((known, told)) = known().get_mut(&server) {
-        notes.append(told);
-        return known.clone();
+/// The conditions of one commit, and what there is to say of them.
+pub(crate) struct Protection<'a> {
+    client: &'a Client,
+    target: &'a Target,
+    mode: ConditionalCommit,
+    conditions: Option<Conditions>,
+    /// For the user.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Protection<'_> {
+    pub(crate) fn new<'a>(client: &'a Client, target: &'a Target, mode: ConditionalCommit) -> Protection<'a> {
+        Protection { client, target, mode, conditions: None, warnings: Vec::new() }
     }
-    let found = probe(client, target, notes).await;
-    if !matches!(found, Support::Unknown(_)) {
-        known().insert(server, (found.clone(), Vec::new()));
+
+    /// The condition to send with a write that replaces this; none where the server does not honour it.
+    ///
+    /// # Errors
+    /// `Config` where it does not and must.
+    pub(crate) async fn condition(&mut self, seen: Option<&SeenIndex>) -> Result<Condition, Error> {
+        let condition = wanted(seen);
+        if self.mode == ConditionalCommit::Off || condition == Condition::None {
+            return Ok(Condition::None);
+        }
+        if self.conditions.is_none() {
+            let (conditions, mut notes) = conditions(self.client, self.target).await;
+            self.warnings.append(&mut notes);
+            self.conditions = Some(conditions);
+        }
+        let support = self.conditions.as_ref().map_or(&Support::Honoured, |known| known.support(&condition));
+        let Some(problem) = problem(&condition, support) else { return Ok(condition) };
+        if self.mode == ConditionalCommit::Require {
+            return Err(required(self.target, &problem));
+        }
+        let send = matches!(support, Support::Unknown(_));
+        self.warn(&problem);
+        Ok(if send { condition } else { Condition::None })
     }
-    found
-}
 
-fn known() -> MutexGuard<'static, BTreeMap<String, (Support, Vec<String>)>> {
-    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
-}
+    /// Whether to write without the condition, now that the index itself showed what the server does with it.
+    pub(crate) fn goes_without(&mut self, condition: &Condition, support: &Support) -> bool {
+        let goes = self.mode == ConditionalCommit::Warn && *condition != Condition::None;
+        if goes && let Some(problem) = problem(condition, support) {
+            self.warn(&problem);
+        }
+        goes
+    }
 
-fn server(client: &Client, target: &Target) -> String {
-    let config = client.config();
-    format!("{:?} {:?} {}", config.endpoint_url, config.region, target.bucket)
-}
-
-async fn probe(client: &Client, target: &Target, notes: &mut Vec<String>) -> Support {
-    let bucket = &target.bucket;
-    let key = join(&target.path_key, &probe_name(fastrand::u64(..)));
-    let options = PutOptions { condition: Condition::IfNoneMatch, ..PutOptions::default() };
-    let body = || Payload::from(Bytes::from_static(b"s3dcp asks whether conditional writes are honoured\n"));
-    match client.put_object(bucket, &key, body(), &options).await {
-        Ok(_) => {}
-        // an earlier attempt of this very request was carried out, and the condition held this one off
-        Err(error) if error.kind() == ErrorKind::PreconditionFailed => {}
-        Err(error) if not_understood(&error) => return Support::Refused(error.to_string()),
-        Err(error) => {
-            if error.maybe_applied() {
-                client.delete_object(bucket, &key).await.ok();
-            }
-            return Support::Unknown(error.to_string());
+    fn warn(&mut self, problem: &str) {
+        let warning =
+            format!("{problem}: two saves to one path at the same time could replace each other's index");
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
         }
     }
-    let found = match client.put_object(bucket, &key, body(), &options).await {
-        Ok(_) => Support::Ignored,
-        Err(error) if matches!(error.kind(), ErrorKind::PreconditionFailed | ErrorKind::Conflict) => {
-            Support::Honoured
-        }
-        Err(error) => Support::Unknown(error.to_string()),
-    };
-    if let Err(error) = client.delete_object(bucket, &key).await {
-        notes.push(format!("the probe object s3://{bucket}/{key} could not be deleted: {error}"));
-    }
-    found
-}
-
-/// The server does not know the header.
-fn not_understood(error: &Error) -> bool {
-    error.status() == Some(501) || error.code() == Some("NotImplemented")
 }

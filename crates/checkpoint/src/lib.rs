@@ -6,7 +6,7 @@
 //!   rows.
 //! - The index: [`IndexWriter`] writes it, [`check_index`] judges it before Python unpickles it, [`read_facts`] reads
 //!   what this crate needs, [`resolve_key`] places its shard files.
-//! - Commit: [`observe`] and [`learn_conditions`] before a save, [`commit`] at its end, [`discard`] when it fails.
+//! - Commit: [`prepare`] before a save, which looks at the path as [`observe`] does, [`commit`] at its end, [`discard`] when it fails.
 //! - What killed and failed saves leave: [`find_leftovers`] lists and deletes it.
 //!
 //! Errors are the engine's, [`s3dcp_s3::Error`].
@@ -36,7 +36,7 @@ pub use block::{BlockDim, BlockLayout};
 pub use checksums::{ItemChecksums, SLICE_SIZE};
 pub use clean_up::discard;
 pub use commit::{Committed, commit};
-pub use conditions::{ConditionalCommit, learn_conditions};
+pub use conditions::{ConditionalCommit, prepare};
 pub use dtype::DType;
 pub use index::{IndexFacts, MAX_INDEX_BYTES, check_index, read_facts, seal_index};
 pub use index_writer::{Index, IndexWriter, SealedIndex};

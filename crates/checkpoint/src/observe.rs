@@ -36,6 +36,8 @@ pub struct Observed {
     pub index: Option<SeenIndex>,
     /// With an epoch: `<path>/.metadata`, which names the epoch committed last.
     pub root: Option<SeenIndex>,
+    /// For the user, at the commit: what went less well than it should.
+    pub notes: Vec<String>,
 }
 
 /// Looks at the path of a save.
@@ -67,7 +69,7 @@ pub async fn observe(client: &Client, target: &Target, overwrite: bool) -> Resul
         let message = "there is a checkpoint without an epoch, and overwrite=False";
         return Err(exists(target, &root_key, message.to_owned()));
     }
-    Ok(Observed { index, root })
+    Ok(Observed { index, root, notes: Vec::new() })
 }
 
 fn exists(target: &Target, key: &str, message: String) -> Error {

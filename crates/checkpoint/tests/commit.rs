@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytes::Bytes;
 use common::{Action, BUCKET, Bed, Head, index, stored, target};
 use s3dcp_checkpoint::{
-    Committed, ConditionalCommit, Observed, Target, commit, learn_conditions, observe, read_facts,
+    Committed, ConditionalCommit, Observed, Target, commit, observe, prepare, read_facts,
 };
 use s3dcp_s3::{Client, Error, ErrorKind};
 use tokio::sync::Semaphore;
@@ -514,12 +514,12 @@ async fn a_server_that_ignores_conditions_is_warned_of_or_refused() {
     let require = ConditionalCommit::Require;
     bed.put("run/a.distcp", "shard").await;
     for error in [
-        learn_conditions(&client, &target, require).await.unwrap_err(),
+        prepare(&client, &target, false, require).await.unwrap_err(),
         finish(&client, &target, &observed, None, "s", &["a.distcp"], require).await.unwrap_err(),
     ] {
         assert_eq!(error.kind(), ErrorKind::Config);
     }
-    learn_conditions(&client, &target, WARN).await.unwrap();
+    prepare(&client, &target, false, WARN).await.unwrap();
     assert!(bed.keys().await.is_empty(), "no index, file or probe object: {:?}", bed.keys().await);
     let committed = finish(&client, &target, &observed, None, "s", &["a.distcp"], WARN).await.unwrap();
     assert!(committed.warnings[0].contains("ignores conditional writes"), "{:?}", committed.warnings);

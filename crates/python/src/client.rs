@@ -6,9 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
-use s3dcp_checkpoint::{
-    ConditionalCommit, MAX_INDEX_BYTES, Target, commit, discard, learn_conditions, observe,
-};
+use s3dcp_checkpoint::{ConditionalCommit, MAX_INDEX_BYTES, Target, commit, discard, prepare};
 use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption, UploadOptions};
 
 use crate::download::{Batch, Download, whole_range};
@@ -135,8 +133,8 @@ impl Client {
 impl Client {
     #[new]
     #[pyo3(signature = (*, region, endpoint_url, force_path_style, unsigned, profile, requester_pays,
-        server_side_encryption, sse_kms_key_id, storage_class, ca_bundle, max_attempts, deadline, connect_timeout,
-        read_timeout, max_connections, throughput_target_gbps, part_size))]
+        server_side_encryption, sse_kms_key_id, storage_class, checksum_headers, ca_bundle, max_attempts, deadline,
+        connect_timeout, read_timeout, max_connections, throughput_target_gbps, part_size))]
     #[expect(clippy::too_many_arguments, reason = "one keyword per field of S3ClientConfig")]
     fn new(
         py: Python<'_>,
@@ -149,6 +147,7 @@ impl Client {
         server_side_encryption: Option<&str>,
         sse_kms_key_id: Option<String>,
         storage_class: Option<String>,
+        checksum_headers: Option<bool>,
         ca_bundle: Option<PathBuf>,
         max_attempts: u32,
         deadline: f64,
@@ -172,6 +171,7 @@ impl Client {
                 Some(_) => Some(ServerSideEncryption::AwsKms { key_id: sse_kms_key_id }),
             },
             storage_class,
+            checksum_headers,
             ca_bundle,
             max_attempts,
             deadline: seconds(deadline),
@@ -313,7 +313,7 @@ impl Client {
     }
 
     /// What is at a path before a save, and meanwhile what the server does with conditions; see
-    /// `s3dcp_checkpoint::observe` and `learn_conditions`.
+    /// `s3dcp_checkpoint::prepare`.
     #[expect(clippy::too_many_arguments, reason = "the parts of one save")]
     fn observe(
         &self,
@@ -327,13 +327,8 @@ impl Client {
     ) -> PyResult<Observed> {
         let engine = self.engine(py)?;
         let target = Target { bucket, path_key, epoch, rank };
-        let learned = learn_conditions(&engine, &target, commit_mode(conditional_commit));
-        let both = async {
-            let (seen, learned) = tokio::join!(observe(&engine, &target, overwrite), learned);
-            let seen = seen?;
-            learned.map(|()| seen)
-        };
-        Ok(Observed { inner: wait(py, both)? })
+        let mode = commit_mode(conditional_commit);
+        Ok(Observed { inner: wait(py, prepare(&engine, &target, overwrite, mode))? })
     }
 
     /// Commit an index; see `s3dcp_checkpoint::commit`.

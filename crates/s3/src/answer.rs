@@ -19,6 +19,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) region: Option<&'a str>,
     /// The request's.
     pub(crate) headers: &'a HeaderMap,
+    /// The time, as far as it is known, for an answer that does not tell it.
+    pub(crate) now: SystemTime,
 }
 
 /// Bytes before a document's first element that are looked through.
@@ -66,9 +68,9 @@ pub(crate) fn failure(asked: &Asked<'_>, status: StatusCode, headers: &HeaderMap
     // A proxy has statuses of its own (520 and on) for a service that it lost sight of.
     failure.ambiguous = class == Class::Transient && status.is_success()
         || status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED && class != Class::Throttled;
-    failure.retry_after =
-        header(headers, "retry-after").and_then(|value| value.parse().ok()).map(Duration::from_secs);
     failure.server_time = server_time(headers);
+    let now = failure.server_time.unwrap_or(asked.now);
+    failure.retry_after = header(headers, "retry-after").and_then(|text| pause_of(text, now));
     let retryable =
         matches!(failure.class, Class::Transient | Class::Throttled) || kind == ErrorKind::Conflict;
     let mut error = failure.error.with_retryable(retryable);
@@ -82,6 +84,16 @@ pub(crate) fn failure(asked: &Asked<'_>, status: StatusCode, headers: &HeaderMap
         error = error.with_request_id(id);
     }
     Failure { error, ..failure }
+}
+
+/// The pause that a `Retry-After` asks for: seconds, or the time when it ends.
+fn pause_of(text: &str, now: SystemTime) -> Option<Duration> {
+    let text = text.trim();
+    if text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() {
+        // Digits that no number holds are a very long time.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
+    }
+    parse_http_date(text).map(|end| end.duration_since(now).unwrap_or_default())
 }
 
 /// The service's clock, from its answer.
@@ -222,7 +234,13 @@ mod tests {
 
     /// What an answer to a PutObject with these headers means.
     fn judged(sent: &HeaderMap, status: u16, headers: &HeaderMap, body: &[u8]) -> Failure {
-        let asked = Asked { operation: "PutObject", bucket: "bkt", region: Some("us-east-1"), headers: sent };
+        let asked = Asked {
+            operation: "PutObject",
+            bucket: "bkt",
+            region: Some("us-east-1"),
+            headers: sent,
+            now: parse_http_date("Tue, 15 Nov 1994 08:12:00 GMT").unwrap(),
+        };
         failure(&asked, StatusCode::from_u16(status).unwrap(), headers, body)
     }
 
@@ -352,5 +370,33 @@ mod tests {
         let failure = judged(&HeaderMap::new(), 503, &headers, b"<html>busy</html>");
         assert_eq!(failure.retry_after, Some(Duration::from_secs(7)));
         assert_eq!(failure.error.message(), "PutObject: the service answered 503 (Service Unavailable)");
+    }
+
+    #[test]
+    fn a_pause_is_seconds_or_a_time_and_else_nothing() {
+        let date = "Tue, 15 Nov 1994 08:12:31 GMT";
+        for (asked, dated, seconds) in [
+            ("0", None, Some(0)),
+            (" 12 ", None, Some(12)),
+            ("18446744073709551615", None, Some(u64::MAX)),
+            ("184467440737095516150", None, Some(u64::MAX)),
+            // The time is by the service's clock where it tells that.
+            (date, None, Some(31)),
+            (date, Some("Tue, 15 Nov 1994 08:12:21 GMT"), Some(10)),
+            (date, Some("Tue, 15 Nov 1994 09:00:00 GMT"), Some(0)),
+            ("-5", None, None),
+            ("1.5", None, None),
+            ("soon", None, None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert("retry-after", asked.parse().unwrap());
+            if let Some(dated) = dated {
+                headers.insert("date", dated.parse().unwrap());
+            }
+            for status in [429, 500, 503] {
+                let failure = judged(&HeaderMap::new(), status, &headers, b"");
+                assert_eq!(failure.retry_after, seconds.map(Duration::from_secs), "{asked:?} {dated:?}");
+            }
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Reading the body of an answer, with limits on silence.
 //!
-//! A body of known length on a connection of ours is read from the socket into memory that the receiver offers;
+//! A body of known length that answers a request without one is read from the socket into memory that the receiver offers;
 //! where it offers none, through one buffer per thread, which stays in the processor's cache because it is emptied
 //! before anything else happens on that thread. All other bodies come in the HTTP library's buffers.
 
@@ -16,8 +16,9 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{Connection, SendRequest};
 
 use crate::clock;
-use crate::connections::{Home, NoBody, Stream, poll_read};
+use crate::connections::{Home, Stream, poll_read};
 use crate::error::{Error, ErrorKind};
+use crate::payload::PayloadBody;
 use crate::retry::{Class, Failure};
 use crate::transport::{Limits, causes, deadline_passed, silence};
 
@@ -56,11 +57,9 @@ pub(crate) trait Receiver: Send {
 
 /// The body of an answer.
 pub(crate) enum Body {
-    /// On a connection that the HTTP library keeps.
-    Pooled(Incoming),
-    /// Of a known length, on a stream of ours.
+    /// Of a known length, with nothing else to do on its stream.
     Plain(Box<Plain>),
-    /// Framed in some other way, on a stream of ours that the library reads.
+    /// Any other, on a stream that the library reads.
     Framed(Box<Framed>),
 }
 
@@ -155,8 +154,8 @@ impl Plain {
 /// A body that the HTTP library takes out of its frames.
 pub(crate) struct Framed {
     incoming: Incoming,
-    connection: Option<Connection<Stream, NoBody>>,
-    sender: SendRequest<NoBody>,
+    connection: Option<Connection<Stream, PayloadBody>>,
+    sender: SendRequest<PayloadBody>,
     home: Home,
     keep: bool,
 }
@@ -164,8 +163,8 @@ pub(crate) struct Framed {
 impl Framed {
     pub(crate) fn new(
         incoming: Incoming,
-        connection: Option<Connection<Stream, NoBody>>,
-        sender: SendRequest<NoBody>,
+        connection: Option<Connection<Stream, PayloadBody>>,
+        sender: SendRequest<PayloadBody>,
         home: Home,
         keep: bool,
     ) -> Framed {
@@ -274,16 +273,6 @@ fn poll_body(
     let bytes = match body {
         Body::Plain(plain) => return plain.poll(context, to),
         Body::Framed(framed) => ready!(framed.poll(context)),
-        Body::Pooled(incoming) => loop {
-            match ready!(Pin::new(&mut *incoming).poll_frame(context)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(bytes) if !bytes.is_empty() => break Some(Ok(bytes)),
-                    _ => {}
-                },
-                Some(Err(error)) => break Some(Err(error)),
-                None => break None,
-            }
-        },
     };
     Poll::Ready(match bytes {
         None => Ok(None),

@@ -14,6 +14,7 @@ use crate::link::Link;
 use crate::plan::Pace;
 use crate::session::{Session, custom_endpoint};
 use crate::stats::{Counters, Stats};
+use crate::store::Store;
 use crate::tuning::Concurrency;
 use crate::turns::Turns;
 
@@ -29,6 +30,7 @@ pub struct Client {
 pub(crate) struct Inner {
     pub(crate) config: ClientConfig,
     pub(crate) session: OnceCell<Session>,
+    pub(crate) store: Store,
     pub(crate) turns: Turns,
     pub(crate) gate: Gate,
     pub(crate) budget: Budget,
@@ -42,7 +44,7 @@ impl Client {
     /// A client with these settings. Does no I/O and needs no runtime.
     ///
     /// # Errors
-    /// `Config`, naming the setting, its value and the limit.
+    /// `Config`, naming the setting or the environment variable, its value and the limit.
     pub fn new(config: ClientConfig) -> Result<Client, Error> {
         let chooses = config.max_connections == 0;
         let config = config.resolved()?;
@@ -53,6 +55,7 @@ impl Client {
         let counters = Arc::<Counters>::default();
         let inner = Inner {
             session: OnceCell::new(),
+            store: Store::new(config.checksum_headers, &|name| std::env::var(name).ok())?,
             turns: Turns::new(),
             gate: Gate::new(Concurrency::new(first, config.max_connections), Arc::clone(&counters)),
             budget: Budget::new(config.max_in_flight_bytes),

@@ -87,6 +87,11 @@ pub struct ClientConfig {
     pub server_side_encryption: Option<ServerSideEncryption>,
     /// Storage class for every object written (`"STANDARD_IA"`). `None`: the bucket's default.
     pub storage_class: Option<String>,
+    /// Whether CRC-32 goes with what is written, for the service to check, and is asked for with what is read.
+    /// `Some(false)`: never. `Some(true)`: always, and a service that refuses it fails the request. `None`: as
+    /// `AWS_REQUEST_CHECKSUM_CALCULATION` and `AWS_RESPONSE_CHECKSUM_VALIDATION` say; unless they do, until the service
+    /// refuses it.
+    pub checksum_headers: Option<bool>,
     /// PEM file of certificates trusted besides the system's. `None`: `AWS_CA_BUNDLE`.
     pub ca_bundle: Option<PathBuf>,
     /// Most requests sent for one operation, at least 1. Those that the service refuses because there are too many
@@ -125,6 +130,7 @@ impl Default for ClientConfig {
             credentials: None,
             server_side_encryption: None,
             storage_class: None,
+            checksum_headers: None,
             ca_bundle: None,
             max_attempts: 10,
             deadline: Duration::from_secs(600),
@@ -151,6 +157,7 @@ impl fmt::Debug for ClientConfig {
             .field("credentials", &self.credentials)
             .field("server_side_encryption", &self.server_side_encryption)
             .field("storage_class", &self.storage_class)
+            .field("checksum_headers", &self.checksum_headers)
             .field("ca_bundle", &self.ca_bundle)
             .field("max_attempts", &self.max_attempts)
             .field("deadline", &self.deadline)

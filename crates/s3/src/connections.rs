@@ -1,12 +1,14 @@
-//! Connections for GETs, whose answers are read straight from the socket to where they belong.
+//! Connections, each of which carries one request after the other.
 //!
-//! The HTTP library speaks for the head of an exchange only: it writes the request, parses the answer's head and
-//! settles how its body is framed. A body of known length is then taken off its hands ([`crate::body`]), and the
-//! stream comes back here when its last byte was read. Making a library connection of an idle stream costs no I/O, so
-//! each exchange gets a new one. Any other body stays with the library.
+//! The HTTP library speaks for one exchange: it writes the request, parses the answer's head and settles how its body is
+//! framed. The body of known length that answers a request without one is then taken off its hands ([`crate::body`]), to be
+//! read straight from the socket to where it belongs; the stream comes back here when its last byte was read. Any other
+//! body stays with the library. Making a library connection of an idle stream costs no I/O, so each exchange gets a new one,
+//! which lives in the request's own future: dropping that closes the stream and lets go of the body at once.
 //!
-//! A stream that died while idle is replaced within the same attempt: a GET changes nothing, so it may be sent twice.
-//! What this does not do: limit how many connections there are (the gate does), spread over a name's addresses.
+//! A stream that died while idle is replaced within the same attempt where the request was not sent or changes nothing.
+//! Where one is lost in another way, silence included, [`Connections::drop_idle`] lets no other of its time cost an
+//! attempt too. What this does not do: limit how many connections there are (the gate does), spread over a name's addresses.
 
 use std::error::Error as StdError;
 use std::future::poll_fn;
@@ -16,9 +18,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, Request, Response, Uri, Version, header};
+use http::{HeaderMap, Method, Request, Response, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -31,12 +32,10 @@ use tower_service::Service;
 
 use crate::body::{Body, Framed, Plain};
 use crate::clock::{self, Instant};
+use crate::payload::PayloadBody;
 
 /// A connected stream, with TLS where the service wants it.
 pub(crate) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
-
-/// The body of a request that has none.
-pub(crate) type NoBody = String;
 
 /// Why there is no answer.
 pub(crate) enum NoAnswer {
@@ -58,29 +57,58 @@ impl Connections {
         Connections { connector, shelf: Arc::new(Shelf { idle, streams: Mutex::default() }) }
     }
 
-    /// Sends a request, without its body, and reads the head of the answer. The URI is absolute.
-    pub(crate) async fn get<B>(&self, request: Request<B>) -> Result<Response<Body>, NoAnswer> {
-        let (mut head, _) = request.into_parts();
-        let uri = std::mem::take(&mut head.uri);
-        head.uri = uri.path_and_query().cloned().map(Uri::from).unwrap_or_default();
+    /// Sends a request and reads the head of the answer. The URI is absolute.
+    pub(crate) async fn send(&self, mut request: Request<PayloadBody>) -> Result<Response<Body>, NoAnswer> {
+        let uri = std::mem::take(request.uri_mut());
+        *request.uri_mut() = uri.path_and_query().cloned().map(Uri::from).unwrap_or_default();
         let home = Home { authority: uri.authority().cloned(), shelf: Arc::clone(&self.shelf) };
         if let Some(stream) = home.stream().await {
-            match exchange(stream, head.clone(), home.clone()).await {
-                Err(error) => tracing::debug!(%error, "an idle connection was dead"),
+            let changes_nothing = matches!(*request.method(), Method::GET | Method::HEAD);
+            let copy = changes_nothing.then(|| request.clone());
+            match exchange(stream, request, home.clone()).await {
                 Ok(answer) => return Ok(answer),
+                Err(Unanswered { error, unsent }) => match unsent.or(copy) {
+                    Some(again) => {
+                        tracing::debug!(%error, "an idle connection was dead");
+                        request = again;
+                    }
+                    None => return Err(NoAnswer::Broken(error)),
+                },
             }
         }
         let stream = self.connector.clone().call(uri).await.map_err(NoAnswer::Unconnected)?;
-        exchange(stream, head, home).await.map_err(NoAnswer::Broken)
+        exchange(stream, request, home).await.map_err(|unanswered| NoAnswer::Broken(unanswered.error))
+    }
+
+    /// Closes all idle connections. What took one away (a network's equipment that forgets connections, a service that
+    /// restarts) took its neighbours too, mostly without a word, and each of them would cost an attempt. Those in use show for
+    /// themselves whether they are alive, before they come back.
+    pub(crate) fn drop_idle(&self) {
+        self.shelf.streams().kept.clear();
     }
 }
 
+/// A request that was not answered.
+struct Unanswered {
+    error: hyper::Error,
+    /// The request, where not a byte of it was sent.
+    unsent: Option<Request<PayloadBody>>,
+}
+
 /// One request and the head of its answer.
-async fn exchange(stream: Stream, head: Parts, home: Home) -> Result<Response<Body>, hyper::Error> {
-    let (mut sender, connection) = http1::Builder::new().handshake::<_, NoBody>(stream).await?;
+async fn exchange(
+    stream: Stream,
+    request: Request<PayloadBody>,
+    home: Home,
+) -> Result<Response<Body>, Unanswered> {
+    let broken = |error| Unanswered { error, unsent: None };
+    let (mut sender, connection) =
+        http1::Builder::new().writev(true).handshake(stream).await.map_err(broken)?;
     let mut connection = Some(connection);
     let mut ended = false;
-    let mut answer = std::pin::pin!(sender.send_request(Request::from_parts(head, NoBody::new())));
+    // An answer may come before the request's body was sent: then the library has more to write.
+    let sent_whole = request.body().is_end_stream();
+    let mut answer = std::pin::pin!(sender.try_send_request(request));
     let answer = poll_fn(|context| {
         if !ended && let Some(connection) = &mut connection {
             ended = connection.poll_without_shutdown(context).is_ready();
@@ -93,10 +121,14 @@ async fn exchange(stream: Stream, head: Parts, home: Home) -> Result<Response<Bo
             answer => answer,
         }
     })
-    .await?;
+    .await
+    .map_err(|mut failed| {
+        let unsent = failed.take_message();
+        Unanswered { error: failed.into_error(), unsent }
+    })?;
     let (head, incoming) = answer.into_parts();
     let keep = !ended && keeps_alive(head.version, &head.headers);
-    let body = match incoming.size_hint().exact() {
+    let body = match incoming.size_hint().exact().filter(|_| sent_whole) {
         Some(length) => {
             let (early, broken) = drained(incoming).await;
             let parts = connection.expect("it answered, so it was not given up").into_parts();

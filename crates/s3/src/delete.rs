@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use futures_util::stream::{self, StreamExt as _};
 use http::Method;
 use md5::{Digest, Md5};
 
@@ -16,6 +17,8 @@ use crate::xml;
 const BATCH: usize = 1000;
 /// Rounds for keys that the service could not delete just now.
 const ROUNDS: usize = 4;
+/// Requests under way at once for a service without DeleteObjects.
+const CONCURRENT_DELETES: usize = 16;
 
 /// A key that could not be deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +32,7 @@ pub struct DeleteFailure {
 }
 
 impl Client {
-    /// Deletes objects, 1,000 with a request. Keys without an object count as deleted. Returns the keys that the
+    /// Deletes objects, 1,000 with a request, or one where the service has none for many. Keys without an object count as deleted. Returns the keys that the
     /// service refused, each with its reason.
     ///
     /// # Errors
@@ -57,6 +60,10 @@ impl Client {
     }
 
     async fn delete_batch(&self, bucket: &str, keys: &[String]) -> Result<Vec<DeleteFailure>, Error> {
+        let known = self.inner.store.bucket(bucket);
+        if known.deletes_one_by_one.is_set() {
+            return self.delete_one_by_one(bucket, keys).await;
+        }
         let mut document =
             String::from(r#"<Delete xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Quiet>true</Quiet>"#);
         for key in keys {
@@ -69,10 +76,18 @@ impl Client {
         let call = Call::new("DeleteObjects", Method::POST, bucket, None)?
             .flag("delete")
             .header("content-md5", &base64(&Md5::digest(document.as_bytes())))?
-            .header("x-amz-checksum-crc32", &crc32_text(crc32(document.as_bytes())))?
-            .document(document)?;
+            .checksum("x-amz-checksum-crc32", &crc32_text(crc32(document.as_bytes())))?
+            .document(document)?
+            .with_alternative();
         let reply = match self.execute(&call).await {
-            Err(error) if error.status() == Some(501) => return self.delete_one_by_one(bucket, keys).await,
+            Err(error) if not_offered(&error) => {
+                let failures = self.delete_one_by_one(bucket, keys).await?;
+                // What refuses these requests too has another reason.
+                if failures.len() < keys.len() {
+                    known.deletes_one_by_one.set();
+                }
+                return Ok(failures);
+            }
             other => other?,
         };
         let malformed = |what: &str| {
@@ -95,18 +110,52 @@ impl Client {
     /// For services without DeleteObjects.
     async fn delete_one_by_one(&self, bucket: &str, keys: &[String]) -> Result<Vec<DeleteFailure>, Error> {
         let mut failures = Vec::new();
-        for key in keys {
-            match self.delete_object(bucket, key).await {
+        let mut deletions = stream::iter(keys.to_vec())
+            .map(|key| async move {
+                let deleted = self.delete_object(bucket, &key).await;
+                (key, deleted)
+            })
+            .buffered(CONCURRENT_DELETES);
+        while let Some((key, deleted)) = deletions.next().await {
+            match deleted {
                 Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::Denied => failures.push(DeleteFailure {
-                    key: key.clone(),
-                    code: error.code().unwrap_or("AccessDenied").to_owned(),
-                    message: error.message().to_owned(),
-                }),
+                // The service's word on this key.
+                Err(error)
+                    if error.status().is_some()
+                        && !error.retryable()
+                        && error.kind() != ErrorKind::NotFound
+                        && error.kind() != ErrorKind::Config =>
+                {
+                    failures.push(DeleteFailure {
+                        key,
+                        code: error.code().unwrap_or(error.kind().name()).to_owned(),
+                        message: error.message().to_owned(),
+                    });
+                }
                 Err(error) => return Err(error),
             }
         }
         Ok(failures)
+    }
+}
+
+/// Whether the answer to DeleteObjects may mean that the service has no such operation.
+fn not_offered(error: &Error) -> bool {
+    match error.status() {
+        Some(405 | 501) => true,
+        Some(404) => error.code() != Some("NoSuchBucket"),
+        Some(400) => matches!(
+            error.code(),
+            None | Some(
+                "NotImplemented"
+                    | "NotSupported"
+                    | "UnsupportedOperation"
+                    | "MethodNotAllowed"
+                    | "InvalidArgument"
+                    | "InvalidRequest"
+            )
+        ),
+        _ => false,
     }
 }
 

@@ -86,6 +86,7 @@ impl Client {
     ) -> Result<(), Failure> {
         let mut answer = self.attempt(call, operation).await?;
         let expected = state.check(call, &answer)?;
+        self.understood(call, operation);
         if state.headers.is_none() {
             let length = state.wanted.as_ref().map(|range| range.end - range.start).or(expected);
             feed.begin(&answer.headers, length).map_err(Failure::fatal)?;
@@ -145,7 +146,7 @@ impl Progress {
         };
         let range = match &self.wanted {
             Some(range) if !(whole_object && self.position == 0) => range.start + self.position..range.end,
-            _ => return call.header("x-amz-checksum-mode", "ENABLED"),
+            _ => return call.checksum("x-amz-checksum-mode", "ENABLED"),
         };
         let call = call.header("range", &format!("bytes={}-{}", range.start, range.end - 1))?;
         match self.headers.as_ref().and_then(|headers| header(headers, "etag")) {

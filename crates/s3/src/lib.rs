@@ -24,6 +24,7 @@ mod body;
 mod checksum;
 mod client;
 mod clock;
+mod conditions;
 mod config;
 mod connections;
 mod credentials;
@@ -45,6 +46,7 @@ mod retry;
 mod session;
 mod sign;
 mod stats;
+mod store;
 mod sync;
 mod transport;
 mod tuning;
@@ -55,6 +57,7 @@ mod xml;
 pub use address::parse_s3_uri;
 pub use checksum::{crc32, crc32_combine};
 pub use client::{Client, PaceShare};
+pub use conditions::{Conditions, Found, Support};
 pub use config::{
     ClientConfig, DEFAULT_PART_SIZE, MAX_PART_SIZE, MIN_PART_SIZE, ServerSideEncryption, StaticCredentials,
 };

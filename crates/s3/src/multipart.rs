@@ -20,14 +20,14 @@ pub(crate) struct Part {
 }
 
 impl Client {
-    /// Begins an upload whose checksum will be one CRC-32 of the whole object.
+    /// Begins an upload whose checksum will be one CRC-32 of the whole object, where the service takes that.
     pub(crate) async fn create_multipart_upload(&self, bucket: &str, key: &str) -> Result<String, Error> {
         let call = self
             .with_storage_headers(Call::new("CreateMultipartUpload", Method::POST, bucket, Some(key))?)?
             .flag("uploads")
             .header("content-type", "application/octet-stream")?
-            .header("x-amz-checksum-algorithm", "CRC32")?
-            .header("x-amz-checksum-type", "FULL_OBJECT")?;
+            .checksum("x-amz-checksum-algorithm", "CRC32")?
+            .checksum("x-amz-checksum-type", "FULL_OBJECT")?;
         let reply = self.execute(&call).await?;
         let id = xml::parse(&reply.body).ok().and_then(|root| root.text_of("UploadId").map(str::to_owned));
         let id = id.ok_or_else(|| malformed(&call, "no upload id"))?;
@@ -53,7 +53,7 @@ impl Client {
             .part(number)
             .query("partNumber", &number.to_string())
             .query("uploadId", upload_id)
-            .header("x-amz-checksum-crc32", &crc32_text(crc32))?
+            .checksum("x-amz-checksum-crc32", &crc32_text(crc32))?
             .body(body);
         let reply = self.execute(&call).await?;
         let etag = header(&reply.headers, "etag").ok_or_else(|| malformed(&call, "no ETag"))?;
@@ -69,21 +69,12 @@ impl Client {
         parts: &[Part],
         crc32: u32,
     ) -> Result<Option<String>, Error> {
-        let mut document =
-            String::from(r#"<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">"#);
-        for part in parts {
-            document.push_str("<Part>");
-            xml::push_text(&mut document, "PartNumber", &part.number.to_string());
-            xml::push_text(&mut document, "ETag", &part.etag);
-            xml::push_text(&mut document, "ChecksumCRC32", &crc32_text(part.crc32));
-            document.push_str("</Part>");
-        }
-        document.push_str("</CompleteMultipartUpload>");
         let call = Call::new("CompleteMultipartUpload", Method::POST, bucket, Some(key))?
             .query("uploadId", upload_id)
-            .header("x-amz-checksum-crc32", &crc32_text(crc32))?
-            .header("x-amz-checksum-type", "FULL_OBJECT")?
-            .document(document)?;
+            .checksum("x-amz-checksum-crc32", &crc32_text(crc32))?
+            .checksum("x-amz-checksum-type", "FULL_OBJECT")?
+            .document(list_of(parts, true))?
+            .document_without_checksums(list_of(parts, false));
         let mut operation = Operation::default();
         match self.execute_as(&call, &mut operation).await {
             Ok(reply) => {
@@ -94,7 +85,7 @@ impl Client {
             // tells.
             Err(error) if error.kind() == ErrorKind::NotFound && operation.ambiguous() => {
                 let size: u64 = parts.iter().map(|part| part.size).sum();
-                match self.head(bucket, key).await {
+                match self.head_checksum(bucket, key).await {
                     Ok((info, kept)) if info.size == size && kept.is_none_or(|kept| kept == crc32) => {
                         Ok(info.etag)
                     }
@@ -125,6 +116,23 @@ impl Client {
             other => other.map(drop),
         }
     }
+}
+
+/// The parts as CompleteMultipartUpload names them.
+fn list_of(parts: &[Part], checksums: bool) -> String {
+    let mut document =
+        String::from(r#"<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">"#);
+    for part in parts {
+        document.push_str("<Part>");
+        xml::push_text(&mut document, "PartNumber", &part.number.to_string());
+        xml::push_text(&mut document, "ETag", &part.etag);
+        if checksums {
+            xml::push_text(&mut document, "ChecksumCRC32", &crc32_text(part.crc32));
+        }
+        document.push_str("</Part>");
+    }
+    document.push_str("</CompleteMultipartUpload>");
+    document
 }
 
 fn malformed(call: &Call, what: &str) -> Error {

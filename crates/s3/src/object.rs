@@ -44,7 +44,7 @@ pub struct PutOptions {
 pub struct PutOutput {
     /// ETag of the new object, quotes included.
     pub etag: Option<String>,
-    /// CRC-32 that was sent with the body.
+    /// CRC-32 of the body, which was sent with it where the service takes that.
     pub crc32: u32,
 }
 
@@ -71,8 +71,8 @@ pub struct GetOutput {
 }
 
 impl Client {
-    /// Writes an object with one request. The body is sent from where it lies; its CRC-32 goes in a header, and the
-    /// service checks it.
+    /// Writes an object with one request. The body is sent from where it lies; its CRC-32 goes in a header, where the service
+    /// takes that, and the service checks it.
     ///
     /// # Errors
     /// `PreconditionFailed` and `Conflict` for conditional writes, and all kinds that a request can end with. After
@@ -84,30 +84,55 @@ impl Client {
         body: Payload,
         options: &PutOptions,
     ) -> Result<PutOutput, Error> {
+        let Condition::IfMatch(etag) = &options.condition else {
+            return self.put_as_given(bucket, key, body, options).await;
+        };
+        // Some services (Ceph before 17) compare the ETag without its quotes.
+        let Some(bare) = etag.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+            return self.put_as_given(bucket, key, body, options).await;
+        };
+        let bare = PutOptions { condition: Condition::IfMatch(bare.to_owned()), ..options.clone() };
+        let known = self.inner.store.bucket(bucket);
+        if known.bare_etags.is_set() {
+            return self.put_as_given(bucket, key, body, &bare).await;
+        }
+        let result = self.put_as_given(bucket, key, body.clone(), options).await;
+        let refused = result
+            .as_ref()
+            .is_err_and(|error| error.kind() == ErrorKind::PreconditionFailed && !error.maybe_applied());
+        if !refused
+            || self.head_object(bucket, key).await.map_or(None, |info| info.etag).as_ref() != Some(etag)
+        {
+            return result;
+        }
+        // The object has that very ETag, so the condition still holds for a second request.
+        let result = self.put_as_given(bucket, key, body, &bare).await;
+        if result.is_ok() {
+            known.bare_etags.set();
+        }
+        result
+    }
+
+    /// The same with the condition as it stands.
+    pub(crate) async fn put_as_given(
+        &self,
+        bucket: &str,
+        key: &str,
+        body: Payload,
+        options: &PutOptions,
+    ) -> Result<PutOutput, Error> {
         let crc32 = options.crc32.unwrap_or_else(|| body.crc32());
         let mut call = self
             .with_storage_headers(Call::new("PutObject", Method::PUT, bucket, Some(key))?)?
             .header("content-type", options.content_type.as_deref().unwrap_or("application/octet-stream"))?
-            .header("x-amz-checksum-crc32", &crc32_text(crc32))?
+            .checksum("x-amz-checksum-crc32", &crc32_text(crc32))?
             .body(body);
         call = match &options.condition {
             Condition::None => call,
             Condition::IfNoneMatch => call.header("if-none-match", "*")?,
             Condition::IfMatch(etag) => call.header("if-match", etag)?,
         };
-        let mut result = self.execute(&call).await;
-        if let (Condition::IfMatch(etag), Err(error)) = (&options.condition, &result)
-            && let Some(bare) = etag.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'))
-            && error.kind() == ErrorKind::PreconditionFailed
-            && !error.maybe_applied()
-            && self.head_object(bucket, key).await.is_ok_and(|info| info.etag.as_ref() == Some(etag))
-        {
-            // The object has that very ETag: this service (Ceph before 17) compares it with the quotes. The
-            // condition still holds for the second request.
-            call = call.header("if-match", bare)?;
-            result = self.execute(&call).await;
-        }
-        let answer = result?.headers;
+        let answer = self.execute(&call).await?.headers;
         call.check_encryption(&answer).map_err(|error| error.with_maybe_applied(true))?;
         Ok(PutOutput { etag: header(&answer, "etag").map(str::to_owned), crc32 })
     }
@@ -148,13 +173,20 @@ impl Client {
     /// # Errors
     /// `NotFound` without a code, as a HEAD's answer has no body: the bucket may be what is missing.
     pub async fn head_object(&self, bucket: &str, key: &str) -> Result<ObjectInfo, Error> {
-        Ok(self.head(bucket, key).await?.0)
+        Ok(self.head(Call::new("HeadObject", Method::HEAD, bucket, Some(key))?, key).await?.0)
     }
 
     /// The same with the CRC-32 of the whole object, where the service keeps one.
-    pub(crate) async fn head(&self, bucket: &str, key: &str) -> Result<(ObjectInfo, Option<u32>), Error> {
-        let call = Call::new("HeadObject", Method::HEAD, bucket, Some(key))?
-            .header("x-amz-checksum-mode", "ENABLED")?;
+    pub(crate) async fn head_checksum(
+        &self,
+        bucket: &str,
+        key: &str,
+    ) -> Result<(ObjectInfo, Option<u32>), Error> {
+        let call = Call::new("HeadObject", Method::HEAD, bucket, Some(key))?;
+        self.head(call.checksum("x-amz-checksum-mode", "ENABLED")?, key).await
+    }
+
+    async fn head(&self, call: Call, key: &str) -> Result<(ObjectInfo, Option<u32>), Error> {
         let headers = self.execute(&call).await?.headers;
         let size =
             header(&headers, "content-length").and_then(|text| text.parse().ok()).ok_or_else(|| {

@@ -2,7 +2,7 @@
 //!
 //! A body is cut in frames of up to 256 KiB; a frame is a list of slices of the segments, so that many small
 //! segments go out in one vectored write. Whatever owns the memory of a segment is released when the last frame
-//! of it has left, on the connection's task: its destructor must be able to run on any thread.
+//! of it has left: its destructor must be able to run on any thread.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -118,6 +118,7 @@ impl Buf for Slices {
 }
 
 /// The body that the HTTP library polls; it reports progress as frames are taken.
+#[derive(Clone)]
 pub(crate) struct PayloadBody {
     payload: Payload,
     segment: usize,

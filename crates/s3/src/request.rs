@@ -11,10 +11,12 @@ use aws_credential_types::Credentials;
 use aws_sigv4::http_request::SignableBody;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
+use md5::{Digest, Md5};
 
 use crate::address::{check_bucket, check_key};
 use crate::answer::{Asked, error_inside, failure};
 use crate::body::BodyReader;
+use crate::checksum::base64;
 use crate::client::Client;
 use crate::clock::{self, Instant};
 use crate::config::ServerSideEncryption;
@@ -33,6 +35,9 @@ const MAX_ERROR_BODY: usize = 64 * 1024;
 /// Longest answer that is kept in memory: a page of a listing has about 1 MiB.
 const MAX_ANSWER: usize = 64 << 20;
 
+/// Bytes whose MD5 is computed in one go, some two milliseconds.
+const MD5_STEP: usize = 1 << 20;
+
 /// A request, ready to be sent any number of times.
 pub(crate) struct Call {
     pub(crate) operation: &'static str,
@@ -42,10 +47,18 @@ pub(crate) struct Call {
     part: Option<u32>,
     query: String,
     pub(crate) headers: HeaderMap,
+    /// Headers of checksums, for services that take them.
+    checksums: HeaderMap,
     body: Payload,
+    /// The body for services that take no checksums, where it is another one.
+    body_without_checksums: Option<Payload>,
     /// A small body that the signature covers.
     signed_body: bool,
+    /// The body is an object's.
+    object_body: bool,
     writes: bool,
+    /// The caller has another way where the service does not know the operation.
+    has_alternative: bool,
 }
 
 impl Call {
@@ -69,9 +82,13 @@ impl Call {
             part: None,
             query: String::new(),
             headers: HeaderMap::new(),
+            checksums: HeaderMap::new(),
             body: Payload::default(),
+            body_without_checksums: None,
             signed_body: false,
+            object_body: false,
             writes,
+            has_alternative: false,
         })
     }
 
@@ -97,11 +114,16 @@ impl Call {
     /// # Errors
     /// `Config`, when the value cannot stand in a header.
     pub(crate) fn header(mut self, name: &'static str, value: &str) -> Result<Call, Error> {
-        let text =
-            HeaderValue::from_str(value).ok().filter(|value| value.to_str().is_ok()).ok_or_else(|| {
-                Error::new(ErrorKind::Config, format!("{name} must be printable ASCII, not {value:?}"))
-            })?;
-        self.headers.insert(HeaderName::from_static(name), text);
+        self.headers.insert(HeaderName::from_static(name), header_value(name, value)?);
+        Ok(self)
+    }
+
+    /// Sets a header of a checksum, which is left out where the service takes none.
+    ///
+    /// # Errors
+    /// As for [`Call::header`].
+    pub(crate) fn checksum(mut self, name: &'static str, value: &str) -> Result<Call, Error> {
+        self.checksums.insert(HeaderName::from_static(name), header_value(name, value)?);
         Ok(self)
     }
 
@@ -114,6 +136,7 @@ impl Call {
     /// An object's bytes as the body.
     pub(crate) fn body(mut self, body: Payload) -> Call {
         self.body = body;
+        self.object_body = true;
         self
     }
 
@@ -122,6 +145,18 @@ impl Call {
         self.body = Payload::from(Bytes::from(document));
         self.signed_body = true;
         self.header("content-type", "application/xml")
+    }
+
+    /// What the document is where the service takes no checksums.
+    pub(crate) fn document_without_checksums(mut self, document: String) -> Call {
+        self.body_without_checksums = Some(Payload::from(Bytes::from(document)));
+        self
+    }
+
+    /// The caller has another way where the service does not know the operation.
+    pub(crate) fn with_alternative(mut self) -> Call {
+        self.has_alternative = true;
+        self
     }
 
     /// Refuses an answer that does not confirm the encryption this request asks for: some services do not know it.
@@ -167,6 +202,14 @@ pub(crate) struct Operation {
     /// The latest answer that asked for fewer requests.
     slowed_down: Option<Error>,
     credentials: Option<Credentials>,
+    /// Whether the latest attempt had headers of checksums.
+    with_checksums: bool,
+    /// What may have been a refusal of them.
+    refusal: Option<Error>,
+    /// Attempts go without them since.
+    without_checksums: bool,
+    /// The Content-MD5 that the service asked for.
+    md5: Option<HeaderValue>,
 }
 
 impl Operation {
@@ -212,8 +255,9 @@ impl Client {
         let body = answer.body.collect(MAX_ANSWER).await?;
         if error_inside(&body).is_some() {
             let session = self.session().await.map_err(Failure::fatal)?;
-            return Err(failure(&asked(call, session), answer.status, &answer.headers, &body));
+            return Err(failure(&self.asked(call, session), answer.status, &answer.headers, &body));
         }
+        self.understood(call, operation);
         Ok(Reply { headers: answer.headers, body })
     }
 
@@ -247,7 +291,7 @@ impl Client {
         }
         // A broken or endless error document leaves the status, which is what counts.
         let document = body.collect(MAX_ERROR_BODY).await.unwrap_or_default();
-        let failure = failure(&asked(call, session), head.status, &head.headers, &document);
+        let failure = failure(&self.asked(call, session), head.status, &head.headers, &document);
         if failure.class != Class::Throttled {
             inner.turns.admitted(call.turn());
         }
@@ -288,11 +332,20 @@ impl Client {
             inner.turns.refused(call.turn(), sent);
             operation.slowed_down = Some(failure.error.clone());
         }
+        if lost_connection(&failure.error)
+            && let Some(session) = inner.session.get()
+        {
+            session.transport.drop_idle();
+        }
         let elapsed =
             operation.started.map_or(Duration::ZERO, |started| clock::now().duration_since(started));
         let policy = Policy { max_attempts: inner.config.max_attempts, deadline: inner.config.deadline };
-        let verdict =
-            operation.attempts.failed(&policy, failure.class, failure.retry_after, elapsed, clock::random());
+        let verdict = if self.adapt(call, operation, &failure).await {
+            Verdict::Retry { pause: Duration::ZERO, remedy: None }
+        } else {
+            let retry_after = failure.retry_after;
+            operation.attempts.failed(&policy, failure.class, retry_after, elapsed, clock::random())
+        };
         let error = match operation.slowed_down.take_if(|_| failure.class == Class::Final) {
             // The deadline passed because the service kept asking for fewer requests: that is what went wrong.
             Some(slowed_down) if failure.error.kind() == ErrorKind::Timeout => slowed_down,
@@ -328,6 +381,45 @@ impl Client {
         turn.ok_or_else(|| finish(call, operation, error, policy.deadline))
     }
 
+    /// Whether the same request is worth sending at once in another form. Finding out what a service takes is no failure of a
+    /// request, and counts as none.
+    async fn adapt(&self, call: &Call, operation: &mut Operation, failure: &Failure) -> bool {
+        if call.object_body && operation.md5.is_none() && wants_md5(&failure.error) {
+            operation.md5 = Some(md5_of(&call.body).await);
+            return true;
+        }
+        match &operation.refusal {
+            None => {
+                let refused = operation.with_checksums && may_refuse_checksums(call, failure);
+                operation.without_checksums = refused && self.inner.store.may_do_without_checksums();
+                operation.refusal = operation.without_checksums.then(|| failure.error.clone());
+                operation.without_checksums
+            }
+            Some(refusal) if operation.without_checksums => {
+                let error = &failure.error;
+                if (error.status(), error.code()) == (refusal.status(), refusal.code()) {
+                    // They were not what was refused.
+                    operation.without_checksums = false;
+                } else if matches!(error.status(), Some(404 | 409 | 412)) {
+                    // The request was understood this time.
+                    self.understood(call, operation);
+                }
+                false
+            }
+            Some(_) => false,
+        }
+    }
+
+    /// The service took the request in the form that it has: the next ones have it from the start.
+    pub(crate) fn understood(&self, call: &Call, operation: &Operation) {
+        if operation.without_checksums {
+            self.inner.store.refused_checksums(call.writes);
+        }
+        if operation.md5.is_some() {
+            self.inner.store.bucket(&call.bucket).wants_md5.set();
+        }
+    }
+
     pub(crate) async fn session(&self) -> Result<&Session, Error> {
         self.inner.session.get_or_try_init(|| Session::open(&self.inner.config)).await
     }
@@ -341,13 +433,30 @@ impl Client {
         let session = self.session().await?;
         let address = session.endpoint.address(&call.bucket, call.key.as_deref(), &call.query)?;
         let mut headers = call.headers.clone();
+        operation.with_checksums = !call.checksums.is_empty()
+            && !operation.without_checksums
+            && inner.store.takes_checksums(call.writes);
+        let body = match &call.body_without_checksums {
+            Some(without) if !operation.with_checksums => without,
+            _ => &call.body,
+        };
+        if operation.with_checksums {
+            headers.extend(call.checksums.clone());
+        }
+        if call.object_body && inner.store.bucket(&call.bucket).wants_md5.is_set() && operation.md5.is_none()
+        {
+            operation.md5 = Some(md5_of(body).await);
+        }
+        if let Some(md5) = &operation.md5 {
+            headers.insert("content-md5", md5.clone());
+        }
         let value = |text: &str| {
             HeaderValue::from_str(text)
                 .map_err(|_| Error::new(ErrorKind::Config, format!("cannot stand in a header: {text:?}")))
         };
         headers.insert(http::header::HOST, value(&address.host)?);
         if call.writes {
-            headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(call.body.len()));
+            headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(body.len()));
         }
         headers.insert(http::header::USER_AGENT, value(&inner.config.user_agent)?);
         if inner.config.requester_pays {
@@ -356,22 +465,27 @@ impl Client {
         if let Some(cache) = &session.credentials {
             let now = self.service_time();
             let credentials = cache.get(now).await?;
-            let document = call.signed_body.then(|| call.body.segments().first()).flatten();
-            let body = match document {
+            let document = call.signed_body.then(|| body.segments().first()).flatten();
+            let signed = match document {
                 Some(document) => SignableBody::Bytes(document),
-                None if call.body.is_empty() => SignableBody::empty(),
+                None if body.is_empty() => SignableBody::empty(),
                 None => SignableBody::UnsignedPayload,
             };
             let region = session.region.as_deref().unwrap_or_default();
-            sign_request(&credentials, region, now, &call.method, &address.uri, &mut headers, body)?;
+            sign_request(&credentials, region, now, &call.method, &address.uri, &mut headers, signed)?;
             operation.credentials = Some(credentials);
         }
         let progress = Arc::new(Progress::new(Arc::clone(&inner.counters)));
-        let mut request = Request::new(PayloadBody::new(call.body.clone(), Arc::clone(&progress)));
+        let mut request = Request::new(PayloadBody::new(body.clone(), Arc::clone(&progress)));
         *request.method_mut() = call.method.clone();
         *request.uri_mut() = address.uri;
         *request.headers_mut() = headers;
         Ok((session, request, progress))
+    }
+
+    fn asked<'a>(&self, call: &'a Call, session: &'a Session) -> Asked<'a> {
+        let (region, now) = (session.region.as_deref(), self.service_time());
+        Asked { operation: call.operation, bucket: &call.bucket, region, headers: &call.headers, now }
     }
 
     /// The service's time, as far as it is known.
@@ -415,9 +529,65 @@ impl Client {
     }
 }
 
-fn asked<'a>(call: &'a Call, session: &'a Session) -> Asked<'a> {
-    let region = session.region.as_deref();
-    Asked { operation: call.operation, bucket: &call.bucket, region, headers: &call.headers }
+fn header_value(name: &str, value: &str) -> Result<HeaderValue, Error> {
+    HeaderValue::from_str(value).ok().filter(|value| value.to_str().is_ok()).ok_or_else(|| {
+        Error::new(ErrorKind::Config, format!("{name} must be printable ASCII, not {value:?}"))
+    })
+}
+
+/// Whether it was the connection that failed, and not the service that answered.
+fn lost_connection(error: &Error) -> bool {
+    error.status().is_none() && matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Connection)
+}
+
+/// Whether the service misses a Content-MD5.
+fn wants_md5(error: &Error) -> bool {
+    let names = |text: &str| text.to_ascii_lowercase().replace('-', "").contains("contentmd5");
+    error.status() == Some(400)
+        && error.kind() == ErrorKind::Service
+        && (names(error.message()) || error.code().is_some_and(names))
+}
+
+/// Whether the answer may mean that the service takes no headers of checksums. Some name them, some say of the whole
+/// request that it is not understood, some say nothing.
+fn may_refuse_checksums(call: &Call, failure: &Failure) -> bool {
+    let error = &failure.error;
+    let unanswered = error.status().is_none() && error.code().is_none();
+    if error.kind() != ErrorKind::Service
+        || unanswered
+        || !matches!(error.status(), None | Some(400 | 405 | 501))
+    {
+        return false;
+    }
+    let message = error.message().to_ascii_lowercase();
+    if message.contains("checksum") || message.contains("x-amz-sdk") {
+        // Bytes that were damaged on their way are no refusal.
+        return !message.contains("match") && !message.contains("is invalid");
+    }
+    let vague = matches!(
+        error.code(),
+        None | Some(
+            "NotImplemented"
+                | "NotSupported"
+                | "UnsupportedOperation"
+                | "UnsupportedArgument"
+                | "UnsupportedHeader"
+                | "InvalidArgument"
+                | "InvalidRequest"
+                | "MethodNotAllowed"
+        )
+    );
+    vague && !call.has_alternative
+}
+
+/// What Content-MD5 is for this body. In steps, as nothing else goes on meanwhile on this thread.
+async fn md5_of(body: &Payload) -> HeaderValue {
+    let mut md5 = Md5::new();
+    for step in body.segments().iter().flat_map(|segment| segment.chunks(MD5_STEP)) {
+        md5.update(step);
+        tokio::task::yield_now().await;
+    }
+    HeaderValue::from_str(&base64(&md5.finalize())).expect("base64 is ASCII")
 }
 
 fn finish(call: &Call, operation: &Operation, error: Error, elapsed: Duration) -> Error {

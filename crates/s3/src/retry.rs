@@ -2,8 +2,8 @@
 //!
 //! Exponential backoff with full jitter (a random pause between zero and a doubling bound), so that the ranks of a
 //! job do not come back in step. A service that wants fewer requests is no failure of the request: it is repeated
-//! until its deadline, at the pace of its keys ([`crate::turns`]). Some failures are worth exactly one more attempt, after
-//! a remedy.
+//! until its deadline, at the pace of its keys ([`crate::turns`]). A pause that a service asks for is kept as far as the
+//! deadline allows. Some failures are worth exactly one more attempt, after a remedy.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,6 +11,10 @@ use crate::error::Error;
 
 const SHORTEST_BOUND: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+/// Longest pause that a service may ask for.
+const LONGEST_ASKED: Duration = Duration::from_secs(60);
+/// A service may ask for this part of the time that is left, so that what it asks for leaves some for the request.
+const ASKED_OF_THE_REST: u32 = 4;
 
 /// What must happen before the one more attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +117,9 @@ impl Attempts {
         if self.failed >= policy.max_attempts {
             return Verdict::GiveUp;
         }
-        let pause = bound.mul_f64(random.clamp(0.0, 1.0)).max(retry_after.unwrap_or_default());
+        let left = policy.deadline.saturating_sub(elapsed);
+        let asked = retry_after.unwrap_or_default().min(LONGEST_ASKED).min(left / ASKED_OF_THE_REST);
+        let pause = bound.mul_f64(random.clamp(0.0, 1.0)).max(asked);
         if elapsed.saturating_add(pause) >= policy.deadline {
             return Verdict::GiveUp;
         }
@@ -190,17 +196,29 @@ mod tests {
     }
 
     #[test]
-    fn the_service_may_ask_for_a_longer_pause_but_not_past_the_deadline() {
-        let mut attempts = Attempts { count: 1, ..Attempts::default() };
-        let asked = |seconds| Some(Duration::from_secs(seconds));
-        assert_eq!(
-            attempts.failed(&POLICY, Class::Throttled, asked(7), Duration::ZERO, 1.0),
-            Verdict::Retry { pause: Duration::from_secs(7), remedy: None }
-        );
-        assert_eq!(
-            attempts.failed(&POLICY, Class::Throttled, asked(61), Duration::ZERO, 1.0),
-            Verdict::GiveUp
-        );
+    fn the_service_may_ask_for_a_longer_pause_as_far_as_the_deadline_allows() {
+        let hour = Policy { deadline: Duration::from_secs(3600), ..POLICY };
+        for (policy, class, asked, elapsed, expected) in [
+            (POLICY, Class::Throttled, 7, 0, 7_000),
+            (POLICY, Class::Transient, 7, 0, 7_000),
+            (POLICY, Class::Throttled, 16, 0, 15_000),
+            (POLICY, Class::Throttled, 3600, 20, 10_000),
+            (POLICY, Class::Transient, u64::MAX, 59, 250),
+            (hour, Class::Throttled, 61, 0, 60_000),
+            (hour, Class::Transient, u64::MAX, 0, 60_000),
+        ] {
+            let mut attempts = Attempts { count: 1, ..Attempts::default() };
+            let (asked, elapsed) = (Some(Duration::from_secs(asked)), Duration::from_secs(elapsed));
+            assert_eq!(
+                attempts.failed(&policy, class, asked, elapsed, 0.0),
+                pause(expected),
+                "{asked:?} {elapsed:?}"
+            );
+        }
+        let mut attempts = Attempts::default();
+        let asked = Some(Duration::from_secs(1));
+        let verdict = attempts.failed(&POLICY, Class::Throttled, asked, Duration::from_secs(60), 0.0);
+        assert_eq!(verdict, Verdict::GiveUp);
     }
 
     #[test]

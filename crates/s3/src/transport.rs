@@ -1,7 +1,7 @@
 //! One HTTP request and its answer, with limits on silence: no retries, no S3.
 //!
-//! GETs go over connections of ours ([`crate::connections`]), so that their bodies can be read in place. Everything
-//! else goes through hyper's pooled client; its bodies are vectored writes of owned slices. Plain TCP or rustls.
+//! Plain TCP or rustls. Bodies go out as vectored writes of owned slices, and come in where they belong
+//! ([`crate::connections`]).
 //! What this does not do: HTTP proxies, redirects, HTTP/2 (S3 speaks 1.1).
 
 use std::error::Error as StdError;
@@ -9,11 +9,9 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use http::{Method, Request, Response};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
+use http::{Request, Response};
+use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -40,7 +38,6 @@ pub(crate) struct Limits {
 /// The connections to one endpoint.
 pub(crate) struct Transport {
     connections: Connections,
-    client: Client<HttpsConnector<HttpConnector>, PayloadBody>,
 }
 
 impl Transport {
@@ -63,13 +60,7 @@ impl Transport {
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .pool_max_idle_per_host(config.max_connections)
-            .http1_writev(true)
-            .build(connector.clone());
-        Ok(Transport { connections: Connections::new(connector, IDLE), client })
+        Ok(Transport { connections: Connections::new(connector, IDLE) })
     }
 
     /// Sends a request and waits for the head of the answer, as long as bytes of the body go out.
@@ -79,17 +70,16 @@ impl Transport {
         progress: &Progress,
         limits: Limits,
     ) -> Result<Response<Body>, Failure> {
-        if request.method() == Method::GET {
-            let answer = answered(self.connections.get(request), progress, limits).await?;
-            return answer.map_err(|error| match error {
-                NoAnswer::Unconnected(error) => connection_failure(&*error, false),
-                NoAnswer::Broken(error) => connection_failure(&error, true),
-            });
-        }
-        match answered(self.client.request(request), progress, limits).await? {
-            Ok(answer) => Ok(answer.map(Body::Pooled)),
-            Err(error) => Err(connection_failure(&error, !error.is_connect())),
-        }
+        let answer = answered(self.connections.send(request), progress, limits).await?;
+        answer.map_err(|error| match error {
+            NoAnswer::Unconnected(error) => connection_failure(&*error, false),
+            NoAnswer::Broken(error) => connection_failure(&error, true),
+        })
+    }
+
+    /// Closes the connections that nobody uses; see [`Connections::drop_idle`].
+    pub(crate) fn drop_idle(&self) {
+        self.connections.drop_idle();
     }
 }
 
