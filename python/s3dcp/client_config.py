@@ -41,7 +41,8 @@ class S3ClientConfig:
         storage_class: e.g. ``"STANDARD_IA"`` or ``"EXPRESS_ONEZONE"``; None for the bucket's default.
         checksum_headers: send CRC-32 in headers for S3 to check, and ask for it on reads: True (a store that refuses it
             fails the save) or False; None for ``AWS_REQUEST_CHECKSUM_CALCULATION`` and
-            ``AWS_RESPONSE_CHECKSUM_VALIDATION`` (``when_supported`` or ``when_required``), else True until the store refuses it.
+            ``AWS_RESPONSE_CHECKSUM_VALIDATION`` (``when_supported`` or ``when_required``), else True until the store
+            refuses it.
         ca_bundle: PEM file with certificate authorities; None for ``AWS_CA_BUNDLE``, else the system's.
         deadline: seconds that one request may take in all, retries included; a part of an upload and a range of a
             download are one request each.

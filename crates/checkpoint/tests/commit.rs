@@ -565,6 +565,130 @@ async fn a_server_that_knows_no_conditions_is_not_sent_any() {
 }
 
 #[tokio::test]
+async fn a_server_with_half_of_the_conditions_matters_where_the_other_half_is_needed() {
+    fn refuse(head: &Head, names: &[&str], status: u16, code: &'static str) -> Action {
+        match head.method == "PUT" && names.iter().any(|name| head.header(name).is_some()) {
+            true => Action::Answer(status, code),
+            false => Action::Forward,
+        }
+    }
+    const BOTH: [&str; 2] = ["if-match", "if-none-match"];
+    type Rule = fn(&Head) -> Action;
+    let servers: [(&str, Rule, bool, bool); 8] = [
+        ("no If-Match, 501", |head| refuse(head, &BOTH[..1], 501, "NotImplemented"), true, false),
+        ("no If-Match, 400", |head| refuse(head, &BOTH[..1], 400, "InvalidArgument"), true, false),
+        ("no If-None-Match, 501", |head| refuse(head, &BOTH[1..], 501, "NotImplemented"), false, true),
+        ("no If-None-Match, 400", |head| refuse(head, &BOTH[1..], 400, "InvalidRequest"), false, true),
+        ("neither, 400", |head| refuse(head, &BOTH, 400, "InvalidArgument"), false, false),
+        ("none holds", |head| refuse(head, &BOTH, 412, "PreconditionFailed"), false, false),
+        ("If-Match never holds", |head| refuse(head, &BOTH[..1], 412, "PreconditionFailed"), true, false),
+        ("weak ETags", |_| Action::WeakenEtags, true, false),
+    ];
+    for (server, rule, creates, replaces) in servers {
+        for epoch in [None, Some(3)] {
+            let bed = Bed::start().await;
+            let client = bed.through(1, rule).await;
+            let target = target(epoch, None);
+            for (save_id, file, honoured) in [("one", "1.distcp", creates), ("two", "2.distcp", replaces)] {
+                let before = bed.keys().await;
+                let required = prepare(&client, &target, true, ConditionalCommit::Require).await;
+                assert_eq!(required.is_ok(), honoured, "{server} {save_id}: {required:?}");
+                if let Err(error) = required {
+                    assert_eq!(error.kind(), ErrorKind::Config);
+                    assert!(error.message().contains("conditional_commit=\"require\""), "{error}");
+                }
+                assert_eq!(bed.keys().await, before, "{server}: the probe stays");
+                let observed = prepare(&client, &target, true, WARN).await.unwrap();
+                bed.put(&format!("run/{file}"), "shard").await;
+                let committed =
+                    finish(&client, &target, &observed, epoch, save_id, &[file], WARN).await.unwrap();
+                assert_eq!(
+                    committed.warnings.len(),
+                    usize::from(!honoured),
+                    "{server} {save_id}: {committed:?}"
+                );
+                assert!(committed.warnings.iter().all(|warning| warning.contains("conditional writes")));
+                assert_eq!(save_id_at(&bed, "run/.metadata").await, save_id, "{server}");
+            }
+            assert!(!bed.exists("run/1.distcp").await, "{server}: what was replaced is cleaned up");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_the_condition_a_save_still_looks_before_it_writes() {
+    let bed = Bed::start().await;
+    let client = bed
+        .through(1, |head| match head.header("if-match") {
+            Some(_) => Action::Answer(501, "NotImplemented"),
+            None => Action::Forward,
+        })
+        .await;
+    save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
+    let target = target(None, None);
+    let observed = prepare(&client, &target, true, WARN).await.unwrap();
+    save(&bed, None, None, "rival", &["rival.distcp"]).await.unwrap();
+    let error = finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert_eq!(save_id_at(&bed, "run/.metadata").await, "rival");
+}
+
+/// As gateways do that treat small objects, or names, otherwise.
+#[tokio::test]
+async fn a_condition_that_only_the_index_cannot_have_is_warned_of_or_refused_at_the_commit() {
+    for (status, code) in [(412, "PreconditionFailed"), (501, "NotImplemented"), (400, "InvalidArgument")] {
+        for old in [None, Some("old")] {
+            let bed = Bed::start().await;
+            let client = bed
+                .through(1, move |head| {
+                    let conditional = head.header("if-match").or(head.header("if-none-match"));
+                    match is_index_put(head) && conditional.is_some() {
+                        true => Action::Answer(status, code),
+                        false => Action::Forward,
+                    }
+                })
+                .await;
+            if let Some(old) = old {
+                save(&bed, None, None, old, &["old.distcp"]).await.unwrap();
+            }
+            let target = target(None, None);
+            let require = ConditionalCommit::Require;
+            let observed = prepare(&client, &target, true, require).await.unwrap();
+            let error =
+                finish(&client, &target, &observed, None, "new", &["new.distcp"], require).await.unwrap_err();
+            assert!(!error.message().contains("has gone"), "{error}");
+            assert_eq!(bed.exists("run/.metadata").await, old.is_some());
+            let committed =
+                finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap();
+            assert_eq!(committed.warnings.len(), 1, "{status} {old:?}: {committed:?}");
+            assert_eq!(save_id_at(&bed, "run/.metadata").await, "new");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_does_with_conditions_is_asked_once_for_all_saves() {
+    let bed = Bed::start().await;
+    let probes = Arc::new(AtomicU32::new(0));
+    let count = probes.clone();
+    let client = bed
+        .through(1, move |head| {
+            let is_probe = head.method == "PUT" && !head.path.contains("metadata");
+            count.fetch_add(u32::from(is_probe), Ordering::SeqCst);
+            Action::Forward
+        })
+        .await;
+    let mut asked = Vec::new();
+    for save_id in ["one", "two", "three"] {
+        let target = target(None, None);
+        let observed = prepare(&client, &target, true, WARN).await.unwrap();
+        finish(&client, &target, &observed, None, save_id, &["a.distcp"], WARN).await.unwrap();
+        asked.push(probes.load(Ordering::SeqCst));
+    }
+    assert_eq!(asked, [4, 4, 4]);
+}
+
+#[tokio::test]
 async fn a_server_that_compares_bare_etags_can_be_committed_to() {
     let bed = Bed::start().await;
     let client = bed

@@ -60,9 +60,9 @@ pub(crate) struct Arguments {
     partitions_at: Vec<String>,
     /// Let something go wrong, say 'error:SlowDown on=UploadPart key=*.distcp skip=2 times=3'; may be given several times
     ///
-    /// What: error:<code>, error-in-200:<code>, drop, reset-request:<bytes>, silence, flip-request, delay:<n>ms before anything
+    /// What: error:<code>, error:<status>/<code>, error-in-200:<code>, drop, reset-request:<bytes>, silence, flip-request, delay:<n>ms before anything
     /// takes effect; lose, reset:<bytes>, cut:<bytes>, stall:<bytes>, truncate:<bytes>, flip afterwards, on the answer. To
-    /// which requests: on=<operation>,..., key=<pattern>, part=<n>, skip=<n>, times=<n>, chance=<0..1>.
+    /// which requests: on=<operation>,..., key=<pattern>, part=<n>, header=<pattern>, skip=<n>, times=<n>, chance=<0..1>.
     #[arg(long = "fault", value_name = "RULE")]
     faults: Vec<Fault>,
     /// Seed of what faults leave to chance

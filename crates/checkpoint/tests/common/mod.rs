@@ -109,6 +109,8 @@ pub(crate) enum Action {
     PutBefore(&'static str, Bytes),
     /// Forward, and answer with this made of the server's answer, of the same length.
     Rewrite(fn(String) -> String),
+    /// Forward, and answer with ETags that are weak.
+    WeakenEtags,
 }
 
 async fn pass_one(
@@ -156,7 +158,7 @@ async fn pass_one(
             direct.put_object(BUCKET, key, body, &PutOptions::default()).await.unwrap();
         }
         Action::Hold(ref gate) => drop(gate.acquire().await.unwrap()),
-        Action::Forward | Action::LoseReply | Action::Rewrite(_) => {}
+        Action::Forward | Action::LoseReply | Action::Rewrite(_) | Action::WeakenEtags => {}
     }
     // one request per connection
     request.splice(end..end, b"\r\nconnection: close".iter().copied());
@@ -166,6 +168,11 @@ async fn pass_one(
     let _ = server.read_to_end(&mut answer).await;
     if let Action::Rewrite(change) = action {
         answer = change(String::from_utf8(answer).unwrap()).into_bytes();
+    }
+    if matches!(action, Action::WeakenEtags)
+        && let Some(at) = answer.windows(7).position(|bytes| bytes == b"etag: \"")
+    {
+        answer.splice(at + 6..at + 6, *b"W/");
     }
     if !matches!(action, Action::LoseReply) {
         let _ = stream.write_all(&answer).await;

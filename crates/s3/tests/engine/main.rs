@@ -6,6 +6,7 @@ mod chain;
 mod faults;
 mod secrets;
 mod server;
+mod stores;
 mod support;
 mod tls;
 mod wire;

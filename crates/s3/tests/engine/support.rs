@@ -25,6 +25,8 @@ pub(crate) struct Seen {
     pub(crate) target: String,
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
+    /// The how-manieth connection it came on, from 1.
+    pub(crate) connection: usize,
 }
 
 impl Seen {
@@ -93,9 +95,9 @@ impl Responder {
         let (script, log, count) = (Arc::new(script), Arc::clone(&seen), Arc::clone(&connections));
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                count.fetch_add(1, Ordering::SeqCst);
+                let connection = count.fetch_add(1, Ordering::SeqCst) + 1;
                 let (script, log) = (Arc::clone(&script), Arc::clone(&log));
-                tokio::spawn(async move { serve(stream, &*script, &log).await });
+                tokio::spawn(async move { serve(stream, connection, &*script, &log).await });
             }
         });
         Responder { url, seen, connections, task }
@@ -143,6 +145,7 @@ impl Drop for Responder {
 
 async fn serve(
     mut stream: TcpStream,
+    connection: usize,
     script: &(dyn Fn(usize, &Seen) -> Act + Send + Sync),
     log: &Mutex<Vec<Seen>>,
 ) {
@@ -160,7 +163,7 @@ async fn serve(
         buffer.drain(..head_end + 4);
         let mut words = head.split(' ');
         let (method, target) = (words.next().unwrap().to_owned(), words.next().unwrap().to_owned());
-        let mut seen = Seen { method, target, head, body: Vec::new() };
+        let mut seen = Seen { method, target, head, body: Vec::new(), connection };
         let (number, act) = {
             let mut log = log.lock().unwrap();
             let number = log.len();

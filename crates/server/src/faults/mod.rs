@@ -92,11 +92,14 @@ impl Active {
 mod tests {
     use super::*;
 
+    const HEADERS: [&str; 2] = ["host", "x-amz-checksum-crc32"];
+
     fn applied(rules: &[&str], seed: u64, requests: &[(&'static str, &str, Option<u32>)]) -> Vec<u64> {
         let rules: Vec<Fault> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
         let faults = Faults::new(&rules, seed);
         for &(operation, key, part) in requests {
-            faults.strike(|| Target { operation, key: key.to_owned(), part });
+            let headers = HEADERS.map(str::to_owned).to_vec();
+            faults.strike(|| Target { operation, key: key.to_owned(), part, headers });
         }
         faults.applied().into_iter().map(|(_, count)| count).collect()
     }
@@ -117,6 +120,9 @@ mod tests {
             ("drop key=*.distcp", 3),
             ("drop key=a/__?_0.distcp on=PutObject", 1),
             ("drop key=.metadata", 0),
+            ("drop header=x-amz-checksum-*", 4),
+            ("drop header=x-amz-checksum", 0),
+            ("drop header=if-match on=PutObject", 0),
             ("drop skip=1", 3),
             ("drop skip=1 times=2", 2),
             ("drop chance=0", 0),

@@ -14,6 +14,7 @@ use super::target::{OPERATIONS, Target};
 /// | what | happens |
 /// | --- | --- |
 /// | `error:<code>` | S3's error of this code (`SlowDown`, `InternalError`, `ExpiredToken`, `RequestTimeTooSkewed`, …); nothing is done |
+/// | `error:<status>/<code>` | the same with a status of another service's choice, and any code |
 /// | `error-in-200:<code>` | the same error in the body of a `200 OK`, as a long CompleteMultipartUpload may answer |
 /// | `drop` | the connection closes without an answer; nothing is done |
 /// | `reset-request:<n>` | the connection is reset after n bytes of the request's body; nothing is done |
@@ -31,6 +32,7 @@ use super::target::{OPERATIONS, Target};
 /// | `on=<operation>,…` | of these S3 operations |
 /// | `key=<pattern>` | for keys that match: `*` is any text, `?` any character |
 /// | `part=<n>` | for this part number |
+/// | `header=<pattern>` | with a header whose name, in lower case, matches |
 /// | `skip=<n>` | but the first n of them |
 /// | `times=<n>` | n of them, then no more |
 /// | `chance=<p>` | each with this probability, from 0 to 1 |
@@ -43,6 +45,7 @@ pub struct Fault {
     operations: Vec<String>,
     key: Option<String>,
     part: Option<u32>,
+    header: Option<String>,
     skip: u64,
     times: u64,
     chance: f64,
@@ -90,6 +93,10 @@ impl Fault {
         (self.operations.is_empty() || self.operations.iter().any(|name| name == target.operation))
             && self.key.as_ref().is_none_or(|pattern| matches(pattern, &target.key))
             && self.part.is_none_or(|part| target.part == Some(part))
+            && self
+                .header
+                .as_ref()
+                .is_none_or(|pattern| target.headers.iter().any(|name| matches(pattern, name)))
     }
 
     pub(super) fn is_due(&self, matched: u64, applied: u64) -> bool {
@@ -116,6 +123,7 @@ impl FromStr for Fault {
             operations: Vec::new(),
             key: None,
             part: None,
+            header: None,
             skip: 0,
             times: u64::MAX,
             chance: 1.0,
@@ -141,6 +149,7 @@ impl Fault {
             }
             "key" => self.key = Some(value.to_owned()),
             "part" => self.part = Some(number(word, value)?),
+            "header" => self.header = Some(value.to_owned()),
             "skip" => self.skip = number(word, value)?,
             "times" => self.times = number(word, value)?,
             "chance" => {
@@ -149,7 +158,11 @@ impl Fault {
                     return Err(format!("{word:?} is not from 0 to 1"));
                 }
             }
-            _ => return Err(format!("{name:?} in {word:?} is none of on, key, part, skip, times, chance")),
+            _ => {
+                return Err(format!(
+                    "{name:?} in {word:?} is none of on, key, part, header, skip, times, chance"
+                ));
+            }
         }
         Ok(())
     }
@@ -163,7 +176,11 @@ fn parse_action(word: &str) -> Result<Action, String> {
     let action = match name {
         "error" => {
             let code = needed("code")?;
-            Action::Error(status_of(code)?, code.to_owned())
+            let (status, code) = match code.split_once('/') {
+                None => (status_of(code)?, code),
+                Some((status, code)) => (refusal(word, status)?, code),
+            };
+            Action::Error(status, code.to_owned())
         }
         "error-in-200" => {
             let code = needed("code")?;
@@ -206,6 +223,13 @@ fn status_of(code: &str) -> Result<StatusCode, String> {
         .ok_or_else(|| format!("{code:?} is no error code of S3"))
 }
 
+/// The status of an error.
+fn refusal(word: &str, value: &str) -> Result<StatusCode, String> {
+    let status: StatusCode = number(word, value)?;
+    let refuses = status.is_client_error() || status.is_server_error();
+    refuses.then_some(status).ok_or_else(|| format!("{value:?} in {word:?} is no status of an error"))
+}
+
 fn number<T: FromStr>(word: &str, value: &str) -> Result<T, String> {
     value.parse().map_err(|_| format!("{value:?} in {word:?} is no number that fits"))
 }
@@ -237,6 +261,8 @@ mod tests {
         assert_eq!(fault.action, Action::Error(StatusCode::SERVICE_UNAVAILABLE, "SlowDown".to_owned()));
         assert_eq!((fault.skip, fault.times, fault.chance), (2, 3, 1.0));
         assert_eq!("delay:20ms".parse::<Fault>().unwrap().action, Action::Delay(Duration::from_millis(20)));
+        let refused = Action::Error(StatusCode::BAD_REQUEST, "NotImplemented".to_owned());
+        assert_eq!("error:400/NotImplemented header=if-match".parse::<Fault>().unwrap().action, refused);
         assert_eq!("reset:0 chance=0.5".parse::<Fault>().unwrap().chance, 0.5);
     }
 
@@ -247,6 +273,8 @@ mod tests {
             ("explode", "\"explode\""),
             ("error", "error:<code>"),
             ("error:Sloth", "\"Sloth\""),
+            ("error:200/SlowDown", "\"200\""),
+            ("error:often/SlowDown", "\"often\""),
             ("error-in-200:Sloth", "\"Sloth\""),
             ("drop:5", "no argument"),
             ("reset", "reset:<bytes>"),

@@ -35,6 +35,8 @@ pub(crate) struct Target {
     pub(crate) operation: &'static str,
     pub(crate) key: String,
     pub(crate) part: Option<u32>,
+    /// The names of its headers.
+    pub(crate) headers: Vec<String>,
 }
 
 impl Target {
@@ -51,6 +53,7 @@ impl Target {
             operation: operation(request.method(), request.headers(), has_bucket, !key.is_empty(), &query),
             key: percent_decode_str(key).decode_utf8_lossy().into_owned(),
             part: query.value("partNumber").and_then(|number| number.parse().ok()),
+            headers: request.headers().keys().map(|name| name.as_str().to_owned()).collect(),
         }
     }
 }
