@@ -95,8 +95,8 @@ class S3StorageWriter(FileSystemWriter):
             per epoch there rather than changing ``epoch_num`` while a save may be about to begin.
         thread_count: shard files per rank, at least 1.
         endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
-        conditional_commit: what to do where a server ignores conditional writes, which protect against racing
-            writers: ``"warn"``, ``"require"`` (refuse to save) or ``"off"`` (do not find out).
+        conditional_commit: what to do where a server does not honour the conditional write that this save needs against
+            racing writers: ``"warn"``, ``"require"`` (refuse to save) or ``"off"`` (do not find out).
         progress: True for a progress bar on standard error, or a callable ``(bytes_done, bytes_total)``.
         kwargs: torch's own writer arguments: ``single_file_per_rank``, ``overwrite``, ``per_thread_copy_ahead``,
             ``cache_staged_state_dict``, ``serialization_format``, ``_extensions``. ``sync_files`` has no meaning

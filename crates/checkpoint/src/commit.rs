@@ -172,7 +172,7 @@ impl IndexCommit<'_> {
         let refused = matches!(error.kind(), ErrorKind::PreconditionFailed | ErrorKind::Conflict)
             || error.kind() == ErrorKind::NotFound && error.code() != Some("NoSuchBucket");
         if !refused && !error.maybe_applied() {
-            let misunderstood = matches!(error.status(), Some(400 | 405 | 501)) && !self.maybe_applied;
+            let misunderstood = error.not_understood() && !self.maybe_applied;
             let support = misunderstood.then(|| Support::Refused(error.clone()));
             return Err(Failed { error, support });
         }

@@ -65,6 +65,8 @@ pub struct Leftovers {
     pub old: Vec<Leftover>,
     /// How many more are younger, and stay.
     pub younger: usize,
+    /// Why unfinished uploads are not among them, where the service cannot list those, or their parts.
+    pub uploads_unlisted: Option<Error>,
     indexes: Indexes,
 }
 
@@ -98,7 +100,14 @@ pub async fn find_leftovers(
     }
     let prefix = join(path_key, "");
     let listing = client.list_objects(bucket, &prefix, None).await?;
-    let uploads = client.list_multipart_uploads(bucket, &prefix).await?;
+    let mut uploads_unlisted = None;
+    let uploads = match client.list_multipart_uploads(bucket, &prefix).await {
+        Err(error) if error.not_understood() => {
+            uploads_unlisted = Some(error);
+            Vec::new()
+        }
+        uploads => uploads?,
+    };
     let now = listing.service_time.ok_or_else(|| {
         let message = "ListObjectsV2: the service's answer has no date, so that nothing has an age";
         Error::new(ErrorKind::Service, message).with_bucket(bucket)
@@ -125,14 +134,25 @@ pub async fn find_leftovers(
         .map(|upload| measure(client, bucket, upload, &age))
         .buffered(CONCURRENT_REQUESTS);
     while let Some(upload) = uploads.next().await {
-        found.extend(upload?);
+        match upload {
+            // Without its parts it has no age.
+            Err(error) if error.not_understood() => uploads_unlisted = Some(error),
+            upload => found.extend(upload?),
+        }
     }
     drop(uploads);
     let all = found.len();
     found.retain(|leftover| leftover.age >= older_than);
     let younger = all - found.len();
     found.sort_by(|one, other| (&one.kind, &one.key).cmp(&(&other.kind, &other.key)));
-    Ok(Leftovers { bucket: bucket.to_owned(), path_key: path_key.to_owned(), old: found, younger, indexes })
+    Ok(Leftovers {
+        bucket: bucket.to_owned(),
+        path_key: path_key.to_owned(),
+        old: found,
+        younger,
+        uploads_unlisted,
+        indexes,
+    })
 }
 
 /// An upload with the size and age of its parts; `None` when it has ended meanwhile.

@@ -69,6 +69,27 @@ fn is_listing(head: &Head) -> bool {
 }
 
 #[tokio::test]
+async fn where_uploads_or_their_parts_cannot_be_listed_the_rest_is_found_and_it_is_said() {
+    for refused in ["uploads", "uploadId"] {
+        for (status, code) in [(501, "NotImplemented"), (400, "InvalidArgument"), (405, "MethodNotAllowed")] {
+            let bed = Bed::start().await;
+            bed.put(&shard("__0_0"), "left").await;
+            let _upload = begin_upload(&bed, &shard("__1_0")).await;
+            let client = bed
+                .through(1, move |head| match head.method == "GET" && head.path.contains(refused) {
+                    true => Action::Answer(status, code),
+                    false => Action::Forward,
+                })
+                .await;
+            let found = find(&client).await.unwrap();
+            assert_eq!(keys(&found.old), [shard("__0_0")], "{refused} {status}");
+            assert_eq!(found.uploads_unlisted.as_ref().and_then(Error::status), Some(status));
+            assert!(find(&bed.client).await.unwrap().uploads_unlisted.is_none());
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_saves_leave_is_found_and_deleted_and_nothing_else() {
     let bed = Bed::start().await;
     let left = [

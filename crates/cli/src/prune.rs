@@ -45,6 +45,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .block_on(find_leftovers(&client, &bucket, path_key, arguments.older_than))
         .map_err(failure)?;
     table(&found, &limit).map_err(Failure::output)?;
+    if let Some(why) = &found.uploads_unlisted {
+        let warning = format!("warning: unfinished uploads were not looked for: {why}");
+        writeln!(io::stderr(), "{warning}").map_err(Failure::output)?;
+    }
     if found.old.is_empty() {
         return Ok(());
     }

@@ -112,7 +112,7 @@ impl Client {
                     Err(error) => return Err(error),
                 }
             }
-            Err(error) if not_understood(&error) => Err(Support::Refused(error)),
+            Err(error) if error.not_understood() => Err(Support::Refused(error)),
             Err(error) => return Err(error),
         };
         let (etag, creates) = match created {
@@ -139,7 +139,7 @@ impl Client {
                 let holds = match put {
                     Ok(_) => Support::Honoured,
                     Err(error) if error.kind() == ErrorKind::PreconditionFailed => Support::NeverHolds,
-                    Err(error) if not_understood(&error) => Support::Refused(error),
+                    Err(error) if error.not_understood() => Support::Refused(error),
                     Err(error) => Support::Unknown(error),
                 };
                 found.if_match_weak = if is_weak(&etag) { holds.clone() } else { Support::NeverHolds };
@@ -187,14 +187,7 @@ fn refusal(error: Error) -> Support {
         // Some say that there is no object with this ETag.
         ErrorKind::PreconditionFailed | ErrorKind::Conflict => Support::Honoured,
         ErrorKind::NotFound if error.code() != Some("NoSuchBucket") => Support::Honoured,
-        _ if not_understood(&error) => Support::Refused(error),
+        _ if error.not_understood() => Support::Refused(error),
         _ => Support::Unknown(error),
     }
-}
-
-/// The service does not know the header.
-fn not_understood(error: &Error) -> bool {
-    matches!(error.status(), Some(400 | 405 | 501))
-        && !error.retryable()
-        && error.kind() == ErrorKind::Service
 }

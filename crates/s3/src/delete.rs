@@ -141,22 +141,7 @@ impl Client {
 
 /// Whether the answer to DeleteObjects may mean that the service has no such operation.
 fn not_offered(error: &Error) -> bool {
-    match error.status() {
-        Some(405 | 501) => true,
-        Some(404) => error.code() != Some("NoSuchBucket"),
-        Some(400) => matches!(
-            error.code(),
-            None | Some(
-                "NotImplemented"
-                    | "NotSupported"
-                    | "UnsupportedOperation"
-                    | "MethodNotAllowed"
-                    | "InvalidArgument"
-                    | "InvalidRequest"
-            )
-        ),
-        _ => false,
-    }
+    error.not_understood() || error.status() == Some(404) && error.code() != Some("NoSuchBucket")
 }
 
 fn passes(code: &str) -> bool {

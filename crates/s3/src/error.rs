@@ -74,6 +74,22 @@ impl fmt::Display for ErrorKind {
     }
 }
 
+/// Codes of S3 for requests that it understood well.
+const OTHER_REFUSALS: [&str; 12] = [
+    "EntityTooLarge",
+    "EntityTooSmall",
+    "InvalidEncryptionAlgorithmError",
+    "InvalidPart",
+    "InvalidPartOrder",
+    "InvalidTag",
+    "InvalidURI",
+    "MalformedXML",
+    "MaxMessageLengthExceeded",
+    "MetadataTooLarge",
+    "MissingRequestBodyError",
+    "UnexpectedContent",
+];
+
 #[derive(Debug, Clone)]
 struct Details {
     kind: ErrorKind,
@@ -168,6 +184,19 @@ impl Error {
     /// S3's error code of the last answer (`"NoSuchKey"`); a HEAD has none.
     pub fn code(&self) -> Option<&str> {
         self.0.code.as_deref()
+    }
+
+    /// Whether the service seems not to know the operation, or something in the request's headers. Services say so in many
+    /// ways, also in ways that mean something else: what goes on in another way then fails again where it was that.
+    pub fn not_understood(&self) -> bool {
+        let other = |code: &str| code.starts_with("KMS.") || OTHER_REFUSALS.contains(&code);
+        let unclear = match (self.status(), self.code()) {
+            (Some(405 | 501), _) | (Some(400), None) => true,
+            // The latter inside an answer of 200.
+            (Some(400) | None, Some(code)) => !self.retryable() && !other(code),
+            _ => false,
+        };
+        self.kind() == ErrorKind::Service && unclear
     }
 
     /// The message without the context that `Display` adds.
@@ -320,6 +349,32 @@ mod tests {
         assert!(!error.maybe_applied());
         let named = Error::new(ErrorKind::NotFound, "x").with_bucket("b").with_key("k\n1");
         assert_eq!(named.to_string(), "x [s3://b/k 1]");
+    }
+
+    #[test]
+    fn what_a_service_does_not_know_is_told_from_what_it_refuses() {
+        let error = |kind, status: u16, code: &str| {
+            let error = Error::new(kind, "x").with_status(status);
+            if code.is_empty() { error } else { error.with_code(code) }
+        };
+        use ErrorKind::*;
+        for (kind, status, code, expected) in [
+            (Service, 501, "", true),
+            (Service, 405, "MethodNotAllowed", true),
+            (Service, 400, "", true),
+            (Service, 400, "NotImplemented", true),
+            (Service, 400, "SomethingOfTheirOwn", true),
+            (Service, 400, "MalformedXML", false),
+            (Service, 400, "KMS.DisabledException", false),
+            (Service, 500, "InternalError", false),
+            (Denied, 400, "ExpiredToken", false),
+            (Corrupt, 400, "BadDigest", false),
+            (NotFound, 404, "NoSuchKey", false),
+        ] {
+            assert_eq!(error(kind, status, code).not_understood(), expected, "{status} {code}");
+        }
+        assert!(Error::new(Service, "inside a 200").with_code("NotImplemented").not_understood());
+        assert!(!Error::new(Service, "no answer at all").not_understood());
     }
 
     #[test]

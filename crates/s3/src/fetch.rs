@@ -64,10 +64,8 @@ impl Client {
                     }
                     Err(error) => Failure::fatal(error),
                 },
-                // The object was replaced while it was read: begin again with the new one.
-                Err(failure)
-                    if failure.error.kind() == ErrorKind::PreconditionFailed && state.position > 0 =>
-                {
+                // The object was replaced while it was read: begin again with the new one. Or there is no telling.
+                Err(failure) if state.position > 0 && refuses_the_rest(&failure.error) => {
                     state.restart(feed);
                     Failure { class: Class::Transient, ..failure }
                 }
@@ -113,6 +111,11 @@ impl Client {
         let text = format!("GetObject: the answer ended after {received} bytes, too early");
         Err(Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text)))
     }
+}
+
+/// Whether the service refuses to go on with the same object, or does not know how to be asked for that.
+fn refuses_the_rest(error: &Error) -> bool {
+    error.kind() == ErrorKind::PreconditionFailed || error.not_understood()
 }
 
 /// How far one read has come.

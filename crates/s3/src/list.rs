@@ -57,18 +57,20 @@ impl Client {
         delimiter: Option<&str>,
     ) -> Result<Listing, Error> {
         let mut listing = Listing::default();
-        let mut token: Option<String> = None;
+        let mut next: Option<Next> = None;
         loop {
             let mut call = Call::new("ListObjectsV2", Method::GET, bucket, None)?.query("list-type", "2");
-            if let Some(token) = &token {
-                call = call.query("continuation-token", token);
+            match &next {
+                None => {}
+                Some(Next::Token(token)) => call = call.query("continuation-token", token),
+                Some(Next::After(key)) => call = call.query("marker", key),
             }
             if let Some(delimiter) = delimiter {
                 call = call.query("delimiter", delimiter);
             }
             call = call.query("prefix", prefix);
             let (page, time) = self.page(&call, "ListBucketResult").await?;
-            if token.is_none() {
+            if next.is_none() {
                 listing.service_time = time;
             }
             for object in page.all("Contents") {
@@ -79,11 +81,11 @@ impl Client {
             if page.text_of("IsTruncated") != Some("true") {
                 return Ok(listing);
             }
-            let next = page.text_of("NextContinuationToken").map(str::to_owned);
-            if next.is_none() || next == token {
+            let following = Next::of(&page);
+            if following.is_none() || following == next {
                 return Err(bad(&call, "a page that is not the last names no next one"));
             }
-            token = next;
+            next = following;
         }
     }
 
@@ -171,6 +173,25 @@ impl Client {
         } else {
             Err(bad(call, &format!("<{}> instead of <{root}>", page.name)))
         }
+    }
+}
+
+/// How to ask for the next page of a listing.
+#[derive(PartialEq)]
+enum Next {
+    Token(String),
+    /// The keys after this one: of services that answer as to the first version of ListObjects.
+    After(String),
+}
+
+impl Next {
+    fn of(page: &Element) -> Option<Next> {
+        if let Some(token) = page.text_of("NextContinuationToken") {
+            return Some(Next::Token(token.to_owned()));
+        }
+        let keys = page.all("Contents").filter_map(|object| object.text_of("Key").map(str::to_owned));
+        let last = || keys.chain(common_prefixes(page)).max();
+        page.text_of("NextMarker").map(str::to_owned).or_else(last).map(Next::After)
     }
 }
 

@@ -551,33 +551,11 @@ fn wants_md5(error: &Error) -> bool {
 /// Whether the answer may mean that the service takes no headers of checksums. Some name them, some say of the whole
 /// request that it is not understood, some say nothing.
 fn may_refuse_checksums(call: &Call, failure: &Failure) -> bool {
-    let error = &failure.error;
-    let unanswered = error.status().is_none() && error.code().is_none();
-    if error.kind() != ErrorKind::Service
-        || unanswered
-        || !matches!(error.status(), None | Some(400 | 405 | 501))
-    {
-        return false;
-    }
-    let message = error.message().to_ascii_lowercase();
-    if message.contains("checksum") || message.contains("x-amz-sdk") {
-        // Bytes that were damaged on their way are no refusal.
-        return !message.contains("match") && !message.contains("is invalid");
-    }
-    let vague = matches!(
-        error.code(),
-        None | Some(
-            "NotImplemented"
-                | "NotSupported"
-                | "UnsupportedOperation"
-                | "UnsupportedArgument"
-                | "UnsupportedHeader"
-                | "InvalidArgument"
-                | "InvalidRequest"
-                | "MethodNotAllowed"
-        )
-    );
-    vague && !call.has_alternative
+    let message = failure.error.message().to_ascii_lowercase();
+    let named = message.contains("checksum") || message.contains("x-amz-sdk");
+    // Bytes that were damaged on their way are no refusal.
+    let damaged = named && (message.contains("match") || message.contains("is invalid"));
+    failure.error.not_understood() && !damaged && (named || !call.has_alternative)
 }
 
 /// What Content-MD5 is for this body. In steps, as nothing else goes on meanwhile on this thread.

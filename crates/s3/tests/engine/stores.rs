@@ -328,6 +328,50 @@ async fn a_pause_beyond_the_deadline_is_cut_short() {
     }
 }
 
+#[tokio::test]
+async fn a_store_that_lists_as_in_the_first_version_is_listed_to_the_end() {
+    let page = |keys: &[&str], more: bool, marker: &str| {
+        let entries: String =
+            keys.iter().map(|key| format!("<Contents><Key>{key}</Key><Size>1</Size></Contents>")).collect();
+        let text = format!(
+            "<ListBucketResult><IsTruncated>{more}</IsTruncated>{marker}{entries}</ListBucketResult>"
+        );
+        response("200 OK", &[], text.as_bytes())
+    };
+    let server = Responder::start(move |number, seen| {
+        Act::Answer(match number {
+            0 => page(&["a", "b"], true, ""),
+            1 if seen.target.contains("marker=b&") => page(&["c"], true, "<NextMarker>c</NextMarker>"),
+            2 if seen.target.contains("marker=c&") => page(&["d"], false, ""),
+            _ => page(&[], true, ""),
+        })
+    })
+    .await;
+    let listing = server.client().list_objects("bkt", "", None).await.unwrap();
+    assert_eq!(listing.objects.iter().map(|object| &object.key[..]).collect::<String>(), "abcd");
+}
+
+#[tokio::test]
+async fn a_read_that_broke_begins_again_where_the_store_knows_no_if_match() {
+    for (status, code) in [("501 Not Implemented", "NotImplemented"), ("400 Bad Request", "InvalidArgument")]
+    {
+        let server = Responder::start(move |number, seen| match seen.header("if-match") {
+            Some(_) => Act::Answer(error(status, code)),
+            None => {
+                let answer = response("200 OK", &[("ETag", "W/\"e1\"")], b"0123456789");
+                if number == 0 {
+                    Act::ThenClose(answer[..answer.len() - 4].to_vec())
+                } else {
+                    Act::Answer(answer)
+                }
+            }
+        })
+        .await;
+        assert_eq!(server.client().get_object("bkt", "k").await.unwrap().body, "0123456789");
+        assert_eq!(server.seen().len(), 3);
+    }
+}
+
 /// A service whose connections up to the `lost`-th no longer carry anything; then `what` becomes of requests on them.
 async fn forgetful(lost: Arc<AtomicUsize>, what: fn(&Seen) -> Act) -> Responder {
     Responder::start(move |_, seen| match seen.connection <= lost.load(Ordering::SeqCst) {
