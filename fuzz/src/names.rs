@@ -2,7 +2,7 @@
 
 use s3dcp_checkpoint::resolve_key;
 use s3dcp_prefix::{MAX_KEY_BYTES, PrefixStrategy, RoundRobinPrefixStrategy};
-use s3dcp_s3::{Client, ClientConfig, ErrorKind, parse_s3_uri};
+use s3dcp_s3::{Client, ClientConfig, ErrorKind, join_key, parse_s3_uri};
 
 /// The first line is a URI, an endpoint and a folder, the rest a relative path and a prefix.
 pub fn names(data: &[u8]) {
@@ -36,11 +36,9 @@ fn endpoint(url: &str) {
 fn relative_path(base: &str, relative: &str) {
     let Ok(key) = resolve_key(base, relative) else { return };
     assert!((1..=MAX_KEY_BYTES).contains(&key.len()));
-    let base = base.strip_suffix('/').unwrap_or(base);
-    if base.starts_with('/') {
-        return; // what is above a folder without a name is up to the function
-    }
-    let mut folders: Vec<&str> = if base.is_empty() { Vec::new() } else { base.split('/').collect() };
+    let folder = join_key(base, "");
+    let mut folders: Vec<&str> = folder.split('/').collect();
+    assert_eq!(folders.pop(), Some(""));
     let mut rest = relative;
     while let Some(after) = rest.strip_prefix("../") {
         folders.pop().expect("a folder to climb out of");

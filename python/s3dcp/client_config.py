@@ -34,7 +34,7 @@ class S3ClientConfig:
         max_attempts: how often one request is sent at most, at least 1. An answer that asks for fewer requests (503
             SlowDown) does not count: such a request is sent again, at the pace of its keys, until `deadline`.
         profile: profile of the AWS configuration files.
-        requester_pays: pay for requests to a requester-pays bucket.
+        requester_pays: pay for requests to a requester-pays bucket; not with `unsigned`, for then nobody can be billed.
         endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
         server_side_encryption: ``"AES256"`` or ``"aws:kms"``; None leaves it to the bucket.
         sse_kms_key_id: key for ``"aws:kms"``; None for the account's default key.
@@ -105,6 +105,11 @@ class S3ClientConfig:
             self.checksum_headers is None or isinstance(self.checksum_headers, bool),
             "checksum_headers",
             "None, True or False",
+        )
+        require(
+            not (self.requester_pays and self.unsigned),
+            "requester_pays",
+            "False with unsigned=True, for S3 bills whoever signed a request",
         )
         refuse_password(self.endpoint_url)
         for field in ("deadline", "connect_timeout", "read_timeout"):

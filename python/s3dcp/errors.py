@@ -7,7 +7,8 @@ Branch on the class or on ``kind``, never on the text. Errors pickle with their 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import copy
+from typing import Any, ClassVar, TypeVar
 
 __all__ = [
     "AlreadyExists",
@@ -24,6 +25,9 @@ __all__ = [
     "Throttled",
     "Timeout",
 ]
+
+
+AnyError = TypeVar("AnyError", bound="S3DcpError")
 
 
 class S3DcpError(Exception):
@@ -76,6 +80,13 @@ class S3DcpError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def with_message(self: AnyError, message: str) -> AnyError:
+        """The same error with another message: for a caller that knows more about the purpose."""
+        again = copy.copy(self)
+        again.message = message
+        again.args = (message,)
+        return again
+
 
 class NotFound(S3DcpError, FileNotFoundError):
     """The bucket, the object or the checkpoint does not exist."""
@@ -83,8 +94,8 @@ class NotFound(S3DcpError, FileNotFoundError):
     kind = "NotFound"
 
 
-class AlreadyExists(S3DcpError, FileExistsError):
-    """A checkpoint is there already, or another writer committed first."""
+class AlreadyExists(S3DcpError, FileExistsError, RuntimeError):
+    """Checkpoint already exists, or another writer committed first. (A `RuntimeError` as well, as torch raises.)"""
 
     kind = "AlreadyExists"
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import PurePath
+from typing import Any, TypeVar
 
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 
 from . import _native
 from ._client import client_for
 from .client_config import S3ClientConfig, refuse_password
-from .errors import NotFound
+from .errors import ConfigError, NotFound
 
 __all__ = ["S3FileSystem"]
 
@@ -21,19 +23,21 @@ READ_AHEAD_BYTES = 8 * 1024 * 1024
 WRITE_BUFFER_BYTES = 1024 * 1024
 
 
-def split_path(path: str | os.PathLike[str]) -> tuple[str, str]:
-    """``s3://bucket/some/path/`` -> ``("bucket", "some/path")``.
+AnyPath = TypeVar("AnyPath", bound="str | os.PathLike[str]")
+
+
+def split_path(path: str | os.PathLike[str], argument: str = "path") -> tuple[str, str]:
+    """``s3://bucket/some/path`` -> ``("bucket", "some/path")``; every character of the key counts.
+
+    What lies in a folder of that key, `_native.join_key` says.
 
     Raises:
-        ConfigError: `path` is no S3 URI; the message names it.
+        ConfigError: `path` is no S3 URI; the message names `argument` and its value.
     """
-    bucket, key = _native.parse_s3_uri(os.fspath(path), "path")
-    return bucket, key.rstrip("/")
-
-
-def join_key(path_key: str, name: str) -> str:
-    """The key of `name` below `path_key`, which is empty for the whole bucket."""
-    return f"{path_key}/{name}" if path_key else name
+    uri = os.fspath(path)
+    if isinstance(path, PurePath) and not uri.startswith("s3://"):
+        raise ConfigError(f"{argument}={path!r}: pathlib keeps one slash of s3://, so give the path as a string")
+    return _native.parse_s3_uri(uri, argument)
 
 
 class S3FileSystem(FileSystemBase):
@@ -63,7 +67,7 @@ class S3FileSystem(FileSystemBase):
         self._config = s3client_config
         self._endpoint_url = endpoint_url
         self._client = s3_client
-        self._path: str = ""
+        self._path: str | os.PathLike[str] = ""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None}
@@ -83,7 +87,7 @@ class S3FileSystem(FileSystemBase):
             ValueError: another mode.
             NotFound: the object to read does not exist.
         """
-        bucket, key = _native.parse_s3_uri(os.fspath(path), "path")
+        bucket, key = split_path(path)
         if mode == "rb":
             size = self.client.head_object(bucket, key).size
             with io.BufferedReader(_ObjectReader(self.client, bucket, key, size), READ_AHEAD_BYTES) as stream:
@@ -100,13 +104,13 @@ class S3FileSystem(FileSystemBase):
             raise ValueError(f"mode={mode!r}: must be 'rb' or 'wb'")
 
     def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
-        """`path` and `suffix` joined by one ``/``."""
-        return os.path.join(os.fspath(path), suffix)
+        """`path`, a ``/`` unless it ends with one, and `suffix`."""
+        return posixpath.join(os.fspath(path), suffix)
 
-    def init_path(self, path: str | os.PathLike[str]) -> str:
-        """Remember `path` as it is."""
-        self._path = os.fspath(path)
-        return self._path
+    def init_path(self, path: AnyPath) -> AnyPath:
+        """Remember `path`, and give it back as it is."""
+        self._path = path
+        return path
 
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
         """Copy on the server, then delete the old object. Not atomic: commits never use it.
@@ -114,8 +118,8 @@ class S3FileSystem(FileSystemBase):
         Raises:
             ValueError: the paths are in different buckets.
         """
-        bucket, key = _native.parse_s3_uri(os.fspath(path), "path")
-        new_bucket, new_key = _native.parse_s3_uri(os.fspath(new_path), "new_path")
+        bucket, key = split_path(path)
+        new_bucket, new_key = split_path(new_path, "new_path")
         if bucket != new_bucket:
             raise ValueError(f"new_path={os.fspath(new_path)!r}: must be in bucket {bucket!r}, as path is")
         self.client.copy_object(bucket, key, new_key)
@@ -126,7 +130,7 @@ class S3FileSystem(FileSystemBase):
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
         """Whether there is an object at `path` (S3 does not say whether the bucket exists); other failures raise."""
-        bucket, key = _native.parse_s3_uri(os.fspath(path), "path")
+        bucket, key = split_path(path)
         try:
             self.client.head_object(bucket, key)
         except NotFound:
@@ -135,13 +139,14 @@ class S3FileSystem(FileSystemBase):
 
     def rm_file(self, path: str | os.PathLike[str]) -> None:
         """Delete the object at `path`; failures raise."""
-        bucket, key = _native.parse_s3_uri(os.fspath(path), "path")
+        bucket, key = split_path(path)
         self.client.delete_objects(bucket, [key])
 
     def ls(self, path: str | os.PathLike[str]) -> list[str]:
         """URIs of all objects below `path`."""
         bucket, key = split_path(path)
-        return [f"s3://{bucket}/{info.key}" for info in self.client.list_objects(bucket, join_key(key, ""))]
+        below = self.client.list_objects(bucket, _native.join_key(key, ""))
+        return [f"s3://{bucket}/{info.key}" for info in below]
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:

@@ -7,6 +7,7 @@ torch drives a load in this order: ``read_metadata`` (without a rank, then, afte
 
 from __future__ import annotations
 
+import os
 import uuid
 import warnings
 from collections.abc import Iterable
@@ -19,13 +20,14 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
+from . import _native
 from ._fetch import Fetch
 from ._index import allowed_global_names, index_facts, read_index
 from ._progress import Progress, ProgressCallback
 from ._shared_pace import SharedPace
 from .client_config import S3ClientConfig
 from .errors import ConfigError, Conflict, NotFound, S3DcpError
-from .file_system import S3FileSystem, join_key, split_path
+from .file_system import S3FileSystem, split_path
 
 __all__ = ["S3StorageReader"]
 
@@ -44,7 +46,7 @@ class _UnreadableIndex(Metadata):
     torch turns every exception of ``read_metadata`` into an AssertionError; this one it hands on instead.
     """
 
-    def __init__(self, error: S3DcpError) -> None:
+    def __init__(self, error: Exception) -> None:
         self._error = error
         self.storage_meta = None
 
@@ -93,7 +95,7 @@ class S3StorageReader(FileSystemReader):
     def __init__(
         self,
         region: str | None,
-        path: str,
+        path: str | os.PathLike[str],
         s3client_config: S3ClientConfig | None = None,
         reader_constructor: Any = None,
         *,
@@ -116,7 +118,8 @@ class S3StorageReader(FileSystemReader):
         self.weights_only = weights_only
         self.progress = progress
         self._allowed_globals = allowed_global_names(allowed_globals)
-        self._index_error: S3DcpError | None = None
+        self.sync_files = False
+        self._index_error: Exception | None = None
         self._etag: str | None = None
         self._metadata: Metadata | None = None
 
@@ -140,7 +143,7 @@ class S3StorageReader(FileSystemReader):
         definitely does not exist; any other error is what the load then raises.
 
         Raises:
-            NotFound: there is no checkpoint at the path.
+            NotFound: there is no checkpoint at the path; with a rank, checkpoints near it are named.
             Corrupt: the index is damaged or holds what is not allowed.
         """
         rank = kwargs.get("rank")
@@ -148,41 +151,52 @@ class S3StorageReader(FileSystemReader):
         if rank is not None and asked_first is not None and not _is_missing_key(asked_first):
             return _UnreadableIndex(asked_first)
         try:
-            return self._read_index(rank)
-        except S3DcpError as error:
+            return self._read_index(rank) if rank is None else self._read_rank_index(rank)
+        except Exception as error:
             if rank is None:
                 self._index_error = error
                 raise
             if asked_first is None:
                 raise
-            if _is_missing_key(error):
-                error = self._explain_missing_rank_index(error, rank)
             return _UnreadableIndex(error)
 
-    def _explain_missing_rank_index(self, error: S3DcpError, rank: int) -> S3DcpError:
-        """Neither kind of index is there for this rank: is there a checkpoint of fewer ranks, or none?"""
-        bucket, path_key = split_path(self.path)
+    def _read_rank_index(self, rank: int) -> Metadata:
+        """The index of `rank`; where there is none: is there a checkpoint of fewer ranks, or none?"""
         try:
-            self.fs.client.head_object(bucket, _index_key(path_key, 0))
+            return self._read_index(rank)
+        except NotFound as error:
+            if not _is_missing_key(error):
+                raise
+            bucket, path_key = split_path(self.path)
+            if self._is_there(bucket, _index_key(path_key, 0)):
+                raise ConfigError(
+                    f"{self.path} was saved without collectives by fewer ranks, each its own part: there is no "
+                    f"__{rank}.metadata for rank {rank}",
+                    bucket=bucket,
+                    key=error.key,
+                ) from error
+            missing = f"no checkpoint at {self.path}: there is neither .metadata nor __{rank}.metadata"
+            # One rank's search is enough for all.
+            if rank == 0 and (nearby := self.fs.client.nearby_checkpoints(bucket, path_key)):
+                missing += f"; {nearby}"
+            raise NotFound(
+                missing, bucket=bucket, key=_index_key(path_key, None), status=error.status, code=error.code
+            ) from error
+
+    def _is_there(self, bucket: str, key: str) -> bool:
+        try:
+            self.fs.client.head_object(bucket, key)
         except NotFound:
-            return NotFound(
-                f"no checkpoint at {self.path}: there is neither .metadata nor __{rank}.metadata",
-                bucket=bucket,
-                key=_index_key(path_key, None),
-                status=404,
-                code=error.code,
-            )
-        return ConfigError(
-            f"{self.path} was saved without collectives by fewer ranks, each its own part: there is no "
-            f"__{rank}.metadata for rank {rank}",
-            bucket=bucket,
-            key=error.key,
-        )
+            return False
+        return True
 
     def _read_index(self, rank: int | None) -> Metadata:
         bucket, path_key = split_path(self.path)
         key = _index_key(path_key, rank)
-        body, self._etag = self.fs.client.get_object(bucket, key)
+        try:
+            body, self._etag = self.fs.client.get_object(bucket, key)
+        except NotFound as error:
+            raise error.with_message(f"no checkpoint at {self.path}: {error}") from error
         metadata = read_index(body, f"s3://{bucket}/{key}", self._allowed_globals)
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
@@ -190,7 +204,9 @@ class S3StorageReader(FileSystemReader):
         return metadata
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Take the index to load from."""
+        """Take the index to load from, which `read_metadata` gave."""
+        if metadata is None:
+            raise RuntimeError("read_metadata() must be called before set_up_storage_reader(), which takes its result")
         if isinstance(metadata, _UnreadableIndex):
             metadata.raise_error()
         self._metadata = metadata
@@ -200,12 +216,18 @@ class S3StorageReader(FileSystemReader):
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Note which index this rank read."""
-        assert self._metadata is not None
+        metadata = self._index_for("prepare_local_plan")
         if self.use_collectives:
             plan.storage_data = _PlanData(self._etag, None)
         else:
-            plan.storage_data = _PlanData(None, index_facts(self._metadata).get("ranks"))
+            plan.storage_data = _PlanData(None, index_facts(metadata).get("ranks"))
         return plan
+
+    def _index_for(self, step: str) -> Metadata:
+        """The index to load from, for the call named `step`."""
+        if self._metadata is None:
+            raise RuntimeError(f"set_up_storage_reader() must be called before {step}()")
+        return self._metadata
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
         """See that all ranks read the same index, or as many rank indexes as were saved.
@@ -214,6 +236,7 @@ class S3StorageReader(FileSystemReader):
             Conflict: the checkpoint was replaced while the ranks read its index.
             ConfigError: it was saved without collectives by another number of ranks.
         """
+        self._index_for("prepare_global_plan")
         told = [plan.storage_data for plan in plans if isinstance(plan.storage_data, _PlanData)]
         if len({data.etag for data in told}) > 1:
             raise Conflict(f"{self.path} was replaced while the ranks read its index; load again", retryable=True)
@@ -233,9 +256,9 @@ class S3StorageReader(FileSystemReader):
             NotFound: a shard file that the index names does not exist.
             Corrupt: stored bytes are not what was saved.
         """
-        assert self._metadata is not None
+        metadata = self._index_for("read_data")
         bucket, path_key = split_path(self.path)
-        fetch = Fetch(self.fs.client, bucket, path_key, self._metadata, self.transforms, self.verify, self.weights_only)
+        fetch = Fetch(self.fs.client, bucket, path_key, metadata, self.transforms, self.verify, self.weights_only)
         rank = self.rank if self.rank is not None else 0
         expected = fetch.expected_bytes(plan) if self.progress else 0
         try:
@@ -257,6 +280,9 @@ class S3StorageReader(FileSystemReader):
             etag = self.fs.client.head_object(bucket, _index_key(path_key, index_rank)).etag
         except NotFound:
             etag = None
+        except S3DcpError as failed:
+            # That the file is gone is sure, and what the load failed of.
+            return error.with_message(f"{error}; whether {self.path} was replaced could not be seen: {failed}")
         if etag != self._etag:
             return Conflict(
                 f"{self.path} was replaced during load: its shard file {error.key} is gone; load again",
@@ -280,9 +306,9 @@ class S3StorageReader(FileSystemReader):
 
 
 def _index_key(path_key: str, rank: int | None) -> str:
-    return join_key(path_key, ".metadata" if rank is None else f"__{rank}.metadata")
+    return _native.join_key(path_key, ".metadata" if rank is None else f"__{rank}.metadata")
 
 
-def _is_missing_key(error: S3DcpError) -> bool:
+def _is_missing_key(error: Exception) -> bool:
     """A definite answer that there is no such object, in a bucket that does exist."""
     return isinstance(error, NotFound) and error.code != "NoSuchBucket"

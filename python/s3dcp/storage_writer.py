@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import os
 import secrets
 import threading
 import unicodedata
@@ -34,7 +35,7 @@ from ._shards import ShardFile, discard, split_into_files
 from ._shared_pace import SharedPace
 from .client_config import S3ClientConfig
 from .errors import ConfigError
-from .file_system import S3FileSystem, join_key, split_path
+from .file_system import S3FileSystem, split_path
 from .s3_prefix_strategy import DefaultPrefixStrategy, S3PrefixStrategyBase
 
 __all__ = ["S3StorageWriter"]
@@ -49,6 +50,14 @@ class _PlanData:
     """What the coordinator hands every rank through ``SavePlan.storage_data``."""
 
     ranks: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _DrawnId:
+    """The id of a save that is to begin in this process."""
+
+    save_id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(8))
+    process: int = dataclasses.field(default_factory=os.getpid)
 
 
 @dataclasses.dataclass
@@ -77,6 +86,16 @@ class _Save:
         """The rank of the index this process commits: None for the one index of all ranks."""
         return None if self.use_collectives else self.rank
 
+    @property
+    def commits(self) -> bool:
+        """Whether this process commits an index."""
+        return self.is_coordinator or not self.use_collectives
+
+    def require(self, done: object, earlier: str, step: str) -> None:
+        """Refuse `step` where the process that commits has not done what is `earlier`."""
+        if self.commits and done is None:
+            raise RuntimeError(f"{earlier}() must be called before {step}()")
+
     def prefix(self, ranks: int) -> str:
         """This rank's prefix among `ranks`, checked."""
         return _checked_prefix(_bind(self.strategy, ranks), self.rank, self.path_key)
@@ -93,7 +112,8 @@ class S3StorageWriter(FileSystemWriter):
             keeps an index of its own at ``<path>/epoch_<n>/.metadata``, and ``<path>/.metadata`` is the newest.
             A save takes a copy of it when it begins; ``async_save`` begins in its own thread, so use one writer
             per epoch there rather than changing ``epoch_num`` while a save may be about to begin.
-        thread_count: shard files per rank, at least 1.
+        thread_count: shard files per rank at most, at least 1; a rank with fewer items writes fewer. With
+            ``SerializationFormat.SAFETENSORS`` objects, and further chunks of one tensor, have files of their own.
         endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
         conditional_commit: what to do where a server does not honour the conditional write that this save needs against
             racing writers: ``"warn"``, ``"require"`` (refuse to save) or ``"off"`` (do not find out).
@@ -101,6 +121,10 @@ class S3StorageWriter(FileSystemWriter):
         kwargs: torch's own writer arguments: ``single_file_per_rank``, ``overwrite``, ``per_thread_copy_ahead``,
             ``cache_staged_state_dict``, ``serialization_format``, ``_extensions``. ``sync_files`` has no meaning
             on S3, where a finished write is durable, and is ignored.
+
+    Attributes:
+        save_id: identity of the save that began last, as in its index (``metadata.storage_meta.save_id``) and in the
+            names of its shard files; before the first save, and after `reset`, of the next one. Every save has its own.
 
     Raises:
         ValueError: an argument cannot work; the message names it.
@@ -112,7 +136,7 @@ class S3StorageWriter(FileSystemWriter):
     def __init__(
         self,
         region: str | None,
-        path: str,
+        path: str | os.PathLike[str],
         s3client_config: S3ClientConfig | None = None,
         prefix_strategy: S3PrefixStrategyBase | None = None,
         thread_count: int = 1,
@@ -140,10 +164,12 @@ class S3StorageWriter(FileSystemWriter):
         self.progress = progress
         self._last_plan_data: _PlanData | None = None
         self._thread = threading.local()
+        self._draw_save_id()
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         del state["_thread"]
+        state.pop("_drawn", None)  # every copy draws its own
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -156,17 +182,34 @@ class S3StorageWriter(FileSystemWriter):
             split_path(checkpoint_id)
             self.path = self.fs.init_path(checkpoint_id)
             self._thread.path = self.path
+        self._draw_save_id()
+
+    def _draw_save_id(self) -> None:
+        """An id for the next save, of whichever thread begins one first."""
+        self._thread.__dict__.pop("drawn", None)
+        self._drawn = _DrawnId()
+        self.save_id = self._drawn.save_id
+
+    def _next_save_id(self) -> str:
+        """The id of this thread's next save. No other thread, and no copy or fork of this writer, gets the same."""
+        drawn: _DrawnId | None = getattr(self._thread, "drawn", None)
+        if drawn is None:
+            drawn = self.__dict__.pop("_drawn", None)  # one operation: of two threads, one finds it
+        if drawn is None or drawn.process != os.getpid():
+            drawn = _DrawnId()
+        self._thread.drawn = drawn
+        return drawn.save_id
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Begin a save in this thread and draw its save id."""
+        """Begin a save in this thread, with a save id of its own."""
         path = self._thread.__dict__.pop("path", None) or self.path
         bucket, path_key = split_path(path)
         rank = kwargs.get("rank")
         if rank is None:
             rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         self._thread.save = _Save(
-            save_id=secrets.token_hex(8),
-            path=str(path),
+            save_id=self._next_save_id(),
+            path=os.fspath(path),
             bucket=bucket,
             path_key=path_key,
             rank=rank,
@@ -174,6 +217,8 @@ class S3StorageWriter(FileSystemWriter):
             use_collectives=kwargs.get("use_collectives", True),
             strategy=copy.deepcopy(self.prefix_strategy),
         )
+        del self._thread.drawn
+        self.save_id = self._thread.save.save_id
 
     @property
     def _save(self) -> _Save:
@@ -191,7 +236,7 @@ class S3StorageWriter(FileSystemWriter):
                 collectives) is there.
         """
         save = self._save
-        if save.is_coordinator or not save.use_collectives:
+        if save.commits:
             save.observed = self.fs.client.observe(
                 save.bucket, save.path_key, save.epoch, save.index_rank, self.overwrite, self.conditional_commit
             )
@@ -205,6 +250,7 @@ class S3StorageWriter(FileSystemWriter):
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Bind the strategy to the number of ranks and check every rank's prefix before anything is written."""
         save = self._save
+        save.require(save.observed, "prepare_local_plan", "prepare_global_plan")
         ranks = len(plans) if save.use_collectives else world_size()
         bound = _bind(save.strategy, ranks)
         for rank in range(ranks) if save.use_collectives else (save.rank,):
@@ -218,6 +264,7 @@ class S3StorageWriter(FileSystemWriter):
         When it fails, uploads are aborted and files already complete deleted.
         """
         save, client = self._save, self.fs.client
+        save.require(save.plan_data, "prepare_global_plan", "write_data")
         told = plan.storage_data if isinstance(plan.storage_data, _PlanData) else self._last_plan_data
         plan_data = save.plan_data or told or _PlanData(world_size())
         save.plan_data = self._last_plan_data = plan_data
@@ -235,7 +282,7 @@ class S3StorageWriter(FileSystemWriter):
             try:
                 for number, file in enumerate(files):
                     name = f"{prefix}{number}-{save.save_id}.distcp"
-                    key = join_key(save.path_key, name)
+                    key = _native.join_key(save.path_key, name)
                     shard = ShardFile(client, save.bucket, key, name, self.transforms, file.nbytes, requests_per_second)
                     open_files.append(shard)
                     results += shard.write(file, resolver)
@@ -260,7 +307,7 @@ class S3StorageWriter(FileSystemWriter):
         """
         save = self._save
         if save.observed is None:
-            raise RuntimeError("prepare_local_plan() must be called before finish()")
+            raise RuntimeError("prepare_local_plan() must be called before finish(), by the rank that commits")
         metadata.version = CURRENT_DCP_VERSION
         metadata.storage_meta = self._storage_meta(save)
         with no_collections(old_at_once=True):
@@ -271,7 +318,7 @@ class S3StorageWriter(FileSystemWriter):
                 index = _native.write_index(metadata, save.save_id)
             except BaseException:
                 names = {info.relative_path for info in metadata.storage_data.values()}
-                discard(self.fs.client, save.bucket, [], [join_key(save.path_key, name) for name in names])
+                discard(self.fs.client, save.bucket, [], [_native.join_key(save.path_key, name) for name in names])
                 raise
         committed = self.fs.client.commit(
             save.bucket, save.path_key, save.epoch, save.index_rank, save.observed, index, self.conditional_commit
@@ -284,9 +331,9 @@ class S3StorageWriter(FileSystemWriter):
                 logger.warning(warning)
 
     def storage_meta(self) -> StorageMeta:
-        """The identity of this thread's save; before it begins, only of the path."""
-        save: _Save | None = getattr(self._thread, "save", None)
-        return StorageMeta(checkpoint_id=str(self.path)) if save is None else self._storage_meta(save)
+        """The identity of this thread's next save, which torch hands the planner before the save begins."""
+        path = getattr(self._thread, "path", None) or self.path
+        return StorageMeta(checkpoint_id=os.fspath(path), save_id=self._next_save_id())
 
     @staticmethod
     def _storage_meta(save: _Save) -> StorageMeta:
@@ -320,6 +367,6 @@ def _checked_prefix(strategy: S3PrefixStrategyBase, rank: int, path_key: str) ->
     if any(unicodedata.category(char) == "Cc" for char in prefix):
         raise ConfigError(f"{where} holds a control character")
     room_for_name = len("4294967295-0123456789abcdef.distcp")
-    if (length := len(join_key(path_key, prefix).encode()) + room_for_name) > 1024:
+    if (length := len(_native.join_key(path_key, prefix).encode()) + room_for_name) > 1024:
         raise ConfigError(f"{where} makes keys of {length} bytes; S3 allows 1024")
     return prefix

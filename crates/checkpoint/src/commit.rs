@@ -15,7 +15,7 @@ use crate::conditions::{ConditionalCommit, Protection};
 use crate::index::read_facts;
 use crate::index_writer::{Index, SealedIndex};
 use crate::keys::Target;
-use crate::observe::{Observed, SeenIndex, get, see};
+use crate::observe::{EXISTS, Observed, SeenIndex, get, see};
 
 /// How often a 409 (another write of the same key under way) is tried again, with doubling pauses from the first.
 const CONFLICT_RETRIES: u32 = 5;
@@ -211,7 +211,10 @@ impl IndexCommit<'_> {
         match self.client.head_object(&self.target.bucket, &self.key).await {
             Ok(info) if self.seen.is_none() || info.etag.as_deref() != self.seen_etag() => {
                 let outcome = self.outcome().await;
-                let error = Error::new(ErrorKind::AlreadyExists, "an index appeared during the save");
+                let error = Error::new(
+                    ErrorKind::AlreadyExists,
+                    format!("{EXISTS}: an index appeared during the save"),
+                );
                 self.settle(error, true, outcome)
             }
             Err(error) if error.kind() == ErrorKind::NotFound && self.seen.is_some() => {
@@ -257,7 +260,7 @@ impl IndexCommit<'_> {
             Outcome::Another(theirs) => Err(locate(Error::new(
                 ErrorKind::AlreadyExists,
                 format!(
-                    "another save was committed during this one: its save id is {theirs}, this one's is {ours}"
+                    "{EXISTS}: another save was committed during this one: its save id is {theirs}, this one's is {ours}"
                 ),
             ))),
             Outcome::Gone if refused && self.seen.is_none() => Err(locate(Error::new(

@@ -1,6 +1,7 @@
 //! Where the objects of a checkpoint lie: folders, indexes, and the keys that an index's relative paths mean.
 
 use s3dcp_s3::Error;
+pub(crate) use s3dcp_s3::join_key as join;
 
 use crate::error::{config, corrupt};
 
@@ -30,13 +31,12 @@ pub fn resolve_key(base_key: &str, relative_path: &str) -> Result<String, Error>
     if relative_path.starts_with('/') {
         return refuse("is absolute");
     }
-    let mut base = base_key.strip_suffix('/').unwrap_or(base_key);
+    let base = join(base_key, "");
+    let mut folder = base.as_str();
     let mut rest = relative_path;
     while let Some(after) = rest.strip_prefix("../") {
-        if base.is_empty() {
-            return refuse("climbs above the bucket");
-        }
-        base = base.rsplit_once('/').map_or("", |(parent, _)| parent);
+        let Some(above) = parent(folder) else { return refuse("climbs above the bucket") };
+        folder = above;
         rest = after;
     }
     if rest.is_empty() || rest.ends_with('/') {
@@ -48,16 +48,21 @@ pub fn resolve_key(base_key: &str, relative_path: &str) -> Result<String, Error>
     if rest.split('/').any(|segment| segment == "." || segment == "..") {
         return refuse("has a . or .. segment");
     }
-    let key = join(base, rest);
+    let key = join(folder, rest);
     if key.len() > MAX_KEY {
         return refuse("gives a key beyond 1,024 bytes");
     }
     Ok(key)
 }
 
-/// A name in a folder; the folder "" is the bucket itself.
-pub(crate) fn join(folder: &str, name: &str) -> String {
-    if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
+/// The folder in which `key` lies, with its slash; "" is the bucket itself.
+pub(crate) fn folder_of(key: &str) -> &str {
+    key.rfind('/').map_or("", |slash| &key[..=slash])
+}
+
+/// The folder above one that is given with its slash; `None` above the bucket.
+pub(crate) fn parent(folder: &str) -> Option<&str> {
+    folder.strip_suffix('/').map(folder_of)
 }
 
 /// Where one save puts its index.
@@ -65,7 +70,7 @@ pub(crate) fn join(folder: &str, name: &str) -> String {
 pub struct Target {
     /// The bucket.
     pub bucket: String,
-    /// The checkpoint path's key, without a trailing slash; empty for the bucket itself.
+    /// The key of the checkpoint's path, which is a folder: see [`join_key`](s3dcp_s3::join_key).
     pub path_key: String,
     /// The epoch's number, where the prefix strategy has one.
     pub epoch: Option<String>,
@@ -74,12 +79,12 @@ pub struct Target {
 }
 
 impl Target {
-    /// The folder of the index: the path, or its `epoch_<n>`.
+    /// The folder of the index, with its slash: the path, or its `epoch_<n>`.
     #[must_use]
     pub fn folder(&self) -> String {
         match &self.epoch {
-            Some(epoch) => join(&self.path_key, &format!("epoch_{epoch}")),
-            None => self.path_key.clone(),
+            Some(epoch) => join(&self.path_key, &format!("epoch_{epoch}/")),
+            None => self.prefix(),
         }
     }
 
@@ -104,15 +109,12 @@ impl Target {
     }
 
     /// # Errors
-    /// `Config` when an epoch or a path could not be part of a key.
+    /// `Config` when an epoch could not be part of a key.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let bad_epoch =
             |epoch: &String| epoch.is_empty() || epoch.contains('/') || epoch.chars().any(char::is_control);
         if self.epoch.as_ref().is_some_and(bad_epoch) {
             return Err(config(format!("epoch {:?} cannot be part of a key", self.epoch)));
-        }
-        if self.path_key.ends_with('/') || self.path_key.starts_with('/') {
-            return Err(config(format!("path {:?} begins or ends with a slash", self.path_key)));
         }
         Ok(())
     }
@@ -165,6 +167,16 @@ mod tests {
             ("a/epoch_5", "../x/__0_0.distcp", "a/x/__0_0.distcp"),
             ("epoch_5", "../x/__0_0.distcp", "x/__0_0.distcp"),
             ("a//b", "../c", "a//c"),
+            ("a/epoch_5/", "../x/__0_0.distcp", "a/x/__0_0.distcp"),
+            ("run//", "x", "run//x"),
+            ("run//epoch_5", "../x", "run//x"),
+            ("run//", "../x", "run/x"),
+            ("/run", "x", "/run/x"),
+            ("/run/epoch_5", "../x", "/run/x"),
+            ("/epoch_5", "../x", "/x"),
+            ("/", "x", "/x"),
+            ("/", "../x", "x"),
+            ("x/../y/epoch_5", "../z", "x/../y/z"),
             ("a", "p1//__4_0.distcp", "a/p1//__4_0.distcp"),
             ("a/b", "../../c", "c"),
             ("a", "x/..y/...z", "a/x/..y/...z"),
@@ -181,6 +193,8 @@ mod tests {
             ("", "../c"),
             ("a", "/c"),
             ("a", "..//c"),
+            ("/", "../../c"),
+            ("/", "/c"),
             ("a", "s3://other/c"),
             ("a", ""),
             ("a", "x/"),
@@ -232,6 +246,26 @@ mod tests {
         assert_eq!(target.index_key(), "run/__3.metadata");
         target.path_key = String::new();
         assert_eq!(target.index_key(), "__3.metadata");
+        target.rank = None;
+        for (path_key, index_key, index_key_of_epoch) in [
+            ("run/", "run/.metadata", "run/epoch_5/.metadata"),
+            ("run//", "run//.metadata", "run//epoch_5/.metadata"),
+            ("/run", "/run/.metadata", "/run/epoch_5/.metadata"),
+            ("/", "/.metadata", "/epoch_5/.metadata"),
+            ("a//b", "a//b/.metadata", "a//b/epoch_5/.metadata"),
+            ("x/../y", "x/../y/.metadata", "x/../y/epoch_5/.metadata"),
+            ("run ", "run /.metadata", "run /epoch_5/.metadata"),
+        ] {
+            target.path_key = path_key.to_owned();
+            for (epoch, key) in [(None, index_key), (Some("5".to_owned()), index_key_of_epoch)] {
+                target.epoch = epoch;
+                assert!(target.check().is_ok(), "{path_key}");
+                assert_eq!(target.index_key(), key);
+                assert_eq!(target.folder(), folder_of(key));
+                assert_eq!(target.root_key(), index_key);
+                assert_eq!(target.prefix(), folder_of(index_key));
+            }
+        }
         assert!(
             is_rank_index("__12.metadata") && !is_rank_index("__.metadata") && !is_rank_index(".metadata")
         );

@@ -11,10 +11,12 @@ use tokio::task::JoinSet;
 
 use crate::error::corrupt;
 use crate::index::{IndexFacts, MAX_INDEX_BYTES, read_facts};
-use crate::keys::{Target, join, resolve_key};
+use crate::keys::{Target, folder_of, join, resolve_key};
 
 /// HEAD requests under way at once.
 const CONCURRENT_HEADS: usize = 32;
+/// How every refusal begins where there is a checkpoint: torch's words, which programs look for in the text.
+pub(crate) const EXISTS: &str = "Checkpoint already exists";
 
 /// An index that lies where a save will put its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,13 +63,13 @@ pub async fn observe(client: &Client, target: &Target, overwrite: bool) -> Resul
     if let Some(seen) = &index
         && !overwrite
     {
-        let by = seen.save_id.as_ref().map_or_else(String::new, |id| format!(" (save id {id})"));
-        return Err(exists(target, &key, format!("there is a checkpoint already{by}, and overwrite=False")));
+        let by = seen.save_id.as_ref().map_or_else(String::new, |id| format!(" Its save id is {id}."));
+        return Err(exists(target, &key, format!("{EXISTS} and self.overwrite=False.{by}")));
     }
     let root = root?;
     if root.as_ref().is_some_and(|seen| seen.epoch.is_none()) && !overwrite {
-        let message = "there is a checkpoint without an epoch, and overwrite=False";
-        return Err(exists(target, &root_key, message.to_owned()));
+        let message = format!("{EXISTS} and self.overwrite=False. It has no epoch.");
+        return Err(exists(target, &root_key, message));
     }
     Ok(Observed { index, root, notes: Vec::new() })
 }
@@ -99,20 +101,20 @@ async fn refuse_other_kind(client: &Client, target: &Target) -> Result<(), Error
     // A listing that fails says why; the answer to a HEAD has no room for it.
     let in_epochs = in_epochs?;
     if let Some(key) = here?.or(in_epochs) {
-        let message = format!("the path holds a checkpoint {kind}, and one path holds one kind");
+        let message = format!("{EXISTS}, {kind}, and one path holds one kind");
         return Err(exists(target, &key, message));
     }
     Ok(())
 }
 
-/// The `epoch_*` folders of a path, without a trailing slash.
+/// The `epoch_*` folders of a path, with their slashes.
 pub(crate) async fn epoch_folders(
     client: &Client,
     bucket: &str,
     path_key: &str,
 ) -> Result<Vec<String>, Error> {
     let listing = client.list_objects(bucket, &join(path_key, "epoch_"), Some("/")).await?;
-    Ok(listing.common_prefixes.iter().map(|prefix| prefix.trim_end_matches('/').to_owned()).collect())
+    Ok(listing.common_prefixes)
 }
 
 async fn first_existing(client: &Client, bucket: &str, keys: Vec<String>) -> Result<Option<String>, Error> {
@@ -200,7 +202,6 @@ pub(crate) async fn read_named(
     key: &str,
 ) -> Result<Option<BTreeSet<String>>, Error> {
     let Some((body, _)) = get(client, bucket, key).await? else { return Ok(None) };
-    let folder = key.rsplit_once('/').map_or("", |(folder, _)| folder);
-    let named = read_facts(&body).and_then(|facts| named_keys(&facts, folder));
+    let named = read_facts(&body).and_then(|facts| named_keys(&facts, folder_of(key)));
     named.map(Some).map_err(|error| corrupt(error.message().to_owned()).with_bucket(bucket).with_key(key))
 }

@@ -17,8 +17,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::stream::{self, StreamExt as _};
 use s3dcp_s3::{Client, Error, ErrorKind, MultipartUpload, ObjectInfo};
 
-use crate::error::config;
-use crate::keys::{is_index, is_probe, is_shard_file, join};
+use crate::keys::{is_index, is_probe, is_shard_file, join, parent};
 use crate::observe::{epoch_folders, read_named};
 
 /// Requests under way at once.
@@ -83,8 +82,7 @@ pub struct Pruned {
     pub stopped: Option<Error>,
 }
 
-/// Looks below the path `path_key` (without a trailing slash; empty for the whole bucket) for what is at least
-/// `older_than` old.
+/// Looks below the path `path_key` (empty for the whole bucket) for what is at least `older_than` old.
 ///
 /// # Errors
 /// Of an index that cannot be read, which may name any shard file: its own kind, with its key. `Service` when the service
@@ -95,9 +93,6 @@ pub async fn find_leftovers(
     path_key: &str,
     older_than: Duration,
 ) -> Result<Leftovers, Error> {
-    if path_key.ends_with('/') {
-        return Err(config(format!("path {path_key:?} ends with a slash")));
-    }
     let prefix = join(path_key, "");
     let listing = client.list_objects(bucket, &prefix, None).await?;
     let mut uploads_unlisted = None;
@@ -298,9 +293,10 @@ fn unreadable(error: Error) -> Error {
 /// The indexes of the folders above a path and of their epochs, which may name files below it.
 async fn above(client: &Client, bucket: &str, path_key: &str) -> Result<Vec<ObjectInfo>, Error> {
     let mut found = Vec::new();
-    let mut folder = path_key;
-    while !folder.is_empty() {
-        folder = folder.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let path = join(path_key, "");
+    let mut folder = path.as_str();
+    while let Some(above) = parent(folder) {
+        folder = above;
         let mut folders = epoch_folders(client, bucket, folder).await?;
         folders.push(folder.to_owned());
         let mut listings = stream::iter(folders)

@@ -36,13 +36,12 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let (bucket, path) = parse_s3_uri(&arguments.uri).map_err(Failure::usage)?;
-    let path_key = path.trim_end_matches('/');
+    let (bucket, path_key) = parse_s3_uri(&arguments.uri).map_err(Failure::usage)?;
     let limit = duration(arguments.older_than);
     let client = arguments.service.client()?;
     let runtime = runtime()?;
     let found = runtime
-        .block_on(find_leftovers(&client, &bucket, path_key, arguments.older_than))
+        .block_on(find_leftovers(&client, &bucket, &path_key, arguments.older_than))
         .map_err(failure)?;
     table(&found, &limit).map_err(Failure::output)?;
     if let Some(why) = &found.uploads_unlisted {

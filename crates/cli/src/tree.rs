@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use clap::Args;
-use s3dcp_s3::parse_s3_uri;
+use s3dcp_checkpoint::nearby_checkpoints;
+use s3dcp_s3::{join_key, parse_s3_uri};
 
 use crate::format::{printable, size};
 use crate::report::Failure;
@@ -26,12 +27,15 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let (bucket, path) = parse_s3_uri(&arguments.uri).map_err(Failure::usage)?;
-    let prefix = if path.is_empty() || path.ends_with('/') { path } else { format!("{path}/") };
+    let (bucket, path_key) = parse_s3_uri(&arguments.uri).map_err(Failure::usage)?;
+    let prefix = join_key(&path_key, "");
     let client = arguments.service.client()?;
-    let listing = runtime()?.block_on(client.list_objects(&bucket, &prefix, None)).map_err(failure)?;
+    let runtime = runtime()?;
+    let listing = runtime.block_on(client.list_objects(&bucket, &prefix, None)).map_err(failure)?;
     if listing.objects.is_empty() {
-        return Err(Failure::failed(format!("there is nothing below s3://{bucket}/{prefix}")));
+        let nearby = runtime.block_on(nearby_checkpoints(&client, &bucket, &path_key)).to_string();
+        let nearby = if nearby.is_empty() { nearby } else { format!("; {nearby}") };
+        return Err(Failure::failed(format!("there is nothing below s3://{bucket}/{prefix}{nearby}")));
     }
     let mut root = Folder::default();
     for object in &listing.objects {

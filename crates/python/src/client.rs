@@ -6,7 +6,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
-use s3dcp_checkpoint::{ConditionalCommit, MAX_INDEX_BYTES, Target, commit, discard, prepare};
+use s3dcp_checkpoint::{
+    ConditionalCommit, MAX_INDEX_BYTES, Target, commit, discard, nearby_checkpoints, prepare,
+};
 use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption, UploadOptions};
 
 use crate::download::{Batch, Download, whole_range};
@@ -209,6 +211,13 @@ impl Client {
         Ok(listing.objects.into_iter().map(ObjectInfo::from).collect())
     }
 
+    /// A sentence on the checkpoints below and above a path that holds none; empty where none is found. See
+    /// `s3dcp_checkpoint::nearby_checkpoints`.
+    fn nearby_checkpoints(&self, py: Python<'_>, bucket: &str, path_key: &str) -> PyResult<String> {
+        let engine = self.engine(py)?;
+        wait(py, async { Ok(nearby_checkpoints(&engine, bucket, path_key).await.to_string()) })
+    }
+
     fn copy_object(&self, py: Python<'_>, bucket: &str, source_key: &str, key: &str) -> PyResult<()> {
         let engine = self.engine(py)?;
         wait(py, engine.copy_object(bucket, source_key, key))
@@ -386,6 +395,12 @@ fn parse_s3_uri(py: Python<'_>, uri: &str, argument: &str) -> PyResult<(String, 
     s3dcp_s3::parse_s3_uri(uri).map_err(|error| to_python(py, &about(argument, error)))
 }
 
+/// The key of `name` in a folder, which is any path's key; see `s3dcp_s3::join_key`.
+#[pyfunction]
+fn join_key(folder: &str, name: &str) -> String {
+    s3dcp_s3::join_key(folder, name)
+}
+
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Client>()?;
     module.add_class::<Committed>()?;
@@ -397,6 +412,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Stats>()?;
     module.add_class::<crate::staging::StagingBuffer>()?;
     module.add_class::<crate::staging::StagingPool>()?;
+    module.add_function(wrap_pyfunction!(join_key, module)?)?;
     module.add_function(wrap_pyfunction!(parse_s3_uri, module)?)
 }
 

@@ -37,6 +37,21 @@ pub fn parse_s3_uri(uri: &str) -> Result<(String, String), Error> {
     Ok((bucket.to_owned(), key.to_owned()))
 }
 
+/// The key of `name` in a folder. A folder ends with a slash, which need not be given; "" is the bucket itself. A slash
+/// more is an empty segment, which S3 keeps like any other.
+///
+/// ```
+/// use s3dcp_s3::join_key;
+/// assert_eq!(join_key("run", "x"), "run/x");
+/// assert_eq!(join_key("run/", "x"), "run/x");
+/// assert_eq!(join_key("run//", "x"), "run//x");
+/// assert_eq!((join_key("", "x"), join_key("/", "x")), ("x".to_owned(), "/x".to_owned()));
+/// ```
+pub fn join_key(folder: &str, name: &str) -> String {
+    let slash = if folder.is_empty() || folder.ends_with('/') { "" } else { "/" };
+    format!("{folder}{slash}{name}")
+}
+
 /// Refuses a bucket name that would change the meaning of a URL.
 pub(crate) fn check_bucket(bucket: &str) -> Result<(), Error> {
     let usable = (1..=255).contains(&bucket.len())

@@ -7,6 +7,7 @@ use std::time::Duration;
 use s3dcp_pacing::Share;
 use tokio::sync::OnceCell;
 
+use crate::address::join_key;
 use crate::config::ClientConfig;
 use crate::error::Error;
 use crate::gate::{Budget, Gate};
@@ -92,7 +93,7 @@ impl Client {
     /// This client's part in the pace that the clients of a job agree on, for writes or else reads of keys below
     /// `path_key` from now on.
     pub fn share_pace(&self, write: bool, bucket: &str, path_key: &str) -> PaceShare {
-        let within = if path_key.is_empty() { format!("{bucket}/") } else { format!("{bucket}/{path_key}/") };
+        let within = format!("{bucket}/{}", join_key(path_key, ""));
         PaceShare { share: self.inner.turns.share(&within), client: self.clone(), write }
     }
 

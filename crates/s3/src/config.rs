@@ -227,6 +227,10 @@ impl ClientConfig {
         if self.unsigned && self.credentials.is_some() {
             return Err(invalid("unsigned and credentials exclude each other"));
         }
+        if self.unsigned && self.requester_pays {
+            let why = "S3 bills whoever signed a request";
+            return Err(invalid(format!("requester_pays and unsigned exclude each other: {why}")));
+        }
         if let Some(credentials) = &self.credentials {
             for (name, value) in [
                 ("credentials.access_key_id", &credentials.access_key_id),
@@ -322,7 +326,7 @@ mod tests {
     #[test]
     fn a_bad_value_is_refused_with_its_name_value_and_limit() {
         let default = ClientConfig::default;
-        let cases: [(ClientConfig, &[&str]); 9] = [
+        let cases: [(ClientConfig, &[&str]); 10] = [
             (ClientConfig { part_size: Some(4 << 20), ..default() }, &["part_size", "4194304", "5 MiB"]),
             (
                 ClientConfig { part_size: Some((5 << 30) + 1), ..default() },
@@ -336,6 +340,10 @@ mod tests {
             ),
             (ClientConfig { region: Some("us east".to_owned()), ..default() }, &["region", "us east"]),
             (ClientConfig { region: Some("evil.com/x".to_owned()), ..default() }, &["region", "evil.com/x"]),
+            (
+                ClientConfig { unsigned: true, requester_pays: true, ..default() },
+                &["requester_pays", "unsigned"],
+            ),
             (ClientConfig { max_connections: 70_000, ..default() }, &["max_connections", "70000", "65536"]),
             (
                 ClientConfig {

@@ -54,7 +54,7 @@ mod turns;
 mod upload;
 mod xml;
 
-pub use address::parse_s3_uri;
+pub use address::{join_key, parse_s3_uri};
 pub use checksum::{crc32, crc32_combine};
 pub use client::{Client, PaceShare};
 pub use conditions::{Conditions, Found, Support};

@@ -56,8 +56,32 @@ impl Client {
         prefix: &str,
         delimiter: Option<&str>,
     ) -> Result<Listing, Error> {
+        self.list_pages(bucket, prefix, delimiter, usize::MAX).await
+    }
+
+    /// The first page of the same, 1,000 entries at most.
+    ///
+    /// # Errors
+    /// As for [`Client::list_objects`].
+    pub async fn list_first_page(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        delimiter: Option<&str>,
+    ) -> Result<Listing, Error> {
+        self.list_pages(bucket, prefix, delimiter, 1).await
+    }
+
+    async fn list_pages(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        delimiter: Option<&str>,
+        most: usize,
+    ) -> Result<Listing, Error> {
         let mut listing = Listing::default();
         let mut next: Option<Next> = None;
+        let mut pages = 0;
         loop {
             let mut call = Call::new("ListObjectsV2", Method::GET, bucket, None)?.query("list-type", "2");
             match &next {
@@ -78,7 +102,8 @@ impl Client {
                 listing.objects.push(entry.ok_or_else(|| bad(&call, "an object without key or size"))?);
             }
             listing.common_prefixes.extend(common_prefixes(&page));
-            if page.text_of("IsTruncated") != Some("true") {
+            pages += 1;
+            if pages == most || page.text_of("IsTruncated") != Some("true") {
                 return Ok(listing);
             }
             let following = Next::of(&page);
