@@ -101,7 +101,9 @@ class S3FileSystem(FileSystemBase):
                 raise
             writer.close()
         else:
-            raise ValueError(f"mode={mode!r}: must be 'rb' or 'wb'")
+            raise ValueError(
+                f"Invalid {mode=} mode argument: create_stream only supports rb (read mode) & wb (write mode)"
+            )
 
     def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
         """`path`, a ``/`` unless it ends with one, and `suffix`."""
@@ -121,7 +123,10 @@ class S3FileSystem(FileSystemBase):
         bucket, key = split_path(path)
         new_bucket, new_key = split_path(new_path, "new_path")
         if bucket != new_bucket:
-            raise ValueError(f"new_path={os.fspath(new_path)!r}: must be in bucket {bucket!r}, as path is")
+            raise ValueError(
+                f"Source and destination buckets cannot be different: new_path={os.fspath(new_path)!r} must be in "
+                f"bucket {bucket!r}, as path is"
+            )
         self.client.copy_object(bucket, key, new_key)
         self.client.delete_objects(bucket, [key])
 
