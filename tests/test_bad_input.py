@@ -62,6 +62,13 @@ def test_a_path_that_is_no_s3_uri_is_refused_by_name(make: Any, path: str) -> No
     assert repr(path).strip("'") in str(caught.value)
 
 
+@pytest.mark.parametrize("make", [S3StorageWriter, S3StorageReader], ids=lambda make: make.__name__)
+def test_a_path_that_no_key_can_say_is_refused_by_name(make: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^path="):
+        make(REGION, "s3://bucket/\ud800")
+    assert not S3FileSystem.validate_checkpoint_id("s3://bucket/\ud800")
+
+
 @pytest.mark.parametrize("path", [None, 5, b"s3://bucket/x"], ids=repr)
 @pytest.mark.parametrize("make", [S3StorageWriter, S3StorageReader], ids=lambda make: make.__name__)
 def test_a_path_of_another_type_is_refused(make: Any, path: Any) -> None:

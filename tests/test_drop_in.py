@@ -386,7 +386,7 @@ def test_a_load_from_within_a_checkpoint_names_it(store: Store, failure, below: 
 
 
 def test_what_is_named_can_be_loaded(store: Store, failure) -> None:
-    for path in ("//a", "/b//", "//", "/c d"):
+    for path in ("/a//b", "/b//", "/c d"):
         jobs.save(state(), f"s3://{store.bucket}{path}")
         slash = "" if path.endswith("/") else "/"
         text = why(failure, f"s3://{store.bucket}{path}{slash}y/z")

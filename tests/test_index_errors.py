@@ -194,7 +194,29 @@ def test_without_torch_every_call_raises_for_itself(store: Store) -> None:
     assert caught.value.code == "NoSuchKey"
     assert caught.value.status == 404
     assert caught.value.key == f"{store.path}/.metadata"
-    assert caught.value.request_id
+
+
+def test_a_rank_asked_for_alone_is_told_of_the_index_of_all_ranks(store: Store) -> None:
+    jobs.save(state(), store.uri)
+    reader = S3StorageReader(REGION, store.uri)
+    with pytest.raises(NotFound, match=r"was saved by all ranks together.*no __3\.metadata"):
+        reader.read_metadata(rank=3)
+
+
+def test_a_reader_whose_load_failed_of_anything_can_still_be_pickled(store: Store, monkeypatch) -> None:
+    class Local(Exception):
+        """No pickle knows where to find it."""
+
+    def broken(rank: int | None) -> Metadata:
+        raise Local
+
+    reader = S3StorageReader(REGION, store.uri)
+    with monkeypatch.context() as patched:
+        patched.setattr(reader, "_read_index", broken)
+        with pytest.raises(Local):
+            reader.read_metadata()
+    jobs.save(state(), store.uri)
+    load(pickle.loads(pickle.dumps(reader)))
 
 
 def test_an_index_without_entries_for_items_is_corrupt_and_no_assertion(store: Store, failure) -> None:

@@ -37,7 +37,10 @@ def split_path(path: str | os.PathLike[str], argument: str = "path") -> tuple[st
     uri = os.fspath(path)
     if isinstance(path, PurePath) and not uri.startswith("s3://"):
         raise ConfigError(f"{argument}={path!r}: pathlib keeps one slash of s3://, so give the path as a string")
-    return _native.parse_s3_uri(uri, argument)
+    try:
+        return _native.parse_s3_uri(uri, argument)
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{argument}={uri!r}: must be text that UTF-8 can say, as keys are") from error
 
 
 class S3FileSystem(FileSystemBase):

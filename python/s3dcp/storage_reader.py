@@ -124,7 +124,7 @@ class S3StorageReader(FileSystemReader):
         self._metadata: Metadata | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_metadata": None, "storage_data": {}}
+        return {**self.__dict__, "_metadata": None, "_index_error": None, "storage_data": {}}
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Forget the last load; the next one is at `checkpoint_id` when given."""
@@ -151,7 +151,7 @@ class S3StorageReader(FileSystemReader):
         if rank is not None and asked_first is not None and not _is_missing_key(asked_first):
             return _UnreadableIndex(asked_first)
         try:
-            return self._read_index(rank) if rank is None else self._read_rank_index(rank)
+            return self._read_index(None) if rank is None else self._read_rank_index(rank, asked_first is not None)
         except Exception as error:
             if rank is None:
                 self._index_error = error
@@ -160,14 +160,21 @@ class S3StorageReader(FileSystemReader):
                 raise
             return _UnreadableIndex(error)
 
-    def _read_rank_index(self, rank: int) -> Metadata:
-        """The index of `rank`; where there is none: is there a checkpoint of fewer ranks, or none?"""
+    def _read_rank_index(self, rank: int, is_alone: bool) -> Metadata:
+        """The index of `rank`; where there is none: is there one of all ranks, a checkpoint of fewer ranks, or nothing?
+
+        `is_alone` when it is known that there is none of all ranks.
+        """
         try:
             return self._read_index(rank)
         except NotFound as error:
             if not _is_missing_key(error):
                 raise
             bucket, path_key = split_path(self.path)
+            if not is_alone and self._is_there(bucket, _index_key(path_key, None)):
+                raise error.with_message(
+                    f"{self.path} was saved by all ranks together: it has .metadata, and no __{rank}.metadata"
+                ) from error
             if self._is_there(bucket, _index_key(path_key, 0)):
                 raise ConfigError(
                     f"{self.path} was saved without collectives by fewer ranks, each its own part: there is no "

@@ -123,8 +123,9 @@ class S3StorageWriter(FileSystemWriter):
             on S3, where a finished write is durable, and is ignored.
 
     Attributes:
-        save_id: identity of the save that began last, as in its index (``metadata.storage_meta.save_id``) and in the
-            names of its shard files; before the first save, and after `reset`, of the next one. Every save has its own.
+        save_id: identity of the save that began last, as in the names of this rank's shard files and, of the rank that
+            commits, in the index (``metadata.storage_meta.save_id``); before the first save, and after `reset`, of the
+            next one. Every save has its own.
 
     Raises:
         ValueError: an argument cannot work; the message names it.
