@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use aws_sdk_sts::config::endpoint::{DefaultResolver, Params, ResolveEndpoint as _};
 use http::Uri;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -93,6 +94,46 @@ pub(crate) fn encode_query(value: &str) -> String {
     utf8_percent_encode(value, ENCODED).to_string()
 }
 
+/// The name that stands for AWS as a whole.
+const GLOBAL: &str = "aws-global";
+
+/// A region as it is written in settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Region {
+    name: String,
+    /// The endpoint with validated cryptography, by the old names that have `fips` in them.
+    fips: bool,
+}
+
+impl Region {
+    /// The region of this name; `source` is named in the error.
+    pub(crate) fn parse(name: &str, source: &str) -> Result<Region, Error> {
+        if !is_host_label(name) {
+            return Err(config(format!("{source} must be a name like \"us-east-1\", not {name:?}")));
+        }
+        let plain = name.strip_prefix("fips-").or_else(|| name.strip_suffix("-fips"));
+        Ok(Region { name: plain.unwrap_or(name).to_owned(), fips: plain.is_some() })
+    }
+
+    /// What requests are signed for.
+    pub(crate) fn signed(&self) -> &str {
+        if self.name == GLOBAL { "us-east-1" } else { &self.name }
+    }
+}
+
+/// The domain of the partition that a region belongs to, from the rules that AWS keeps in each of its SDKs.
+///
+/// These are STS's, which are part of this program in any case: of every partition that AWS knows, regions of the
+/// future included, its endpoint is `sts.<region>.<domain>`.
+async fn domain(region: &str) -> Result<String, Error> {
+    let unknown = |why: String| config(format!("AWS has no endpoint for region {region:?}: {why}"));
+    let params = Params::builder().region(region).build().map_err(|error| unknown(error.to_string()))?;
+    let endpoint =
+        DefaultResolver::new().resolve_endpoint(&params).await.map_err(|error| unknown(error.to_string()))?;
+    let domain = endpoint.url().strip_prefix(&format!("https://sts.{region}."));
+    domain.map(str::to_owned).ok_or_else(|| unknown(format!("its STS is at {}", endpoint.url())))
+}
+
 /// The service's address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
@@ -102,6 +143,7 @@ pub(crate) struct Endpoint {
     /// Path prefix without a trailing slash, mostly empty.
     prefix: String,
     path_style: bool,
+    custom: bool,
 }
 
 /// What a request needs of the endpoint.
@@ -112,14 +154,22 @@ pub(crate) struct Address {
 
 impl Endpoint {
     /// AWS's own endpoint of a region.
-    pub(crate) fn aws(region: &str, force_path_style: bool) -> Endpoint {
-        let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-        Endpoint {
+    ///
+    /// # Errors
+    /// `Config`, when AWS's rules have none.
+    pub(crate) async fn aws(region: &Region, force_path_style: bool) -> Result<Endpoint, Error> {
+        let service = if region.fips { "s3-fips" } else { "s3" };
+        let authority = match &*region.name {
+            GLOBAL => format!("{service}.amazonaws.com"),
+            name => format!("{service}.{name}.{}", domain(name).await?),
+        };
+        Ok(Endpoint {
             tls: true,
-            authority: format!("s3.{region}.{domain}"),
+            authority,
             prefix: String::new(),
             path_style: force_path_style,
-        }
+            custom: false,
+        })
     }
 
     /// A given endpoint; `source` names where the URL comes from.
@@ -164,7 +214,18 @@ impl Endpoint {
             },
             prefix: uri.path().trim_end_matches('/').to_owned(),
             path_style: force_path_style || local,
+            custom: true,
         })
+    }
+
+    /// Whether it was given, and is not AWS's.
+    pub(crate) fn is_custom(&self) -> bool {
+        self.custom
+    }
+
+    /// Whether a request for this host has the bucket in its name.
+    pub(crate) fn is_below(&self, host: &str) -> bool {
+        host != self.authority
     }
 
     /// Whether requests go over TLS.
@@ -271,18 +332,48 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_style_follows_host_bucket_and_scheme() {
-        let aws = Endpoint::aws("eu-west-1", false);
-        assert_eq!(url(&aws, "bkt", "k"), "https://bkt.s3.eu-west-1.amazonaws.com/k");
-        assert_eq!(url(&aws, "a.bkt", "k"), "https://s3.eu-west-1.amazonaws.com/a.bkt/k");
-        assert_eq!(url(&aws, "Bkt_1", "k"), "https://s3.eu-west-1.amazonaws.com/Bkt_1/k");
+    async fn aws(region: &str, force_path_style: bool) -> Endpoint {
+        Endpoint::aws(&Region::parse(region, "region").unwrap(), force_path_style).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_region_is_at_the_domain_of_its_partition() {
+        for (region, host, signed) in [
+            ("us-east-1", "s3.us-east-1.amazonaws.com", "us-east-1"),
+            ("ap-southeast-9", "s3.ap-southeast-9.amazonaws.com", "ap-southeast-9"),
+            ("us-gov-west-1", "s3.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
+            ("cn-north-1", "s3.cn-north-1.amazonaws.com.cn", "cn-north-1"),
+            ("cn-east-7", "s3.cn-east-7.amazonaws.com.cn", "cn-east-7"),
+            ("eusc-de-east-1", "s3.eusc-de-east-1.amazonaws.eu", "eusc-de-east-1"),
+            ("eusc-de-west-9", "s3.eusc-de-west-9.amazonaws.eu", "eusc-de-west-9"),
+            ("us-iso-east-1", "s3.us-iso-east-1.c2s.ic.gov", "us-iso-east-1"),
+            ("us-isob-east-1", "s3.us-isob-east-1.sc2s.sgov.gov", "us-isob-east-1"),
+            ("eu-isoe-west-1", "s3.eu-isoe-west-1.cloud.adc-e.uk", "eu-isoe-west-1"),
+            ("us-isof-south-1", "s3.us-isof-south-1.csp.hci.ic.gov", "us-isof-south-1"),
+            ("nowhere", "s3.nowhere.amazonaws.com", "nowhere"),
+            ("aws-global", "s3.amazonaws.com", "us-east-1"),
+            ("fips-us-west-2", "s3-fips.us-west-2.amazonaws.com", "us-west-2"),
+            ("us-gov-west-1-fips", "s3-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
+        ] {
+            assert_eq!(aws(region, false).await.url(), format!("https://{host}"));
+            assert_eq!(Region::parse(region, "region").unwrap().signed(), signed);
+        }
+        let error = Region::parse("evil.com/x", "AWS_REGION").unwrap_err();
+        assert!(error.message().contains("AWS_REGION") && error.message().contains("evil.com/x"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_style_follows_host_bucket_and_scheme() {
+        let aws_endpoint = aws("eu-west-1", false).await;
+        assert_eq!(url(&aws_endpoint, "bkt", "k"), "https://bkt.s3.eu-west-1.amazonaws.com/k");
+        assert_eq!(url(&aws_endpoint, "a.bkt", "k"), "https://s3.eu-west-1.amazonaws.com/a.bkt/k");
+        assert_eq!(url(&aws_endpoint, "Bkt_1", "k"), "https://s3.eu-west-1.amazonaws.com/Bkt_1/k");
         assert_eq!(
-            url(&Endpoint::aws("eu-west-1", true), "bkt", "k"),
+            url(&aws("eu-west-1", true).await, "bkt", "k"),
             "https://s3.eu-west-1.amazonaws.com/bkt/k"
         );
         assert_eq!(
-            url(&Endpoint::aws("cn-north-1", false), "bkt", "k"),
+            url(&aws("cn-north-1", false).await, "bkt", "k"),
             "https://bkt.s3.cn-north-1.amazonaws.com.cn/k"
         );
         let custom = |url: &str, force| Endpoint::custom(url, "endpoint_url", force).unwrap();
@@ -293,13 +384,13 @@ mod tests {
         assert_eq!(url(&custom("https://store", false), "bkt", "/k"), "https://bkt.store//k");
     }
 
-    #[test]
-    fn the_bucket_alone_is_its_own_address() {
+    #[tokio::test]
+    async fn the_bucket_alone_is_its_own_address() {
         let endpoint = Endpoint::custom("http://127.0.0.1:9000", "endpoint_url", false).unwrap();
         let address = endpoint.address("bkt", None, "list-type=2").unwrap();
         assert_eq!(address.uri.to_string(), "http://127.0.0.1:9000/bkt?list-type=2");
         assert_eq!(address.host, "127.0.0.1:9000");
-        let address = Endpoint::aws("us-east-1", false).address("bkt", None, "").unwrap();
+        let address = aws("us-east-1", false).await.address("bkt", None, "").unwrap();
         assert_eq!(address.uri.to_string(), "https://bkt.s3.us-east-1.amazonaws.com/");
     }
 

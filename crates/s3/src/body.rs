@@ -20,7 +20,7 @@ use crate::connections::{Home, Stream, poll_read};
 use crate::error::{Error, ErrorKind};
 use crate::payload::PayloadBody;
 use crate::retry::{Class, Failure};
-use crate::transport::{Limits, causes, deadline_passed, silence};
+use crate::transport::{Limits, causes};
 
 /// Most bytes of one read. Much of what a read from a full socket costs is per call, so that few large ones are cheaper,
 /// even though their bytes have left the processor's nearer caches when the checksum is computed.
@@ -226,7 +226,7 @@ impl BodyReader {
             match poll_body(body, context, to, most) {
                 // Of a body that never pauses the timer sees nothing.
                 Poll::Ready(Ok(Some(_))) if clock::now() >= limits.deadline => {
-                    return Poll::Ready(Err(deadline_passed().ambiguous()));
+                    return Poll::Ready(Err(limits.deadline_passed("while reading the answer")));
                 }
                 Poll::Ready(result) => return Poll::Ready(result),
                 Poll::Pending => {}
@@ -237,9 +237,9 @@ impl BodyReader {
             }
             ready!(timer.as_mut().poll(context));
             Poll::Ready(Err(if clock::now() >= limits.deadline {
-                deadline_passed().ambiguous()
+                limits.deadline_passed("while reading the answer")
             } else {
-                silence(limits.read_timeout, "while reading the answer").ambiguous()
+                limits.silence("while reading the answer")
             }))
         })
         .await

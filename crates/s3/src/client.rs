@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::gate::{Budget, Gate};
 use crate::link::Link;
 use crate::plan::Pace;
-use crate::session::{Session, custom_endpoint};
+use crate::session::{Session, endpoint_given};
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
 use crate::tuning::Concurrency;
@@ -49,9 +49,7 @@ impl Client {
     pub fn new(config: ClientConfig) -> Result<Client, Error> {
         let chooses = config.max_connections == 0;
         let config = config.resolved()?;
-        if config.endpoint_url.is_some() {
-            custom_endpoint(&config, &|_| None)?;
-        }
+        endpoint_given(&config)?;
         let first = if chooses { config.target_connections() } else { config.max_connections };
         let counters = Arc::<Counters>::default();
         let inner = Inner {

@@ -7,6 +7,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::address::Region;
+use crate::environment::{check_key, trimmed};
 use crate::error::{Error, ErrorKind};
 
 /// Smallest part that S3 takes (except the last of an upload), in bytes.
@@ -70,14 +72,17 @@ pub struct ClientConfig {
     /// AWS region. `None`: `AWS_REGION`, `AWS_DEFAULT_REGION`, then the profile; with none of these the first
     /// request fails with a `Config` error.
     pub region: Option<String>,
-    /// `http://` or `https://` URL of the service. `None`: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, else AWS.
+    /// `http://` or `https://` URL of the service. `None`: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `endpoint_url` of
+    /// `s3` in the profile's services section, the profile's `endpoint_url`, else AWS. With
+    /// `AWS_IGNORE_CONFIGURED_ENDPOINT_URLS=true` none of these counts.
     pub endpoint_url: Option<String>,
     /// Put the bucket into the path, not into the host name. Automatic for IP addresses, `localhost` and buckets
     /// that cannot be a host name (or that hold a dot, over TLS).
     pub force_path_style: bool,
     /// Send unsigned requests, for public buckets.
     pub unsigned: bool,
-    /// Profile of the AWS configuration files; its credentials then win over the environment's.
+    /// Profile of the AWS configuration files; its credentials then win over the environment's. `None`: `AWS_PROFILE`,
+    /// `AWS_DEFAULT_PROFILE`, then `default`.
     pub profile: Option<String>,
     /// Agree to pay for requests to a requester-pays bucket.
     pub requester_pays: bool,
@@ -182,11 +187,18 @@ pub(crate) fn without_user_info(url: &str) -> String {
 }
 
 impl ClientConfig {
-    /// Checks every field and fills in those that follow from others (`max_connections`, `max_in_flight_bytes`).
+    /// Checks every field, drops white space around texts, and fills in those that follow from others
+    /// (`max_connections`, `max_in_flight_bytes`).
     ///
     /// # Errors
-    /// `Config`, naming the field, its value and the limit.
+    /// `Config`, naming the field, its value (never a key) and the limit.
     pub(crate) fn resolved(mut self) -> Result<ClientConfig, Error> {
+        for text in [&mut self.region, &mut self.endpoint_url, &mut self.profile, &mut self.storage_class]
+            .into_iter()
+            .flatten()
+        {
+            *text = trimmed(text).to_owned();
+        }
         if self.max_attempts == 0 {
             return Err(invalid("max_attempts must be at least 1, not 0"));
         }
@@ -210,19 +222,20 @@ impl ClientConfig {
         if let Some(size) = self.part_size {
             check_part_size(size)?;
         }
-        for (name, value) in
-            [("region", &self.region), ("profile", &self.profile), ("storage_class", &self.storage_class)]
+        if let Some(class) = &self.storage_class
+            && (class.is_empty() || !class.bytes().all(|byte| byte.is_ascii_graphic()))
         {
-            if let Some(value) = value
-                && (value.is_empty() || !value.bytes().all(|byte| (0x21..0x7f).contains(&byte)))
-            {
-                return Err(invalid(format!("{name} must be a name in ASCII without spaces, not {value:?}")));
-            }
+            return Err(invalid(format!(
+                "storage_class must be a name in ASCII without spaces, not {class:?}"
+            )));
         }
-        if let Some(region) = &self.region
-            && !is_host_label(region)
+        if let Some(profile) = &self.profile
+            && (profile.is_empty() || profile.chars().any(char::is_control))
         {
-            return Err(invalid(format!("region must be a name like \"us-east-1\", not {region:?}")));
+            return Err(invalid(format!("profile must be the name of a profile, not {profile:?}")));
+        }
+        if let Some(region) = &self.region {
+            Region::parse(region, "region")?;
         }
         if self.unsigned && self.credentials.is_some() {
             return Err(invalid("unsigned and credentials exclude each other"));
@@ -231,14 +244,15 @@ impl ClientConfig {
             let why = "S3 bills whoever signed a request";
             return Err(invalid(format!("requester_pays and unsigned exclude each other: {why}")));
         }
-        if let Some(credentials) = &self.credentials {
-            for (name, value) in [
-                ("credentials.access_key_id", &credentials.access_key_id),
-                ("credentials.secret_access_key", &credentials.secret_access_key),
-            ] {
-                if value.is_empty() {
-                    return Err(invalid(format!("{name} must not be empty")));
-                }
+        if let Some(keys) = &mut self.credentials {
+            let token = keys.session_token.as_mut().map(|token| ("credentials.session_token", token));
+            let always = [
+                ("credentials.access_key_id", &mut keys.access_key_id),
+                ("credentials.secret_access_key", &mut keys.secret_access_key),
+            ];
+            for (name, value) in always.into_iter().chain(token) {
+                *value = trimmed(value).to_owned();
+                check_key(name, value)?;
             }
         }
         if http::HeaderValue::from_str(&self.user_agent).is_err() {
@@ -304,6 +318,38 @@ mod tests {
         let config =
             ClientConfig { throughput_target_gbps: 100.0, ..ClientConfig::default() }.resolved().unwrap();
         assert_eq!(config.target_connections(), 512);
+    }
+
+    #[test]
+    fn white_space_around_texts_is_dropped_and_within_keys_refused() {
+        let padded = |text: &str| Some(format!(" {text}\r\n"));
+        let config = ClientConfig {
+            region: padded("us-east-1"),
+            endpoint_url: padded("http://host"),
+            profile: padded("my store"),
+            credentials: Some(StaticCredentials {
+                session_token: padded("token"),
+                ..StaticCredentials::new("id\n", "\tsecret")
+            }),
+            ..ClientConfig::default()
+        };
+        let config = config.resolved().unwrap();
+        assert_eq!(config.region.as_deref(), Some("us-east-1"));
+        assert_eq!(config.endpoint_url.as_deref(), Some("http://host"));
+        assert_eq!(config.profile.as_deref(), Some("my store"));
+        let keys = config.credentials.unwrap();
+        assert_eq!(
+            keys,
+            StaticCredentials {
+                session_token: Some("token".to_owned()),
+                ..StaticCredentials::new("id", "secret")
+            }
+        );
+        let broken = StaticCredentials::new("id", "hunter\n2");
+        let config = ClientConfig { credentials: Some(broken), ..ClientConfig::default() };
+        let error = config.resolved().unwrap_err();
+        assert!(error.message().contains("credentials.secret_access_key"), "{error}");
+        assert!(!error.message().contains("hunter"), "{error}");
     }
 
     #[test]

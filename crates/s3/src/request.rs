@@ -27,7 +27,7 @@ use crate::progress::Progress;
 use crate::retry::{Attempts, Class, Failure, Policy, Remedy, Verdict};
 use crate::session::Session;
 use crate::sign::sign_request;
-use crate::transport::{Limits, deadline_passed};
+use crate::transport::{Limits, deadline_passed, host_and_port};
 use crate::turns;
 
 /// Longest error document that is read.
@@ -266,10 +266,11 @@ impl Client {
         let inner = &*self.inner;
         let permit = self.admitted(call, operation.started.is_some()).await;
         let started = *operation.started.get_or_insert_with(clock::now);
-        let limits =
-            Limits { read_timeout: inner.config.read_timeout, deadline: started + inner.config.deadline };
-        let prepared = clock::before(limits.deadline, self.prepare(call, operation)).await;
+        let deadline = started + inner.config.deadline;
+        let prepared = clock::before(deadline, self.prepare(call, operation, deadline)).await;
         let (session, request, progress) = prepared.ok_or_else(deadline_passed)?.map_err(Failure::fatal)?;
+        let host = host_and_port(request.uri()).into();
+        let limits = Limits { read_timeout: inner.config.read_timeout, deadline, host };
         operation.attempts.count += 1;
         inner.counters.add_request();
         if operation.attempts.count > 1 {
@@ -277,7 +278,7 @@ impl Client {
         }
         let sent = clock::now();
         operation.sent = Some(sent);
-        let response = session.transport.send(request, &progress, limits).await?;
+        let response = session.transport.send(request, &progress, limits.clone()).await?;
         let time = clock::now().duration_since(sent);
         match call.body.len() {
             0 => inner.link.answered(time),
@@ -362,7 +363,7 @@ impl Client {
             Some(Remedy::RefreshCredentials) => {
                 let cache = self.inner.session.get().and_then(|session| session.credentials.as_ref());
                 let renewed = match (cache, &operation.credentials) {
-                    (Some(cache), Some(rejected)) => cache.forget(rejected),
+                    (Some(cache), Some(rejected)) => cache.forget(rejected, self.service_time()),
                     _ => false,
                 };
                 if !renewed {
@@ -428,6 +429,7 @@ impl Client {
         &self,
         call: &Call,
         operation: &mut Operation,
+        deadline: Instant,
     ) -> Result<(&Session, Request<PayloadBody>, Arc<Progress>), Error> {
         let inner = &*self.inner;
         let session = self.session().await?;
@@ -463,8 +465,8 @@ impl Client {
             headers.insert("x-amz-request-payer", HeaderValue::from_static("requester"));
         }
         if let Some(cache) = &session.credentials {
+            let credentials = cache.get(self.service_time(), deadline).await?;
             let now = self.service_time();
-            let credentials = cache.get(now).await?;
             let document = call.signed_body.then(|| body.segments().first()).flatten();
             let signed = match document {
                 Some(document) => SignableBody::Bytes(document),

@@ -5,17 +5,20 @@
 //! What this does not do: HTTP proxies, redirects, HTTP/2 (S3 speaks 1.1).
 
 use std::error::Error as StdError;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
+use crate::address::Endpoint;
 use crate::body::Body;
 use crate::clock::{self, Instant};
 use crate::config::ClientConfig;
@@ -28,27 +31,52 @@ use crate::retry::{Class, Failure};
 /// Idle connections are closed after this time; S3 closes them after about 20 s.
 const IDLE: Duration = Duration::from_secs(15);
 
+const NO_TLS: &str = "; what answers there does not speak TLS: should the endpoint begin with http://?";
+
 /// The bounds of one attempt.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Limits {
     pub(crate) read_timeout: Duration,
     pub(crate) deadline: Instant,
+    /// Whom the attempt waits for, for errors.
+    pub(crate) host: Arc<str>,
+}
+
+impl Limits {
+    /// No byte moved for too long.
+    pub(crate) fn silence(&self, when: &str) -> Failure {
+        let limit = self.read_timeout.as_secs_f64();
+        let text = format!("no byte moved for {limit:.1} s {when} of {} (read_timeout)", self.host);
+        Failure::new(Class::Transient, Error::new(ErrorKind::Timeout, text)).ambiguous()
+    }
+
+    /// The operation's total time is over.
+    pub(crate) fn deadline_passed(&self, when: &str) -> Failure {
+        let text = format!("the deadline of the operation passed {when} of {}", self.host);
+        Failure::fatal(Error::new(ErrorKind::Timeout, text)).ambiguous()
+    }
 }
 
 /// The connections to one endpoint.
 pub(crate) struct Transport {
+    endpoint: Endpoint,
+    connect_timeout: Duration,
     connections: Connections,
 }
 
 impl Transport {
-    /// Connections to one endpoint, made when needed. `ca_pem` is trusted besides the system's certificates.
-    pub(crate) fn new(config: &ClientConfig, tls: bool, ca_pem: Option<&[u8]>) -> Result<Transport, Error> {
+    /// Connections to one endpoint, made when needed. The bundle is trusted besides the system's certificates.
+    pub(crate) fn new(
+        config: &ClientConfig,
+        endpoint: &Endpoint,
+        bundle: Option<&Bundle>,
+    ) -> Result<Transport, Error> {
         let mut tcp = HttpConnector::new();
         tcp.set_nodelay(true);
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(config.connect_timeout));
         tcp.set_keepalive(Some(Duration::from_secs(60)));
-        let roots = if tls { roots(ca_pem)? } else { RootCertStore::empty() };
+        let roots = if endpoint.tls() { roots(bundle)? } else { RootCertStore::empty() };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls_config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -60,7 +88,8 @@ impl Transport {
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);
-        Ok(Transport { connections: Connections::new(connector, IDLE) })
+        let connections = Connections::new(connector, IDLE);
+        Ok(Transport { endpoint: endpoint.clone(), connect_timeout: config.connect_timeout, connections })
     }
 
     /// Sends a request and waits for the head of the answer, as long as bytes of the body go out.
@@ -70,10 +99,11 @@ impl Transport {
         progress: &Progress,
         limits: Limits,
     ) -> Result<Response<Body>, Failure> {
-        let answer = answered(self.connections.send(request), progress, limits).await?;
+        let uri = request.uri().clone();
+        let answer = answered(self.connections.send(request), progress, &limits).await?;
         answer.map_err(|error| match error {
-            NoAnswer::Unconnected(error) => connection_failure(&*error, false),
-            NoAnswer::Broken(error) => connection_failure(&error, true),
+            NoAnswer::Unconnected(error) => self.unconnected(&*error, &uri),
+            NoAnswer::Broken(error) => self.broken(&error, &uri),
         })
     }
 
@@ -81,50 +111,94 @@ impl Transport {
     pub(crate) fn drop_idle(&self) {
         self.connections.drop_idle();
     }
+
+    /// There is no connection, so nothing was sent.
+    fn unconnected(&self, error: &(dyn StdError + 'static), uri: &Uri) -> Failure {
+        let host = host_and_port(uri);
+        let tls = find::<rustls::Error>(error);
+        if let Some(rustls::Error::InvalidCertificate(why)) = tls {
+            let text = format!(
+                "the TLS certificate of {host} is not trusted: {why}; see ca_bundle and AWS_CA_BUNDLE"
+            );
+            return Failure::fatal(Error::new(ErrorKind::Config, text));
+        }
+        let mut text = format!("cannot connect to {host}: {}", causes(error));
+        if matches!(tls, Some(rustls::Error::InvalidMessage(_))) {
+            text.push_str(NO_TLS);
+        } else if tls.is_none()
+            && let Some(io) = find::<io::Error>(error)
+        {
+            match io.kind() {
+                io::ErrorKind::TimedOut => {
+                    let limit = self.connect_timeout.as_secs_f64();
+                    text = format!("cannot connect to {host} within {limit:.1} s (connect_timeout)");
+                }
+                io::ErrorKind::ConnectionRefused => {
+                    text.push_str("; nothing listens there: check the endpoint and its port");
+                }
+                io::ErrorKind::UnexpectedEof if self.endpoint.tls() => text.push_str(NO_TLS),
+                // The look-up of a name fails with a text and no number of the system's.
+                _ if io.raw_os_error().is_none() => text.push_str(self.advice_on_names(uri)),
+                _ => {}
+            }
+        }
+        Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text))
+    }
+
+    /// What to try when the host's name is not known.
+    fn advice_on_names(&self, uri: &Uri) -> &'static str {
+        let host = uri.authority().map_or("", |authority| authority.as_str());
+        match (self.endpoint.is_custom(), self.endpoint.is_below(host)) {
+            (true, true) => {
+                "; if the bucket is not to stand in front of the service's name, set force_path_style"
+            }
+            (true, false) => "; check the endpoint",
+            (false, _) => "; check the region, or set the endpoint if the bucket is not at AWS",
+        }
+    }
+
+    /// The connection ended before the answer; the request may have arrived.
+    fn broken(&self, error: &(dyn StdError + 'static), uri: &Uri) -> Failure {
+        let mut text = format!("the connection to {} broke: {}", host_and_port(uri), causes(error));
+        if !self.endpoint.tls() && find::<hyper::Error>(error).is_some_and(hyper::Error::is_parse) {
+            text.push_str(
+                "; what answers there does not speak HTTP: should the endpoint begin with https://?",
+            );
+        }
+        Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text)).ambiguous()
+    }
+}
+
+/// Host and port of a request, as errors name them.
+pub(crate) fn host_and_port(uri: &Uri) -> String {
+    let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("http") { 80 } else { 443 });
+    format!("{}:{port}", uri.host().unwrap_or_default())
 }
 
 /// The output of `exchange`, unless bytes stop moving or the deadline passes.
-async fn answered<F: Future>(exchange: F, progress: &Progress, limits: Limits) -> Result<F::Output, Failure> {
+async fn answered<F: Future>(
+    exchange: F,
+    progress: &Progress,
+    limits: &Limits,
+) -> Result<F::Output, Failure> {
     let mut exchange = std::pin::pin!(exchange);
+    let when = "while waiting for the answer";
     loop {
         let silent_at = progress.last() + limits.read_timeout;
         match clock::before(silent_at.min(limits.deadline), exchange.as_mut()).await {
             Some(output) => return Ok(output),
-            None if clock::now() >= limits.deadline => return Err(deadline_passed().ambiguous()),
+            None if clock::now() >= limits.deadline => return Err(limits.deadline_passed(when)),
             None if clock::now() >= progress.last() + limits.read_timeout => {
-                return Err(silence(limits.read_timeout, "while waiting for the answer").ambiguous());
+                return Err(limits.silence(when));
             }
             None => {}
         }
     }
 }
 
-pub(crate) fn silence(limit: Duration, when: &str) -> Failure {
-    let text = format!("no byte moved for {:.1} s {when} (read_timeout)", limit.as_secs_f64());
-    Failure::new(Class::Transient, Error::new(ErrorKind::Timeout, text))
-}
-
-/// The operation's total time is over.
+/// The operation's total time is over, before anything was sent.
 pub(crate) fn deadline_passed() -> Failure {
     Failure::fatal(Error::new(ErrorKind::Timeout, "the deadline of the operation passed"))
-}
-
-/// A failure of the connection; `connected`: the request may have arrived.
-fn connection_failure(error: &(dyn StdError + 'static), connected: bool) -> Failure {
-    let text = causes(error);
-    if let Some(tls) = find_tls_error(error)
-        && matches!(tls, rustls::Error::InvalidCertificate(_))
-    {
-        let text =
-            format!("the service's TLS certificate is not trusted: {tls}; see ca_bundle and AWS_CA_BUNDLE");
-        return Failure::fatal(Error::new(ErrorKind::Config, text));
-    }
-    if !connected {
-        let text = format!("cannot connect: {text}");
-        return Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text));
-    }
-    let text = format!("the connection broke: {text}");
-    Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text)).ambiguous()
 }
 
 /// An error with all its causes, each once.
@@ -141,26 +215,53 @@ pub(crate) fn causes(error: &(dyn StdError + 'static)) -> String {
     texts.join(": ")
 }
 
-fn find_tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(tls) = error.downcast_ref::<rustls::Error>() {
-            return Some(tls);
+/// The innermost error of this type among an error and its causes.
+fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
+    let below = error.source().and_then(find);
+    // What an I/O error wraps is passed over by its `source`, which goes on with that one's own.
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    below.or_else(|| wrapped.and_then(|inner| find(inner))).or_else(|| error.downcast_ref())
+}
+
+/// Certificates of a PEM file, all of them known to be good.
+#[derive(Debug, Clone)]
+pub(crate) struct Bundle {
+    pem: Vec<u8>,
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+impl Bundle {
+    /// Reads and checks a file. `source` names the setting in errors.
+    ///
+    /// # Errors
+    /// `Config`, when there is no certificate in it, or a damaged one.
+    pub(crate) fn read(path: &Path, source: &str) -> Result<Bundle, Error> {
+        let refuse =
+            |why: String| Error::new(ErrorKind::Config, format!("{source} {}: {why}", path.display()));
+        let pem = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+            .collect::<Result<_, _>>()
+            .map_err(|error| refuse(format!("it is not valid PEM: {error}")))?;
+        if certificates.is_empty() {
+            return Err(refuse("it holds no certificate in PEM".to_owned()));
         }
-        if let Some(inner) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref)
-            && let Some(tls) = find_tls_error(inner)
-        {
-            return Some(tls);
+        let mut roots = RootCertStore::empty();
+        for certificate in &certificates {
+            roots.add(certificate.clone()).map_err(|error| refuse(format!("a bad certificate: {error}")))?;
         }
-        cause = error.source();
+        Ok(Bundle { pem, certificates })
     }
-    None
+
+    /// The file's bytes.
+    pub(crate) fn pem(&self) -> &[u8] {
+        &self.pem
+    }
 }
 
 /// The system's certificates, read once per process (which takes tens of milliseconds), and the given ones.
 ///
 /// Read outside the cell: a process may fork meanwhile, and its child would wait for a cell that is being filled.
-fn roots(ca_pem: Option<&[u8]>) -> Result<RootCertStore, Error> {
+fn roots(bundle: Option<&Bundle>) -> Result<RootCertStore, Error> {
     static SYSTEM: OnceLock<RootCertStore> = OnceLock::new();
     let system = SYSTEM.get().cloned().unwrap_or_else(|| {
         let mut roots = RootCertStore::empty();
@@ -172,21 +273,8 @@ fn roots(ca_pem: Option<&[u8]>) -> Result<RootCertStore, Error> {
         SYSTEM.get_or_init(|| roots).clone()
     });
     let mut roots = system;
-    if let Some(pem) = ca_pem {
-        let mut given = 0;
-        for certificate in CertificateDer::pem_slice_iter(pem) {
-            let certificate = certificate.map_err(|error| {
-                Error::new(ErrorKind::Config, format!("ca_bundle is not valid PEM: {error:?}"))
-            })?;
-            roots.add(certificate).map_err(|error| {
-                Error::new(ErrorKind::Config, format!("ca_bundle has a bad certificate: {error}"))
-            })?;
-            given += 1;
-        }
-        if given == 0 {
-            return Err(Error::new(ErrorKind::Config, "ca_bundle holds no certificate"));
-        }
-    }
+    let given = bundle.map(|bundle| bundle.certificates.clone()).unwrap_or_default();
+    roots.add_parsable_certificates(given);
     if roots.is_empty() {
         return Err(Error::new(
             ErrorKind::Config,
@@ -200,19 +288,45 @@ fn roots(ca_pem: Option<&[u8]>) -> Result<RootCertStore, Error> {
 mod tests {
     use super::*;
 
+    fn read(pem: &[u8]) -> Result<Bundle, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("authorities.pem");
+        std::fs::write(&path, pem).unwrap();
+        Bundle::read(&path, "AWS_CA_BUNDLE")
+    }
+
     #[test]
-    fn a_bundle_without_certificates_is_refused_by_name() {
-        for pem in [&b""[..], b"hello", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
-            let error = roots(Some(pem)).unwrap_err();
+    fn a_bundle_without_good_certificates_is_refused_by_setting_and_path() {
+        let half = "-----BEGIN CERTIFICATE-----\nMIIB";
+        for pem in [
+            &b""[..],
+            b"hello",
+            b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            b"-----BEGIN CERTIFICATE-----\n\n-----END CERTIFICATE-----\n",
+            b"-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n",
+            b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+            half.as_bytes(),
+            &[0, 159, 146, 150],
+        ] {
+            let error = read(pem).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);
-            assert!(error.message().contains("ca_bundle"), "{error}");
+            let named =
+                error.message().contains("AWS_CA_BUNDLE") && error.message().contains("authorities.pem");
+            assert!(named, "{error}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        for path in [folder.path(), &folder.path().join("nothing")] {
+            let error = Bundle::read(path, "ca_bundle").unwrap_err();
+            assert!(error.message().starts_with("ca_bundle /"), "{error}");
         }
     }
 
     #[test]
-    fn a_tls_error_is_found_below_its_wrappers() {
+    fn an_error_is_found_below_its_wrappers() {
         let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
-        let wrapped = std::io::Error::other(std::io::Error::other(tls));
-        assert!(matches!(find_tls_error(&wrapped), Some(rustls::Error::InvalidCertificate(_))));
+        let wrapped = io::Error::other(io::Error::other(tls));
+        assert!(matches!(find(&wrapped), Some(rustls::Error::InvalidCertificate(_))));
+        let refused = io::Error::other(io::Error::from(io::ErrorKind::ConnectionRefused));
+        assert_eq!(find::<io::Error>(&refused).unwrap().kind(), io::ErrorKind::ConnectionRefused);
     }
 }
