@@ -118,13 +118,30 @@ struct State {
     current: Option<Loaded>,
     /// Loads finished so far.
     loads: u64,
-    /// The last load, if it failed, how many in a row have, and how long to wait before the next.
-    failure: Option<(LoadFailure, u32, Duration)>,
+    /// The last load, if it failed.
+    failed: Option<Failed>,
     /// Whether a load has ever succeeded.
     known: bool,
     no_refresh_before: Option<SystemTime>,
     /// What the service called expired.
     rejected: Option<Credentials>,
+}
+
+/// Loads that failed, up to the last one.
+struct Failed {
+    last: LoadFailure,
+    /// How many in a row.
+    count: u32,
+    /// When to load again, where that is worth it.
+    retry_at: Instant,
+}
+
+impl State {
+    /// When to load again after a failure, if that is worth it.
+    fn retry_at(&self) -> Option<Instant> {
+        let failed = self.failed.as_ref()?;
+        failed.last.outlook.is_worth_a_retry(failed.count, self.known).then_some(failed.retry_at)
+    }
 }
 
 #[derive(Clone)]
@@ -209,14 +226,14 @@ impl CredentialCache {
     pub(crate) async fn get(&self, now: SystemTime, deadline: Instant) -> Result<Credentials, Error> {
         match clock::before(deadline, self.valid(now, deadline)).await {
             Some(result) => result,
-            None => Err(self.state().failure.as_ref().map_or_else(
+            None => Err(self.state().failed.as_ref().map_or_else(
                 || {
                     Error::new(
                         ErrorKind::Timeout,
                         "no AWS credentials came before the deadline of the operation",
                     )
                 },
-                |(failure, ..)| failure.error.clone(),
+                |failed| failed.last.error.clone(),
             )),
         }
     }
@@ -238,23 +255,20 @@ impl CredentialCache {
             if let Some(credentials) = self.load_or_join(now, seen).await {
                 return Ok(credentials);
             }
-            let (failure, pause) = {
+            let (error, retry_at) = {
                 let state = self.state();
-                let Some((failure, failures, pause)) = &state.failure else { continue };
-                if !failure.outlook.is_worth_a_retry(*failures, state.known) {
-                    return Err(failure.error.clone());
-                }
-                (failure.error.clone(), *pause)
+                let Some(failed) = &state.failed else { continue };
+                (failed.last.error.clone(), state.retry_at())
             };
-            if (self.time.now)() + pause >= deadline {
-                return Err(failure);
-            }
-            tracing::debug!(error = %failure, ?pause, "asking for credentials again");
+            let Some(retry_at) = retry_at.filter(|at| *at < deadline) else { return Err(error) };
+            let pause = retry_at.saturating_duration_since((self.time.now)());
+            tracing::debug!(%error, ?pause, "asking for credentials again");
             (self.time.sleep)(pause).await;
         }
     }
 
-    /// Loads, unless a load has ended since `seen`: whoever waited for one that failed does not walk the chain again.
+    /// Loads, unless a load has ended since `seen` or it is too early after one that failed: whoever waited for it does
+    /// not walk the chain again.
     async fn load_or_join(&self, now: SystemTime, seen: u64) -> Option<Credentials> {
         let _loading = self.loading.lock().await;
         if let Freshness::Fresh(credentials) | Freshness::Stale(credentials) = self.freshness(now) {
@@ -262,7 +276,8 @@ impl CredentialCache {
         }
         let joined = {
             let state = self.state();
-            state.failure.is_some() && state.loads > seen
+            let early = state.retry_at().is_some_and(|at| (self.time.now)() < at);
+            state.failed.is_some() && (state.loads > seen || early)
         };
         if joined { None } else { self.refresh(now).await }
     }
@@ -293,17 +308,18 @@ impl CredentialCache {
             Ok(credentials) => {
                 state.current = Some(Loaded { credentials: credentials.clone(), at: now });
                 state.known = true;
-                state.failure = None;
+                state.failed = None;
                 Some(credentials)
             }
             Err(failure) => {
                 tracing::debug!(error = %failure.error, "no credentials");
-                let failures = state.failure.as_ref().map_or(0, |(_, failures, _)| *failures) + 1;
-                let (first, last) = RETRY_BOUNDS;
-                let bound = first.saturating_mul(1 << (failures - 1).min(16)).min(last);
+                let count = state.failed.as_ref().map_or(0, |failed| failed.count) + 1;
+                let (first, longest) = RETRY_BOUNDS;
+                let bound = first.saturating_mul(1 << (count - 1).min(16)).min(longest);
                 // Half of it at least, so that the number of loads is bounded, and the rest by chance.
                 let pause = bound.mul_f64(0.5 + clock::random() / 2.0);
-                state.failure = Some((failure, failures, pause));
+                let retry_at = (self.time.now)() + pause;
+                state.failed = Some(Failed { last: failure, count, retry_at });
                 None
             }
         }
