@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import OrderedDict
 
 from . import _native
 from .client_config import S3ClientConfig
 
-_clients: dict[tuple[int, int, str | None, str | None, S3ClientConfig], _native.Client] = {}
+# The settings of a client, without what it takes from the environment.
+_Settings = tuple[int, str | None, str | None, S3ClientConfig]
+
+# Clients that are kept for the next caller, the latest used last, each with the environment it was made in. Whoever works
+# with a client holds it alone; it and its connections go with the last holder.
+_clients: OrderedDict[_Settings, tuple[int, _native.Client]] = OrderedDict()
+_CLIENTS_KEPT = 16
 _lock = threading.Lock()
 
 
@@ -18,7 +25,7 @@ def client_for(
     """The process's client for `region` and `endpoint_url`; no request is sent yet.
 
     A client takes what it is not given from the environment when it is made, so a changed ``AWS_*`` variable
-    means another client.
+    means another client, which takes the place of the one before. Of different settings the latest 16 are kept.
 
     Raises:
         ConfigError: a setting cannot work; the message names it.
@@ -29,11 +36,12 @@ def client_for(
         config = _from_peer(config)
     config = config or S3ClientConfig()
     endpoint_url = endpoint_url or config.endpoint_url
-    key = (os.getpid(), _environment(), region, endpoint_url, config)
+    settings = (os.getpid(), region or None, endpoint_url, config)
+    environment = _environment()
     with _lock:
-        client = _clients.get(key)
-        if client is None:
-            client = _clients[key] = _native.Client(
+        made_in, client = _clients.pop(settings, (None, None))
+        if client is None or made_in != environment:
+            client = _native.Client(
                 region=region or None,
                 endpoint_url=endpoint_url,
                 force_path_style=config.force_path_style,
@@ -53,12 +61,16 @@ def client_for(
                 throughput_target_gbps=config.throughput_target_gbps,
                 part_size=config.part_size,
             )
+        _clients[settings] = (environment, client)
+        dropped = [_clients.popitem(last=False) for _ in range(len(_clients) - _CLIENTS_KEPT)]
+    del dropped  # connections close outside of the lock
     return client
 
 
 def _environment() -> int:
-    """A digest of the ``AWS_*`` variables, which hold secrets."""
-    return hash(frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    """A digest of the variables that a client reads; some hold secrets."""
+    read = ((name, value) for name, value in os.environ.items() if name.startswith("AWS_") or name == "HOME")
+    return hash(frozenset(read))
 
 
 def _after_fork_in_child() -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "ConnectionFailed",
     "Corrupt",
     "Denied",
+    "InternalError",
     "Interrupted",
     "NotFound",
     "PreconditionFailed",
@@ -160,6 +161,12 @@ class ServiceError(S3DcpError):
     kind = "Service"
 
 
+class InternalError(S3DcpError, RuntimeError):
+    """A defect of s3dcp itself, which is worth a report; the message says where."""
+
+    kind = "Internal"
+
+
 _BY_KIND: dict[str, type[S3DcpError]] = {
     cls.kind: cls
     for cls in (
@@ -175,6 +182,7 @@ _BY_KIND: dict[str, type[S3DcpError]] = {
         ConnectionFailed,
         Interrupted,
         ServiceError,
+        InternalError,
     )
 }
 

@@ -26,7 +26,6 @@ _OVERRIDES = (
     "AWS_SESSION_TOKEN",
     "AWS_PROFILE",
     "AWS_DEFAULT_PROFILE",
-    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
 )
 
 
@@ -92,6 +91,7 @@ def environment(server: Server) -> Iterator[None]:
         "AWS_REGION": server.region,
         "AWS_DEFAULT_REGION": server.region,
         "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false",  # whatever the profile says
         **dict.fromkeys(_OVERRIDES),
     }
     with ExitStack() as cleanup:

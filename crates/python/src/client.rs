@@ -9,6 +9,7 @@ use pyo3::types::{PyByteArray, PyBytes};
 use s3dcp_checkpoint::{
     ConditionalCommit, MAX_INDEX_BYTES, Target, commit, discard, nearby_checkpoints, prepare,
 };
+use s3dcp_entry::entry;
 use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption, UploadOptions};
 
 use crate::download::{Batch, Download, whole_range};
@@ -65,6 +66,7 @@ impl PaceShare {
     }
 }
 
+#[entry]
 #[pymethods]
 impl PaceShare {
     /// What to add to the counter that all share; None while S3 has not asked this client for fewer requests.
@@ -95,6 +97,7 @@ pub(crate) struct Observed {
     inner: s3dcp_checkpoint::Observed,
 }
 
+#[entry]
 #[pymethods]
 impl Observed {
     /// Whether an index is there already.
@@ -131,6 +134,7 @@ impl Client {
     }
 }
 
+#[entry]
 #[pymethods]
 impl Client {
     #[new]
@@ -390,6 +394,7 @@ fn seconds(value: f64) -> Duration {
 }
 
 /// Bucket and key of an `s3://` URI; `argument` is named in the error.
+#[entry]
 #[pyfunction]
 fn parse_s3_uri(py: Python<'_>, uri: &str, argument: &str) -> PyResult<(String, String)> {
     s3dcp_s3::parse_s3_uri(uri).map_err(|error| to_python(py, &about(argument, error)))

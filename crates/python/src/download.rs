@@ -9,6 +9,7 @@ use pyo3::types::{PyBytes, PyList, PyString};
 use s3dcp_checkpoint::{
     BlockDim, BlockLayout, Destination, ItemChecksums, ItemRead, Piece, ReadOptions, plan_reads,
 };
+use s3dcp_entry::entry;
 use s3dcp_s3::{Client, Error, ErrorKind};
 use tokio::task::JoinHandle;
 
@@ -171,6 +172,7 @@ impl Download {
     }
 }
 
+#[entry]
 #[pymethods]
 impl Download {
     /// Wait until every byte is in place and verified, then say nothing; a second wait returns at once.

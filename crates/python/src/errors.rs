@@ -15,6 +15,11 @@ pub(crate) fn to_python(py: Python<'_>, error: &Error) -> PyErr {
     build(py, error).unwrap_or_else(|failure| failure)
 }
 
+/// The Python exception for a defect of ours.
+pub(crate) fn internal(py: Python<'_>, message: &str) -> PyErr {
+    raised(py, "Internal", message, &PyDict::new(py)).unwrap_or_else(|failure| failure)
+}
+
 fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
     let attributes = PyDict::new(py);
     attributes.set_item("retryable", error.retryable())?;
@@ -27,6 +32,10 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
     attributes.set_item("request_id", error.request_id())?;
     attributes.set_item("status", error.status())?;
     attributes.set_item("code", error.code())?;
+    raised(py, error.kind().name(), &error.to_string(), &attributes)
+}
+
+fn raised(py: Python<'_>, kind: &str, message: &str, attributes: &Bound<'_, PyDict>) -> PyResult<PyErr> {
     let make = py.import("s3dcp.errors")?.getattr("from_kind")?;
-    Ok(PyErr::from_value(make.call1((error.kind().name(), error.to_string(), attributes))?))
+    Ok(PyErr::from_value(make.call1((kind, message, attributes))?))
 }

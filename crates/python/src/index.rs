@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyFrozenSet};
 use s3dcp_checkpoint::{AllowList, DType, HeadState};
+use s3dcp_entry::entry;
 
 use crate::errors::{about, to_python};
 use crate::index_writer;
@@ -14,6 +15,7 @@ pub(crate) struct Index {
     pub(crate) inner: s3dcp_checkpoint::Index,
 }
 
+#[entry]
 #[pymethods]
 impl Index {
     /// The stored bytes, with `prefix` in front of every shard file's name.
@@ -23,6 +25,7 @@ impl Index {
 }
 
 /// The index of `metadata`, pickled.
+#[entry]
 #[pyfunction]
 fn write_index(metadata: &Bound<'_, PyAny>, save_id: &str) -> PyResult<Index> {
     Ok(Index { inner: index_writer::write_index(metadata, save_id)? })
@@ -50,6 +53,7 @@ pub(crate) enum Parsed {
 
 /// The layout in the first bytes of an archive; an int when more bytes are needed (how many at least), None when
 /// only torch can read it.
+#[entry]
 #[pyfunction]
 fn parse_archive_head(py: Python<'_>, head: PyBackedBytes, name: &str) -> PyResult<Parsed> {
     let state =
@@ -70,6 +74,7 @@ fn parse_archive_head(py: Python<'_>, head: PyBackedBytes, name: &str) -> PyResu
 }
 
 /// See that an index may be unpickled and is one; every opcode has been checked then.
+#[entry]
 #[pyfunction]
 fn check_index(
     py: Python<'_>,
@@ -85,18 +90,21 @@ fn check_index(
 }
 
 /// The (module, name) pairs that an index may hold.
+#[entry]
 #[pyfunction]
 fn default_globals(py: Python<'_>) -> PyResult<Bound<'_, PyFrozenSet>> {
     PyFrozenSet::new(py, AllowList::default_globals().globals())
 }
 
 /// The names in module `torch` of the dtypes whose archives are written and read here.
+#[entry]
 #[pyfunction]
 fn dtype_names(py: Python<'_>) -> PyResult<Bound<'_, PyFrozenSet>> {
     PyFrozenSet::new(py, DType::all().map(DType::torch_name))
 }
 
 /// The key of `relative_path`, seen from an index below `base_key`.
+#[entry]
 #[pyfunction]
 fn resolve_key(py: Python<'_>, base_key: &str, relative_path: &str) -> PyResult<String> {
     s3dcp_checkpoint::resolve_key(base_key, relative_path).map_err(|error| to_python(py, &error))

@@ -8,6 +8,7 @@ mod errors;
 mod index;
 mod index_writer;
 mod memory;
+mod panics;
 mod pool;
 mod prefix;
 mod runtime;
@@ -27,5 +28,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     prefix::register(module)?;
     simulate::register(module)?;
     server::register(module)?;
+    panics::register(module)?;
     Ok(())
 }

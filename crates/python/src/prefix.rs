@@ -7,6 +7,7 @@
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyList, PyString};
+use s3dcp_entry::entry;
 use s3dcp_prefix::{
     DefaultPrefixStrategy, MAX_BASE, MAX_KEY_BYTES, MIN_BASE, NumericOptions, NumericPrefixStrategy,
     PrefixError, PrefixStrategy, RoundRobinPrefixStrategy,
@@ -61,6 +62,7 @@ fn prefix_of<'py>(
 #[pyclass(frozen, module = "s3dcp._native")]
 struct NumericPrefixes(NumericPrefixStrategy);
 
+#[entry]
 #[pymethods]
 impl NumericPrefixes {
     #[new]
@@ -83,6 +85,7 @@ struct RoundRobinPrefixes {
     strings: Vec<Py<PyString>>,
 }
 
+#[entry]
 #[pymethods]
 impl RoundRobinPrefixes {
     #[new]
@@ -111,16 +114,19 @@ impl RoundRobinPrefixes {
     }
 }
 
+#[entry]
 #[pyfunction]
 fn check_user_prefix(argument: &str, text: &str) -> PyResult<()> {
     s3dcp_prefix::check_user_prefix(argument, text).map_err(value_error)
 }
 
+#[entry]
 #[pyfunction]
 fn digits_needed(base: u32, count: u64) -> usize {
     s3dcp_prefix::digits_needed(base, count)
 }
 
+#[entry]
 #[pyfunction]
 fn numeric_pattern(base: u32, number: u64, length: usize) -> PyResult<String> {
     check_pattern(base, length)?;
@@ -129,6 +135,7 @@ fn numeric_pattern(base: u32, number: u64, length: usize) -> PyResult<String> {
     Ok(pattern)
 }
 
+#[entry]
 #[pyfunction]
 fn numeric_patterns(
     py: Python<'_>,
@@ -148,6 +155,7 @@ fn numeric_patterns(
     Ok(patterns)
 }
 
+#[entry]
 #[pyfunction]
 #[pyo3(signature = (base, prefix_count, length, epoch_num, ranks))]
 fn numeric_prefixes<'py>(
@@ -162,6 +170,7 @@ fn numeric_prefixes<'py>(
     prefixes(py, &strategy, ranks)
 }
 
+#[entry]
 #[pyfunction]
 #[pyo3(signature = (user_prefixes, epoch_num, ranks))]
 fn round_robin_prefixes(
@@ -174,6 +183,7 @@ fn round_robin_prefixes(
     prefixes(py, &strategy, ranks)
 }
 
+#[entry]
 #[pyfunction]
 fn default_prefixes(py: Python<'_>, ranks: Ranks) -> PyResult<Bound<'_, PyList>> {
     prefixes(py, &DefaultPrefixStrategy, ranks)

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use s3dcp_entry::entry;
 use s3dcp_server::{Fault, Limits, ServerConfig, Storage};
 use tokio::runtime::Runtime;
 
@@ -38,6 +39,7 @@ struct ServerStats {
     bytes_sent: u64,
 }
 
+#[entry]
 #[pymethods]
 impl ServerStats {
     fn __repr__(&self) -> String {
@@ -66,6 +68,7 @@ struct Partitions {
     first_keys: Vec<String>,
 }
 
+#[entry]
 #[pymethods]
 impl Partitions {
     #[new]
@@ -145,6 +148,7 @@ struct PartitionView {
     refused: u64,
 }
 
+#[entry]
 #[pymethods]
 impl PartitionView {
     fn __repr__(&self) -> String {
@@ -209,6 +213,7 @@ impl Server {
     }
 }
 
+#[entry]
 #[pymethods]
 impl Server {
     #[new]
@@ -423,6 +428,7 @@ fn parse_address(address: &str) -> PyResult<SocketAddr> {
 }
 
 /// Runs the command `s3dcp` with `argv`, whose first item is the program's name, and gives its exit code.
+#[entry]
 #[pyfunction]
 fn main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
     py.detach(|| s3dcp_cli::run(argv.into_iter()))

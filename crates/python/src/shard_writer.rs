@@ -5,6 +5,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 use s3dcp_checkpoint::{DType, ItemRecord, TensorSpec};
+use s3dcp_entry::entry;
 use s3dcp_s3::{Error, ErrorKind, UploadOutput};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -88,6 +89,7 @@ impl ShardWriter {
     }
 }
 
+#[entry]
 #[pymethods]
 impl ShardWriter {
     /// Write whole tensors one after another, each given as its dtype, its shape, the address of its contiguous

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use s3dcp_entry::entry;
 use s3dcp_prefix::PrefixStrategy;
 use s3dcp_sim::{Network, Operation, Scenario, simulate};
 
@@ -26,6 +27,7 @@ impl PrefixStrategy for Listed {
 type Figures = (f64, f64, u64, u64, usize, u64);
 
 /// Simulates one save or load of as many ranks as there are prefixes.
+#[entry]
 #[pyfunction]
 #[pyo3(signature = (prefixes, bytes_per_rank, *, files_per_rank, part_size, partitions, load, network_gbps))]
 #[expect(clippy::too_many_arguments, reason = "they are named")]

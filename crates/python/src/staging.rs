@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use s3dcp_entry::entry;
 
 use crate::memory::BufferView;
 use crate::pool::{InUse, Pool};
@@ -37,6 +38,7 @@ pub(crate) struct StagingPool {
     pool: Pool<Buffers>,
 }
 
+#[entry]
 #[pymethods]
 impl StagingPool {
     #[new]
@@ -66,6 +68,7 @@ pub(crate) struct StagingBuffer {
     in_use: Arc<InUse<Buffers>>,
 }
 
+#[entry]
 #[pymethods]
 impl StagingBuffer {
     /// Its number in the pool.
