@@ -12,8 +12,8 @@ from .client_config import S3ClientConfig
 # The settings of a client, without what it takes from the environment.
 _Settings = tuple[int, str | None, str | None, S3ClientConfig]
 
-# Clients that are kept for the next caller, the latest used last, each with the environment it was made in. Whoever works
-# with a client holds it alone; it and its connections go with the last holder.
+# Clients that are kept for the next caller, the latest used last, each with the environment it was made in. Whoever
+# works with one that is kept no longer holds it alone: it and its connections go with the last holder.
 _clients: OrderedDict[_Settings, tuple[int, _native.Client]] = OrderedDict()
 _CLIENTS_KEPT = 16
 _lock = threading.Lock()

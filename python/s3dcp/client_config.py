@@ -33,9 +33,11 @@ class S3ClientConfig:
         force_path_style: address buckets as ``endpoint/bucket`` instead of ``bucket.endpoint``.
         max_attempts: how often one request is sent at most, at least 1. An answer that asks for fewer requests (503
             SlowDown) does not count: such a request is sent again, at the pace of its keys, until `deadline`.
-        profile: profile of the AWS configuration files.
+        profile: profile of the AWS configuration files; None for ``AWS_PROFILE``, ``AWS_DEFAULT_PROFILE``, else
+            ``default``.
         requester_pays: pay for requests to a requester-pays bucket; not with `unsigned`, for then nobody can be billed.
-        endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
+        endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, that of the profile's
+            services section, the profile's own, else AWS.
         server_side_encryption: ``"AES256"`` or ``"aws:kms"``; None leaves it to the bucket.
         sse_kms_key_id: key for ``"aws:kms"``; None for the account's default key.
         storage_class: e.g. ``"STANDARD_IA"`` or ``"EXPRESS_ONEZONE"``; None for the bucket's default.

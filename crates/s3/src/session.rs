@@ -42,14 +42,15 @@ impl Session {
 
 /// Where requests go, and the region if it is known.
 ///
-/// The profile is asked wherever it has a say: not where the endpoint and the region are given.
+/// The profile is asked wherever it has a say: not where the endpoint is an argument and the region is given or, as for
+/// requests without a signature, not needed.
 async fn settle(
     config: &ClientConfig,
     environment: &Environment,
 ) -> Result<(Endpoint, Option<Region>), Error> {
     let mut custom = endpoint_given(config)?;
     let mut region = region_given(config, environment)?;
-    if custom.is_none() || region.is_none() {
+    if custom.is_none() || (region.is_none() && !config.unsigned) {
         let profile = Profile::load(config.profile.as_deref(), environment).await?;
         if custom.is_none()
             && let Some((url, source)) = configured_endpoint(&profile, environment)?

@@ -1,0 +1,178 @@
+"""A panic in Rust is an `InternalError` in Python, whatever was called."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from s3dcp import InternalError, S3DcpError, _native, testing
+from s3dcp._client import client_for
+from s3dcp._transfer import Batch
+
+SOURCES = Path(__file__).parents[1] / "crates/python/src"
+# The hook by which these tests make the others panic.
+UNGUARDED = {"_rehearse_panic"}
+
+
+def entries() -> set[str]:
+    """All functions that Python can call, by the names that panics are reported under."""
+    found = set()
+    for path in SOURCES.glob("*.rs"):
+        text = path.read_text()
+        found |= set(re.findall(r"#\[pyfunction\](?:\s*#\[[^\]]*\])*\s*(?:pub\(crate\) )?fn (\w+)", text))
+        for block in re.finditer(r"#\[pymethods\]\nimpl (\w+) \{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL):
+            methods = re.findall(r"^    (?:pub\(crate\) )?fn (\w+)", block.group(2), re.MULTILINE)
+            found |= {f"{block.group(1)}.{method}" for method in methods}
+    return found - UNGUARDED
+
+
+def test_every_entry_point_stands_under_the_guard() -> None:
+    for path in SOURCES.glob("*.rs"):
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            if line in ("#[pymethods]", "#[pyfunction]") and path.name != "panics.rs":
+                assert lines[number - 1] == "#[entry]", f"{path.name}:{number + 1}"
+
+
+@contextlib.contextmanager
+def panicking(entry: str) -> Iterator[None]:
+    """Every call of this entry point panics."""
+    _native._rehearse_panic(entry)
+    try:
+        yield
+    finally:
+        _native._rehearse_panic(None)
+
+
+def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
+    """A call of every entry point, with arguments that it takes."""
+    client = client_for(None, server.endpoint_url)
+    memory = torch.zeros(64, dtype=torch.uint8)
+    owner, place = memory, memory.data_ptr()
+
+    def writer() -> _native.ShardWriter:
+        return client.shard_writer(bucket, "file", 0)
+
+    pool = _native.StagingPool([(place, 64)], owner)
+    buffer = pool.acquire(1.0)
+    assert buffer is not None
+    batch = Batch()
+    download = client.download(bucket, batch, False, 0.0)
+    download.wait()
+    share = client.share_pace(True, bucket, "path", 2)
+    observed = client.observe(bucket, "path", None, None, True, "off")
+    from torch.distributed.checkpoint.metadata import Metadata
+
+    metadata = Metadata({}, None, {})
+    index = _native.write_index(metadata, "id")
+    partitions = _native.Partitions()
+    view, stats = server.partitions()[0], server.stats()
+    numeric = _native.NumericPrefixes(10, 4, 10, None)
+    robin = _native.RoundRobinPrefixes(["a", "b"], None)
+    settings: dict[str, Any] = dict.fromkeys(
+        ["region", "endpoint_url", "profile", "server_side_encryption", "sse_kms_key_id", "storage_class", "ca_bundle"]
+    )
+    settings |= dict.fromkeys(["force_path_style", "unsigned", "requester_pays"], False)
+    settings |= dict.fromkeys(["deadline", "connect_timeout", "read_timeout", "throughput_target_gbps"], 1.0)
+    settings |= {"max_attempts": 1, "max_connections": None, "part_size": None}
+    return {
+        "Client.new": lambda: _native.Client(**settings),
+        "Client.get_object": lambda: client.get_object(bucket, "k"),
+        "Client.head_object": lambda: client.head_object(bucket, "k"),
+        "Client.list_objects": lambda: client.list_objects(bucket, ""),
+        "Client.copy_object": lambda: client.copy_object(bucket, "k", "l"),
+        "Client.delete_objects": lambda: client.delete_objects(bucket, []),
+        "Client.read_ranges": lambda: client.read_ranges(bucket, []),
+        "Client.download": lambda: client.download(bucket, batch, False, 0.0),
+        "Client.shard_writer": writer,
+        "Client.discard": lambda: client.discard(bucket, [], []),
+        "Client.observe": lambda: client.observe(bucket, "path", None, None, True, "off"),
+        "Client.commit": lambda: client.commit(bucket, "path", None, None, observed, index, "off"),
+        "Client.share_pace": lambda: client.share_pace(True, bucket, "path", 2),
+        "Client.stats": client.stats,
+        "Download.wait": download.wait,
+        "Download.cancel": download.cancel,
+        "PaceShare.change": share.change,
+        "PaceShare.agree": lambda: share.agree(0),
+        "PaceShare.leave": share.leave,
+        "PaceShare.remainder": lambda: _native.PaceShare.remainder(0),
+        "Observed.exists": lambda: observed.exists,
+        "ShardWriter.tensors": lambda: writer().tensors([]),
+        "ShardWriter.begin_tensor": lambda: writer().begin_tensor("float32", [1]),
+        "ShardWriter.begin_raw": lambda: writer().begin_raw(),
+        "ShardWriter.write": lambda: writer().write(b""),
+        "ShardWriter.write_staged": lambda: writer().write_staged(buffer, 0, 1),
+        "ShardWriter.end": lambda: writer().end(),
+        "ShardWriter.raw": lambda: writer().raw(b"x"),
+        "ShardWriter.raw_memory": lambda: writer().raw_memory(place, 1, owner),
+        "ShardWriter.start_finishing": lambda: writer().start_finishing(),
+        "ShardWriter.wait": lambda: writer().wait(),
+        "ShardWriter.abort": lambda: writer().abort(),
+        "StagingPool.new": lambda: _native.StagingPool([(place, 64)], owner),
+        "StagingPool.acquire": lambda: pool.acquire(0.0),
+        "StagingBuffer.slot": lambda: buffer.slot,
+        "Index.seal": lambda: index.seal(""),
+        "write_index": lambda: _native.write_index(metadata, "id"),
+        "parse_archive_head": lambda: _native.parse_archive_head(b"", "x"),
+        "check_index": lambda: _native.check_index(b"", "x", []),
+        "default_globals": _native.default_globals,
+        "dtype_names": _native.dtype_names,
+        "resolve_key": lambda: _native.resolve_key("a", "b"),
+        "parse_s3_uri": lambda: _native.parse_s3_uri("s3://b/k", "path"),
+        "simulate_prefixes": lambda: _native.simulate_prefixes(
+            ["a"], 1, files_per_rank=1, part_size=None, partitions=1, load=False, network_gbps=1.0
+        ),
+        "check_user_prefix": lambda: _native.check_user_prefix("x", "a"),
+        "digits_needed": lambda: _native.digits_needed(10, 1),
+        "numeric_pattern": lambda: _native.numeric_pattern(10, 1, 1),
+        "numeric_patterns": lambda: _native.numeric_patterns(10, 0, 1, 1),
+        "numeric_prefixes": lambda: _native.numeric_prefixes(10, 1, 1, None, (0, 1, 1)),
+        "round_robin_prefixes": lambda: _native.round_robin_prefixes(["a"], None, (0, 1, 1)),
+        "default_prefixes": lambda: _native.default_prefixes((0, 1, 1)),
+        "NumericPrefixes.new": lambda: _native.NumericPrefixes(10, 4, 10, None),
+        "NumericPrefixes.__call__": lambda: numeric(1),
+        "RoundRobinPrefixes.new": lambda: _native.RoundRobinPrefixes(["a"], None),
+        "RoundRobinPrefixes.__call__": lambda: robin(1),
+        "Partitions.new": lambda: _native.Partitions(),
+        "Partitions.__repr__": lambda: repr(partitions),
+        "PartitionView.__repr__": lambda: repr(view),
+        "ServerStats.__repr__": lambda: repr(stats),
+        "Server.new": lambda: _native.Server(),
+        "Server.endpoint_url": lambda: server.endpoint_url,
+        "Server.access_key": lambda: server.access_key,
+        "Server.secret_key": lambda: server.secret_key,
+        "Server.region": lambda: server.region,
+        "Server.authority": lambda: server.authority,
+        "Server.partitions": server.partitions,
+        "Server.inject": lambda: server.inject("error:SlowDown"),
+        "Server.clear_faults": server.clear_faults,
+        "Server.faults": server.faults,
+        "Server.stats": server.stats,
+        "Server.create_bucket": lambda: server.create_bucket("other"),
+        "Server.delete_bucket": lambda: server.delete_bucket("other"),
+        "Server.stop": server.stop,
+        "Server.__enter__": server.__enter__,
+        "Server.__exit__": lambda: server.__exit__(None, None, None),
+        "Server.__repr__": lambda: repr(server),
+        "Server.__reduce__": lambda: server.__reduce__(),
+        "main": lambda: _native.main(["s3dcp", "--version"]),
+    }
+
+
+def test_every_entry_point_turns_a_panic_into_an_error() -> None:
+    with testing.server(buckets=["bkt"], partitions=_native.Partitions()) as server:
+        known = calls(server, "bkt")
+        assert set(known) == entries()
+        for entry, call in known.items():
+            with panicking(entry), pytest.raises(InternalError, match=f"{re.escape(entry)}.*rehearsed") as caught:
+                call()
+            assert isinstance(caught.value, S3DcpError)
+            assert caught.value.kind == "Internal"
+        # Nothing is worse for it: the same client goes on.
+        client_for(None, server.endpoint_url).list_objects("bkt", "")
