@@ -375,7 +375,13 @@ async fn load_from_chain(
     let profile = profile.as_deref();
     match clock::before(clock::now() + LOAD_TIMEOUT, load).await {
         Some(Ok(credentials)) => checked(&credentials, profile).map_err(settings),
-        Some(Err(error)) => Err(describe(&error, profile, watched.last(), ignores_children())),
+        Some(Err(error)) => {
+            let blind = ignores_children();
+            if blind && watched.last().is_none() {
+                heed_children(); // for the next load
+            }
+            Err(describe(&error, profile, watched.last(), blind))
+        }
         None => {
             let seconds = LOAD_TIMEOUT.as_secs();
             let text = format!("no AWS credentials within {seconds} s; looked in {}", places(profile));
@@ -491,11 +497,18 @@ impl HttpConnector for WatchedConnector {
 
 /// Whether this process ignores the end of its children, so that nobody can wait for one.
 fn ignores_children() -> bool {
-    const CHILD_ENDED: u32 = 17; // SIGCHLD, on every architecture of Linux that Rust's tier 1 knows
+    const CHILD_ENDED: u32 = 17; // SIGCHLD on Linux, but for MIPS and SPARC
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
     mask & (1 << (CHILD_ENDED - 1)) != 0
+}
+
+/// Takes note of children that end from now on, which also ends ignoring them. It does so once per process.
+fn heed_children() {
+    if let Err(error) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child()) {
+        tracing::debug!(%error, "cannot take note of children that end");
+    }
 }
 
 fn places(profile: Option<&str>) -> String {
@@ -543,10 +556,10 @@ fn describe(
         _ if last.is_none() && ignores_children => (
             ErrorKind::Config,
             format!(
-                "the end of credential_process cannot be seen, because this process ignores SIGCHLD (by its own doing \
-                 or its launcher's); in Python, signal.signal(signal.SIGCHLD, signal.SIG_DFL) mends it{reason}"
+                "the end of credential_process cannot be seen, because this process ignores SIGCHLD; in Python, \
+                 signal.signal(signal.SIGCHLD, signal.SIG_DFL) mends it{reason}"
             ),
-            Outlook::Refused,
+            Outlook::Doubtful,
         ),
         _ => (
             ErrorKind::Denied,
@@ -559,7 +572,7 @@ fn describe(
             },
         ),
     };
-    let retryable = matches!(outlook, Outlook::Doubtful | Outlook::Passing);
+    let retryable = matches!(outlook, Outlook::Doubtful | Outlook::Passing) && kind != ErrorKind::Config;
     LoadFailure { error: Error::new(kind, text).with_retryable(retryable), outlook }
 }
 
@@ -867,7 +880,7 @@ mod tests {
     #[test]
     fn a_process_that_ignores_its_children_is_told_so() {
         let failure = describe(&CredentialsError::provider_error("No child processes"), None, None, true);
-        assert_eq!((failure.error.kind(), failure.outlook), (ErrorKind::Config, Outlook::Refused));
+        assert_eq!((failure.error.kind(), failure.outlook), (ErrorKind::Config, Outlook::Doubtful));
         assert!(failure.error.message().contains("SIGCHLD"), "{}", failure.error);
     }
 }
