@@ -574,7 +574,13 @@ async fn a_server_with_half_of_the_conditions_matters_where_the_other_half_is_ne
     }
     const BOTH: [&str; 2] = ["if-match", "if-none-match"];
     type Rule = fn(&Head) -> Action;
-    let servers: [(&str, Rule, bool, bool); 8] = [
+    fn weak(head: &Head) -> Action {
+        match head.header("if-match").is_some_and(|etag| etag.starts_with("W/")) {
+            true => Action::Answer(412, "PreconditionFailed"),
+            false => Action::WeakenEtags,
+        }
+    }
+    let servers: [(&str, Rule, bool, bool); 9] = [
         ("no If-Match, 501", |head| refuse(head, &BOTH[..1], 501, "NotImplemented"), true, false),
         ("no If-Match, 400", |head| refuse(head, &BOTH[..1], 400, "InvalidArgument"), true, false),
         ("no If-None-Match, 501", |head| refuse(head, &BOTH[1..], 501, "NotImplemented"), false, true),
@@ -582,7 +588,8 @@ async fn a_server_with_half_of_the_conditions_matters_where_the_other_half_is_ne
         ("neither, 400", |head| refuse(head, &BOTH, 400, "InvalidArgument"), false, false),
         ("none holds", |head| refuse(head, &BOTH, 412, "PreconditionFailed"), false, false),
         ("If-Match never holds", |head| refuse(head, &BOTH[..1], 412, "PreconditionFailed"), true, false),
-        ("weak ETags", |_| Action::WeakenEtags, true, false),
+        ("weak ETags", weak, true, false),
+        ("weak ETags that match", |_| Action::WeakenEtags, true, true),
     ];
     for (server, rule, creates, replaces) in servers {
         for epoch in [None, Some(3)] {

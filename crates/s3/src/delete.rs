@@ -119,13 +119,7 @@ impl Client {
         while let Some((key, deleted)) = deletions.next().await {
             match deleted {
                 Ok(()) => {}
-                // The service's word on this key.
-                Err(error)
-                    if error.status().is_some()
-                        && !error.retryable()
-                        && error.kind() != ErrorKind::NotFound
-                        && error.kind() != ErrorKind::Config =>
-                {
+                Err(error) if refuses_the_key(&error) => {
                     failures.push(DeleteFailure {
                         key,
                         code: error.code().unwrap_or(error.kind().name()).to_owned(),
@@ -137,6 +131,13 @@ impl Client {
         }
         Ok(failures)
     }
+}
+
+/// Whether this is the service's word on one key, and not on the bucket or on all requests.
+fn refuses_the_key(error: &Error) -> bool {
+    use ErrorKind::*;
+    matches!(error.status(), Some(400..=499 | 501))
+        && matches!(error.kind(), Denied | Conflict | PreconditionFailed | Service)
 }
 
 /// Whether the answer to DeleteObjects may mean that the service has no such operation.

@@ -114,8 +114,9 @@ async fn an_error_that_is_not_about_checksums_leaves_them_on() {
         let server = Responder::start(move |_, _| Act::Answer(error(status, code))).await;
         let client = server.client();
         for round in 1..=2 {
-            let put = client.put_object("bkt", "k", Payload::from(b"v".to_vec()), &PutOptions::default());
-            assert_eq!(put.await.unwrap_err().code(), Some(code));
+            let options = PutOptions::default();
+            let put = client.put_object("bkt", "k", Payload::from(b"v".to_vec()), &options).await;
+            assert_eq!(put.unwrap_err().code(), Some(code));
             let seen = server.seen();
             assert_eq!(seen.len(), round * requests, "{code}");
             assert!(seen[(round - 1) * requests].header("x-amz-checksum-crc32").is_some(), "{code}");
@@ -419,8 +420,9 @@ async fn connections_that_were_lost_while_idle_cost_one_attempt_together() {
                 "HEAD" => drop(client.head_object("bkt", "k").await.unwrap()),
                 _ => client.delete_object("bkt", "k").await.unwrap(),
             }
-            let again = client.put_object("bkt", "k", Payload::from(b"v".to_vec()), &PutOptions::default());
-            again.await.unwrap_or_else(|error| panic!("{fate} {operation}: {error}"));
+            let options = PutOptions::default();
+            let again = client.put_object("bkt", "k", Payload::from(b"v".to_vec()), &options).await;
+            again.unwrap_or_else(|error| panic!("{fate} {operation}: {error}"));
         }
     }
 }
