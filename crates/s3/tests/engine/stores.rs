@@ -396,7 +396,8 @@ async fn many_puts(client: &Client) {
 
 #[tokio::test]
 async fn connections_that_were_lost_while_idle_cost_one_attempt_together() {
-    let fates: [(&str, fn(&Seen) -> Act); 3] = [
+    type Fate = fn(&Seen) -> Act;
+    let fates: [(&str, Fate); 3] = [
         ("silent", |_| Act::Silence),
         ("reset", |_| Act::ThenReset(Vec::new())),
         ("closed", |_| Act::ThenClose(Vec::new())),
