@@ -237,16 +237,24 @@ def test_a_damaged_bundle_is_an_error_also_where_the_service_speaks_http(
         bundle.mkdir()
     else:
         bundle.write_bytes(content)
-    aws(f"[default]\n{KEYS}endpoint_url = {server.endpoint_url}\n")
-    if how == "AWS_CA_BUNDLE":
-        os.environ[how] = str(bundle)  # `aws` puts it back
-    try:
-        error = failure(S3ClientConfig(ca_bundle=str(bundle) if how == "ca_bundle" else None, deadline=20))
-    finally:
-        os.environ.pop("AWS_CA_BUNDLE", None)
+    variables = {how: str(bundle)} if how == "AWS_CA_BUNDLE" else {}
+    aws(f"[default]\n{KEYS}endpoint_url = {server.endpoint_url}\n", **variables)
+    error = failure(S3ClientConfig(ca_bundle=str(bundle) if how == "ca_bundle" else None, deadline=20))
     assert isinstance(error, ConfigError)
     assert how in str(error)
     assert str(bundle) in str(error)
+
+
+def test_a_bundle_may_hold_more_than_certificates(
+    server: testing.Server, aws: Callable[..., None], tmp_path: Path
+) -> None:
+    bundle = tmp_path / "authorities.pem"
+    key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
+    bundle.write_text(f"# ours\r\n{key}{wire.AUTHORITY.read_text()}\ntext\n{wire.AUTHORITY.read_text()}")
+    aws(f"[default]\n{KEYS}", AWS_CA_BUNDLE=str(bundle))
+    with wire.Tls(server.endpoint_url) as tls:
+        ask(endpoint_url=tls.url)
+    ask(endpoint_url=server.endpoint_url)
 
 
 # -- credentials that come late, or for a short time
@@ -413,6 +421,7 @@ def test_tls_where_there_is_none_and_none_where_there_is_tls_is_said(aws: Callab
         assert "certificate" in text
         assert host in text
         text = str(failure(endpoint_url=tls.endpoint_url.replace("https://", "http://")))
+        assert "https://" in text
         assert host in text
 
 

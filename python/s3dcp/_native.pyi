@@ -29,6 +29,7 @@ __all__ = [
     "StagingPool",
     "Stats",
     "__version__",
+    "_rehearse_panic",
     "check_index",
     "check_user_prefix",
     "default_globals",
