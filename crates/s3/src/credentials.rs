@@ -282,7 +282,8 @@ impl CredentialCache {
         if joined { None } else { self.refresh(now).await }
     }
 
-    /// Forgets credentials that the service called expired. Returns whether loading again can give others.
+    /// Forgets credentials that the service called expired. Returns whether to try once more: with others, or with those
+    /// that were loaded again meanwhile.
     pub(crate) fn forget(&self, rejected: &Credentials, now: SystemTime) -> bool {
         let mut state = self.state();
         let state = &mut *state;
@@ -293,7 +294,7 @@ impl CredentialCache {
         };
         let again = state.rejected.as_ref().is_some_and(|known| current.are(known));
         if again && now < current.at + REFRESH_PAUSE {
-            return false; // who hands them out has no others yet
+            return true; // they were loaded again just now, and whoever hands them out has no others yet
         }
         state.rejected = state.current.take().map(|current| current.credentials);
         true
@@ -801,7 +802,7 @@ mod tests {
         let cache = CredentialCache::with(load, Time::real(), true);
         for _ in 0..100 {
             let credentials = cache.get(START, clock::now() + HOUR).await.unwrap();
-            cache.forget(&credentials, START);
+            assert!(cache.forget(&credentials, START));
         }
         assert_eq!(loads.load(Ordering::SeqCst), 2);
     }
