@@ -224,6 +224,8 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: BodyReader,
+    /// While the body of the answer is read, that of the request may still be on its way.
+    _sending: Arc<Progress>,
     _permit: Permit,
 }
 
@@ -288,7 +290,13 @@ impl Client {
         let mut body = BodyReader::new(body, limits);
         if head.status.is_success() {
             inner.turns.admitted(call.turn());
-            return Ok(Answer { status: head.status, headers: head.headers, body, _permit: permit });
+            return Ok(Answer {
+                status: head.status,
+                headers: head.headers,
+                body,
+                _sending: progress,
+                _permit: permit,
+            });
         }
         // A broken or endless error document leaves the status, which is what counts.
         let document = body.collect(MAX_ERROR_BODY).await.unwrap_or_default();
@@ -478,7 +486,7 @@ impl Client {
             operation.credentials = Some(credentials);
         }
         let progress = Arc::new(Progress::new(Arc::clone(&inner.counters)));
-        let mut request = Request::new(PayloadBody::new(body.clone(), Arc::clone(&progress)));
+        let mut request = Request::new(PayloadBody::new(body.clone(), &progress));
         *request.method_mut() = call.method.clone();
         *request.uri_mut() = address.uri;
         *request.headers_mut() = headers;
