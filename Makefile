@@ -121,7 +121,7 @@ sanitize: $(VENV)/ready
 	@cp $(ASAN)/$(HOST)/release/lib_native.so $(ASAN)/python/s3dcp/_native.abi3.so
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 		PYTHONPATH=$(ASAN)/python $(BIN)/python -m pytest -p no:xdist \
-		tests/test_sanitizer.py tests/test_batches.py tests/test_state_kinds.py
+		tests/test_sanitizer.py tests/test_batches.py tests/test_state_kinds.py tests/test_interrupts.py
 	CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/models cargo run --locked --release --quiet --manifest-path fuzz/models/Cargo.toml
 
 $(VENV)/ready: requirements-dev.txt

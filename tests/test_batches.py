@@ -208,7 +208,7 @@ def test_an_interrupt_ends_a_batch_that_waits_for_the_network(monkeypatch: pytes
 
     port = listener.getsockname()[1]
     client = client_for(REGION, f"http://127.0.0.1:{port}", S3ClientConfig(force_path_style=True))
-    writer = client.shard_writer("bucket", "key", 1 << 40)
+    writer = client.uploads("bucket").shard_writer("key", 1 << 40)
     large = torch.zeros(16 << 20, dtype=torch.uint8)
     item = ("uint8", large.shape, large.data_ptr(), large)
     threading.Thread(target=serve, daemon=True).start()

@@ -9,6 +9,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -119,9 +120,10 @@ def test_a_stream_that_is_open_at_a_fork_stays_the_parents(store: Store) -> None
     assert store.read("stream") == b"a" * (12 * MIB) + b"b" * MIB
 
 
-def try_download(download: Any) -> list[str]:
+def try_download(downloads: Any, download: Any) -> list[str]:
     """What a child can do with a download of its parent."""
-    return [type(raised_by(call)).__name__ for call in (download.wait, download.cancel)]
+    another = partial(downloads.start, Batch(), None, 1000.0)
+    return [type(raised_by(call)).__name__ for call in (download.wait, another, downloads.close)]
 
 
 def test_a_download_under_way_at_a_fork_stays_the_parents(store: Store, s3dcp_server: testing.Server) -> None:
@@ -132,9 +134,10 @@ def test_a_download_under_way_at_a_fork_stays_the_parents(store: Store, s3dcp_se
         client = S3FileSystem(REGION, endpoint_url=between.url).client
         batch = Batch()
         batch.add("x", f"{store.path}/object.distcp", 0, 100, None, 0, 100, target.data_ptr())
-        download = client.download(store.bucket, batch, False, 1000.0)
+        downloads = client.downloads(store.bucket, False)
+        download = downloads.start(batch, target, 1000.0)
         between.wait_for(holds_data)
-        assert Child(try_download, download).result() == ["Interrupted", "NoneType"]
+        assert Child(try_download, downloads, download).result() == ["Interrupted", "Interrupted", "NoneType"]
         held.go_on.set()
         download.wait()
     assert target.tolist() == list(range(100))

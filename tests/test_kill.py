@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import random
 import statistics
 from collections import Counter
@@ -98,19 +97,10 @@ def test_a_killed_async_save_leaves_the_old_checkpoint_or_the_new_one(store: Sto
 
 def test_a_save_killed_between_parts_leaves_the_old_checkpoint_or_the_new_one(store: Store, zygote: Zygote) -> None:
     def find(uri: str) -> int | None:
-        sweep(store)
+        store.sweep()
         return kill_jobs.find(uri, kill_jobs.large_state)
 
     kill_overwrites(Killer(zygote, "in parts", kill_jobs.save_in_parts), store.uri, find)
-
-
-def sweep(store: Store) -> None:
-    """Delete what killed saves left, which is large here."""
-    named = {info.relative_path for info in pickle.loads(store.read(".metadata")).storage_data.values()}
-    for name in set(store.shards()) - named:
-        store.delete(name)
-    for upload in store.client.list_multipart_uploads(Bucket=store.bucket).get("Uploads", []):
-        store.client.abort_multipart_upload(Bucket=store.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
 
 def test_a_killed_first_save_leaves_nothing_to_load_or_all_of_it(store: Store, zygote: Zygote) -> None:

@@ -29,7 +29,7 @@ tensor = torch.zeros(SIZE, dtype=torch.uint8)
 
 
 def upload(size):
-    writer = client.shard_writer("bucket", "k", size)
+    writer = client.uploads("bucket").shard_writer("k", size)
     writer.raw_memory(tensor.data_ptr(), size, tensor)
     writer.start_finishing()
     writer.wait()
@@ -38,7 +38,7 @@ def upload(size):
 def download(size):
     batch = Batch()
     batch.add("x", "k", 0, size, None, 0, size, tensor.data_ptr())
-    client.download("bucket", batch, False, 1000.0).wait()
+    client.downloads("bucket", False).start(batch, tensor, 1000.0).wait()
 """
 
 

@@ -116,8 +116,8 @@ class ShardFile:
     """One shard file on its way up.
 
     Args:
-        client: the native client.
-        bucket, key: where the file goes.
+        uploads: the save's uploads.
+        key: where the file goes.
         relative_path: the file's name in the index.
         transforms: torch's stream extensions; with any, items are serialised through their streams.
         size_hint: bytes expected, from which the size of a part follows.
@@ -126,8 +126,7 @@ class ShardFile:
 
     def __init__(
         self,
-        client: _native.Client,
-        bucket: str,
+        uploads: _native.Uploads,
         key: str,
         relative_path: str,
         transforms: _StorageWriterTransforms,
@@ -136,7 +135,7 @@ class ShardFile:
     ) -> None:
         self._relative_path = relative_path
         self._transforms = transforms
-        self._native = client.shard_writer(bucket, key, size_hint, requests_per_second)
+        self._native = uploads.shard_writer(key, size_hint, requests_per_second)
         self._stager = Stager(self._native.part_size)
 
     def write(self, plan: FilePlan, resolver: Resolver) -> list[WriteResult]:
@@ -265,7 +264,7 @@ def _direct(tensor: torch.Tensor) -> torch.Tensor | None:
         return tensor
     if tensor.nbytes >= _COPY_BELOW:
         return None
-    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

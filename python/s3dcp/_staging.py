@@ -23,13 +23,16 @@ PATIENCE_SECONDS = 1.0
 ALIGNMENT = 64
 
 
+def host_buffer(nbytes: int) -> torch.Tensor:
+    """Host memory, pinned where there is a GPU; whatever the default device is."""
+    return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=torch.cuda.is_available())
+
+
 class StagingPool:
     """`count` buffers of `BUFFER_BYTES`; `native` knows which are free."""
 
     def __init__(self, count: int) -> None:
-        self.buffers = [
-            torch.empty(BUFFER_BYTES, dtype=torch.uint8, pin_memory=torch.cuda.is_available()) for _ in range(count)
-        ]
+        self.buffers = [host_buffer(BUFFER_BYTES) for _ in range(count)]
         self.native = _native.StagingPool([(buffer.data_ptr(), BUFFER_BYTES) for buffer in self.buffers], self.buffers)
 
     def take(self) -> tuple[torch.Tensor, _native.StagingBuffer]:

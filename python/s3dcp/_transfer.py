@@ -3,18 +3,22 @@
 Reads whose bytes go straight to their place are sent in large batches. The others pass through slots: a few reused
 buffers, pinned where there is a GPU, each with a batch of its own. While the bytes of one slot are moved on, those of
 all others arrive.
+
+torch does not see the native module write into a tensor, so it is told: after a load a tensor's version has moved as
+after ``copy_``. It moves before the first byte does, so that a load that fails half-way cannot leave it out.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 
 import torch
+from torch.autograd.graph import increment_version
 
 from . import _native
 from ._request_budget import READS_PER_SECOND
+from ._staging import host_buffer
 
 SLOT_BYTES = _native.SLICE_BYTES
 SLOTS = 10
@@ -77,7 +81,7 @@ class Batch:
 
 
 class Transfer:
-    """All downloads of one load; a context manager that leaves none behind.
+    """All downloads of one load.
 
     Args:
         client: the native client.
@@ -85,19 +89,18 @@ class Transfer:
         verify: compare with the checksums in the batches.
 
     Attributes:
+        downloads: to be used in a ``with`` block around all else; after it nothing is written any more.
         requests_per_second: this rank's share of S3's budget, which ranges grow to stay within.
         direct: the batch for reads that go straight to their place; `send_direct` sends it.
         staged: the batch for reads into memory from `stage`.
     """
 
     def __init__(self, client: _native.Client, bucket: str, verify: bool) -> None:
-        self._client = client
-        self._bucket = bucket
-        self._verify = verify
+        self.downloads = client.downloads(bucket, verify)
         self.requests_per_second = READS_PER_SECOND
         self.direct = Batch()
         self._kept: list[torch.Tensor] = []
-        self._direct_running: deque[tuple[_native.Download, list[torch.Tensor]]] = deque()
+        self._direct_running: deque[_native.Download] = deque()
         self._last_steps: list[Step] = []
         self.staged = Batch()
         self._slot: torch.Tensor | None = None
@@ -107,17 +110,6 @@ class Transfer:
         self._free: list[torch.Tensor] = []
         self._slots = 0
 
-    def __enter__(self) -> Transfer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for direct, _ in self._direct_running:
-            direct.cancel()
-        for staged, _, _ in self._running:
-            staged.cancel()
-
     def finish(self) -> None:
         """Wait for everything and do all that waits for it."""
         self.send_direct()
@@ -125,32 +117,34 @@ class Transfer:
         while self._running:
             self._land()
         while self._direct_running:
-            self._direct_running[0][0].wait()
-            self._direct_running.popleft()
+            self._direct_running.popleft().wait()
         for step in self._last_steps:
             step()
 
     # -- straight to its place
 
     def keep(self, target: torch.Tensor) -> None:
-        """Keep a tensor alive that the batch under way writes into; sends the batch when it is full."""
+        """Note a tensor that is written without torch, by the last row of `direct`; sends the batch when it is full.
+
+        One without elements is noted too, which has no row: torch counts a copy into it.
+        """
         self._kept.append(target)
-        if len(self.direct) >= BATCH_READS:
+        if len(self._kept) >= BATCH_READS:
             self.send_direct()
 
     def send_direct(self) -> None:
         """Start what is in `direct`, which is then a new batch."""
         batch, kept = self.direct, self._kept
         self.direct, self._kept = Batch(), []
+        increment_version(kept)
         if not batch:
             return
         if len(self._direct_running) >= BATCHES:
-            self._direct_running[0][0].wait()
-            self._direct_running.popleft()
-        self._direct_running.append((self._download(batch), kept))
+            self._direct_running.popleft().wait()
+        self._direct_running.append(self._download(batch, kept))
 
-    def _download(self, batch: Batch) -> _native.Download:
-        return self._client.download(self._bucket, batch, self._verify, self.requests_per_second)
+    def _download(self, batch: Batch, memory: object) -> _native.Download:
+        return self.downloads.start(batch, memory, self.requests_per_second)
 
     def at_last(self, step: Step) -> None:
         """Do this when everything has arrived."""
@@ -178,10 +172,10 @@ class Transfer:
                 self._land()
             self._free.clear()
             self._slots = 0
-            return torch.empty(nbytes, dtype=torch.uint8)
+            return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
         if not self._free and self._slots < SLOTS:
             self._slots += 1
-            return torch.empty(SLOT_BYTES, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            return host_buffer(SLOT_BYTES)
         while not self._free:
             self._land()
         return self._free.pop()
@@ -190,13 +184,12 @@ class Transfer:
         slot, batch, steps = self._slot, self.staged, self._steps
         self._slot, self.staged, self._steps, self._used = None, Batch(), [], 0
         if slot is not None:
-            self._running.append((self._download(batch), slot, steps))
+            self._running.append((self._download(batch, slot), slot, steps))
 
     def _land(self) -> None:
         """Wait for the slot that was sent first, and move its bytes on."""
-        download, slot, steps = self._running[0]
+        download, slot, steps = self._running.popleft()
         download.wait()
-        self._running.popleft()
         for step in steps:
             step()
         if slot.numel() == SLOT_BYTES:

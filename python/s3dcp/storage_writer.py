@@ -19,6 +19,7 @@ import unicodedata
 import warnings
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
@@ -201,6 +202,12 @@ class S3StorageWriter(FileSystemWriter):
         self._thread.drawn = drawn
         return drawn.save_id
 
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A copy of `state_dict` in host memory, for ``async_save``; whatever the default device is."""
+        with torch.device("cpu"):
+            staged: dict[str, Any] = super().stage(state_dict)
+            return staged
+
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Begin a save in this thread, with a save id of its own."""
         path = self._thread.__dict__.pop("path", None) or self.path
@@ -279,12 +286,14 @@ class S3StorageWriter(FileSystemWriter):
         with (
             Progress(self.progress, "save", client, "bytes_sent", total, save.rank),
             SharedPace(client, True, save.bucket, save.path_key),
+            # Whatever unwinds, also while files are discarded: after this nothing reads the tensors.
+            client.uploads(save.bucket) as uploads,
         ):
             try:
                 for number, file in enumerate(files):
                     name = f"{prefix}{number}-{save.save_id}.distcp"
                     key = _native.join_key(save.path_key, name)
-                    shard = ShardFile(client, save.bucket, key, name, self.transforms, file.nbytes, requests_per_second)
+                    shard = ShardFile(uploads, key, name, self.transforms, file.nbytes, requests_per_second)
                     open_files.append(shard)
                     results += shard.write(file, resolver)
                     shard.start_finishing()

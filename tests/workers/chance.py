@@ -1,6 +1,7 @@
 """Tests that try many things at random: how many, and from which seed.
 
-``S3DCP_KILLS``, ``S3DCP_FLIPS`` and ``S3DCP_SEQUENCES`` change how many; ``S3DCP_SEED`` repeats what a seed did.
+``S3DCP_KILLS``, ``S3DCP_INTERRUPTS``, ``S3DCP_FLIPS`` and ``S3DCP_SEQUENCES`` change how many; ``S3DCP_SEED`` repeats
+what a seed did.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ class Store:
     def delete(self, name: str) -> None:
         """Delete the object called `name` below `path`."""
         self.client.delete_object(Bucket=self.bucket, Key=f"{self.path}/{name}")
+
+    def sweep(self) -> None:
+        """Delete what saves that were killed or interrupted left: what the index at `path` does not name."""
+        named = {info.relative_path for info in pickle.loads(self.read(".metadata")).storage_data.values()}
+        for name in set(self.shards()) - named:
+            self.delete(name)
+        for upload in self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", []):
+            self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def download(self, folder: Path) -> Path:
         """A copy of everything below `path` in `folder`."""

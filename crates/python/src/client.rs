@@ -5,18 +5,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes};
+use pyo3::types::{PyByteArray, PyBytes, PyList};
 use s3dcp_checkpoint::{
     ConditionalCommit, MAX_INDEX_BYTES, Target, commit, discard, nearby_checkpoints, prepare,
 };
 use s3dcp_entry::entry;
-use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption, UploadOptions};
+use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption};
 
-use crate::download::{Batch, Download, whole_range};
+use crate::download::{Download, Downloads, Order, Running, whole_range};
 use crate::errors::{about, to_python};
 use crate::index::Index;
 use crate::runtime::{OfProcess, wait};
-use crate::shard_writer::ShardWriter;
+use crate::shard_writer::{ShardWriter, Uploads};
 
 /// Size, ETag and age of an object.
 #[pyclass(frozen, get_all, module = "s3dcp._native")]
@@ -265,45 +265,20 @@ impl Client {
             }
             buffers.push(buffer);
         }
-        Download::start(self.engine(py)?, bucket, requests, false, None)?.wait(py)?;
+        let memory = PyList::new(py, &buffers)?.into_any().unbind();
+        let order = Order { bucket, verify: false, requests_per_second: None };
+        Running::start(self.engine(py)?, order, requests, memory)?.wait(py)?;
         Ok(buffers)
     }
 
-    /// Start fetching a batch of reads into memory.
-    ///
-    /// The caller keeps the memory alive until the download has been waited for or cancelled; nothing writes into
-    /// it after that.
-    fn download(
-        &self,
-        py: Python<'_>,
-        bucket: &str,
-        batch: Batch<'_>,
-        verify: bool,
-        requests_per_second: f64,
-    ) -> PyResult<Download> {
-        Download::start(self.engine(py)?, bucket, batch.reads()?, verify, Some(requests_per_second))
+    /// The downloads of one load from `bucket`, to be used in a `with` block.
+    fn downloads(&self, py: Python<'_>, bucket: &str, verify: bool) -> PyResult<Downloads> {
+        Ok(Downloads::new(self.engine(py)?, bucket, verify))
     }
 
-    #[pyo3(signature = (bucket, key, size_hint, requests_per_second=None))]
-    /// A writer of one object, of about `size_hint` bytes (0: not known), that should send at most
-    /// `requests_per_second` (None: as many as it likes).
-    fn shard_writer(
-        &self,
-        py: Python<'_>,
-        bucket: &str,
-        key: &str,
-        size_hint: u64,
-        requests_per_second: Option<f64>,
-    ) -> PyResult<ShardWriter> {
-        let engine = self.engine(py)?;
-        let options = UploadOptions {
-            size_hint: (size_hint > 0).then_some(size_hint),
-            requests_per_second,
-            ..UploadOptions::default()
-        };
-        let upload = engine.upload(bucket, key, options);
-        let part_size = upload.part_remaining();
-        Ok(ShardWriter::new(key, s3dcp_checkpoint::ShardWriter::new(upload), part_size))
+    /// The uploads of one save to `bucket`, to be used in a `with` block.
+    fn uploads(&self, py: Python<'_>, bucket: &str) -> PyResult<Uploads> {
+        Ok(Uploads::new(self.engine(py)?, bucket))
     }
 
     /// Give up a save that no index can name: abort its uploads and delete its files, those of `keys` too; the keys
@@ -410,11 +385,13 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Client>()?;
     module.add_class::<Committed>()?;
     module.add_class::<Download>()?;
+    module.add_class::<Downloads>()?;
     module.add_class::<ObjectInfo>()?;
     module.add_class::<Observed>()?;
     module.add_class::<PaceShare>()?;
     module.add_class::<ShardWriter>()?;
     module.add_class::<Stats>()?;
+    module.add_class::<Uploads>()?;
     module.add_class::<crate::staging::StagingBuffer>()?;
     module.add_class::<crate::staging::StagingPool>()?;
     module.add_function(wrap_pyfunction!(join_key, module)?)?;

@@ -1,21 +1,22 @@
 //! Reads of many items at once, handed over by Python in columns, and their download while Python goes on.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyString};
+use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 use s3dcp_checkpoint::{
     BlockDim, BlockLayout, Destination, ItemChecksums, ItemRead, Piece, ReadOptions, plan_reads,
 };
 use s3dcp_entry::entry;
 use s3dcp_s3::{Client, Error, ErrorKind};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::errors::{about, to_python};
 use crate::memory::TensorDestination;
-use crate::runtime::{OfProcess, forked, handle, wait};
+use crate::runtime::{OfProcess, forked, handle, wait, without_gil};
+use crate::uses::Uses;
 
 /// A block that is several runs: bytes per run, bytes of memory, where in the block the read begins (bytes of the
 /// file, bytes of memory), and its dimensions (count, step in the file, step in memory), the outermost first.
@@ -136,40 +137,113 @@ impl Destination for BlockDestination {
     }
 }
 
-/// What a download runs as, until it is waited for or stopped.
-type Task = Mutex<Option<JoinHandle<Result<(), Error>>>>;
+type Outcome = Result<(), Error>;
 
-/// A download that is under way.
-#[pyclass(frozen, module = "s3dcp._native")]
-pub(crate) struct Download {
-    task: OfProcess<Task>,
+/// The task of a download.
+struct Task {
+    /// Taken by whoever waits first.
+    outcome: Mutex<Option<JoinHandle<Outcome>>>,
+    abort: AbortHandle,
+    /// Held by the task until it is gone.
+    uses: Uses,
 }
 
-impl Download {
-    /// Starts the reads on the I/O threads.
+/// A download that is under way, until it ends or this is dropped: after either, nothing is written any more.
+pub(crate) struct Running {
+    task: OfProcess<Task>,
+    /// What owns the memory that is written into.
+    _memory: Py<PyAny>,
+}
+
+/// What a download is to do besides its reads.
+#[derive(Clone, Copy)]
+pub(crate) struct Order<'a> {
+    pub(crate) bucket: &'a str,
+    /// Compare with the checksums of the reads.
+    pub(crate) verify: bool,
+    /// This rank's share of S3's budget.
+    pub(crate) requests_per_second: Option<f64>,
+}
+
+impl Running {
+    /// Starts the reads on the I/O threads; `memory` owns the places that they write.
     pub(crate) fn start(
         engine: Client,
-        bucket: &str,
+        order: Order<'_>,
         reads: Vec<ItemRead>,
-        verify: bool,
-        requests_per_second: Option<f64>,
-    ) -> PyResult<Download> {
-        let bucket = bucket.to_owned();
+        memory: Py<PyAny>,
+    ) -> PyResult<Running> {
+        let bucket = order.bucket.to_owned();
         let defaults = ReadOptions::default();
         let wanted = reads.iter().flat_map(|item| &item.pieces).map(|piece| &piece.item_range);
         let total = wanted.map(|range| range.end.saturating_sub(range.start)).sum();
-        let range_size = engine.range_size(total, defaults.range_size, requests_per_second);
-        let options = ReadOptions { verify, range_size, ..defaults };
-        let task = handle()?.spawn(async move {
-            let reads = plan_reads(reads, &options).map_err(|error| error.with_bucket(&bucket))?;
-            engine.download(&bucket, reads).await
+        let range_size = engine.range_size(total, defaults.range_size, order.requests_per_second);
+        let options = ReadOptions { verify: order.verify, range_size, ..defaults };
+        let runtime = handle()?;
+        let uses = Uses::new();
+        let in_use = uses.begin();
+        let task = runtime.spawn(async move {
+            let outcome = match plan_reads(reads, &options) {
+                Ok(reads) => engine.download(&bucket, reads).await,
+                Err(error) => Err(error.with_bucket(&bucket)),
+            };
+            // Captured last and let go of here, so that the reads are gone before it, also when the task is aborted.
+            drop(in_use);
+            outcome
         });
-        Ok(Download { task: OfProcess::new(Mutex::new(Some(task))) })
+        let abort = task.abort_handle();
+        let task = Task { outcome: Mutex::new(Some(task)), abort, uses };
+        Ok(Running { task: OfProcess::new(task), _memory: memory })
     }
 
-    fn take(&self) -> Option<JoinHandle<Result<(), Error>>> {
-        self.task.get()?.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Waits until every byte is in place and verified; a second wait returns at once. Also when this fails, nothing
+    /// is written any more.
+    pub(crate) fn wait(&self, py: Python<'_>) -> PyResult<()> {
+        let Some(task) = self.task.get() else {
+            return Err(to_python(py, &forked("the download")));
+        };
+        let outcome = task.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(outcome) = outcome else { return Ok(()) };
+        let result = wait(py, async {
+            outcome.await.unwrap_or_else(|failure| {
+                Err(Error::new(ErrorKind::Interrupted, format!("the download ended early: {failure}")))
+            })
+        });
+        // After a signal the task is still there.
+        py.detach(|| self.stop());
+        result
     }
+
+    /// Has it stop soon.
+    fn abort(&self) {
+        if let Some(task) = self.task.get() {
+            task.abort.abort();
+        }
+    }
+
+    /// Stops it, if it still runs; nothing is written after this. Does nothing in a forked child.
+    fn stop(&self) {
+        self.abort();
+        if let Some(task) = self.task.get() {
+            task.uses.end();
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.task.get().is_none_or(|task| task.abort.is_finished())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        without_gil(|| self.stop());
+    }
+}
+
+/// A download of a group.
+#[pyclass(frozen, module = "s3dcp._native")]
+pub(crate) struct Download {
+    running: Arc<Running>,
 }
 
 #[entry]
@@ -178,44 +252,88 @@ impl Download {
     /// Wait until every byte is in place and verified, then say nothing; a second wait returns at once.
     ///
     /// Also when this raises, nothing is written any more.
-    pub(crate) fn wait(&self, py: Python<'_>) -> PyResult<()> {
-        if self.task.get().is_none() {
-            return Err(to_python(py, &forked("the download")));
+    fn wait(&self, py: Python<'_>) -> PyResult<()> {
+        self.running.wait(py)
+    }
+}
+
+/// The downloads of one load: a context manager that leaves none behind, whatever unwinds.
+///
+/// A signal handler may raise at any instant in Python's code, also between a call of this module and the use of its
+/// result, and a traceback keeps alive what a frame holds. So downloads are noted here before Python hears of them, and
+/// `__exit__` is one native call, within which nothing raises.
+#[pyclass(frozen, module = "s3dcp._native")]
+pub(crate) struct Downloads {
+    engine: OfProcess<Client>,
+    bucket: String,
+    verify: bool,
+    /// None once closed.
+    running: Mutex<Option<Vec<Arc<Running>>>>,
+}
+
+impl Downloads {
+    pub(crate) fn new(engine: Client, bucket: &str, verify: bool) -> Self {
+        let engine = OfProcess::new(engine);
+        Self { engine, bucket: bucket.to_owned(), verify, running: Mutex::new(Some(Vec::new())) }
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<Vec<Arc<Running>>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl Downloads {
+    /// Start fetching a batch of reads into `memory`, whatever owns it, which is kept alive as long as the download.
+    fn start(
+        &self,
+        py: Python<'_>,
+        batch: Batch<'_>,
+        memory: Py<PyAny>,
+        requests_per_second: f64,
+    ) -> PyResult<Download> {
+        let engine = self.engine.get().ok_or_else(|| to_python(py, &forked("the load")))?;
+        let reads = batch.reads()?;
+        let order = Order {
+            bucket: &self.bucket,
+            verify: self.verify,
+            requests_per_second: Some(requests_per_second),
+        };
+        // Dropped after the lock is given back: what goes with them may run Python code.
+        let _finished: Vec<_>;
+        let mut group = self.running();
+        let Some(group) = group.as_mut() else {
+            return Err(to_python(py, &Error::new(ErrorKind::Interrupted, "the load has ended")));
+        };
+        let (finished, mut unfinished): (Vec<_>, Vec<_>) =
+            std::mem::take(group).into_iter().partition(|download| download.is_finished());
+        _finished = finished;
+        let started = Running::start(engine.clone(), order, reads, memory).map(Arc::new);
+        unfinished.extend(started.iter().map(Arc::clone));
+        *group = unfinished;
+        Ok(Download { running: started? })
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_raised))]
+    fn __exit__(&self, py: Python<'_>, _raised: &Bound<'_, PyTuple>) {
+        self.close(py);
+    }
+
+    /// Stop every download that still runs; nothing is written after this, and none can be started. Does nothing in a
+    /// forked child.
+    fn close(&self, py: Python<'_>) {
+        let running = self.running().take().unwrap_or_default();
+        for download in &running {
+            download.abort();
         }
-        let Some(mut task) = self.take() else { return Ok(()) };
-        let result = wait(py, async {
-            (&mut task).await.unwrap_or_else(|failure| {
-                Err(Error::new(ErrorKind::Interrupted, format!("the download ended early: {failure}")))
-            })
+        py.detach(|| {
+            for download in &running {
+                download.stop();
+            }
         });
-        if !task.is_finished() {
-            stop(py, task)?;
-        }
-        result
-    }
-
-    /// Stop it, if it still runs; nothing is written after this. Does nothing in a forked child.
-    fn cancel(&self, py: Python<'_>) -> PyResult<()> {
-        match self.take() {
-            Some(task) => stop(py, task),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Aborts a task and waits until it is gone.
-fn stop(py: Python<'_>, task: JoinHandle<Result<(), Error>>) -> PyResult<()> {
-    let runtime = handle()?;
-    task.abort();
-    // How it ended no longer matters.
-    py.detach(|| runtime.block_on(task).ok());
-    Ok(())
-}
-
-impl Drop for Download {
-    fn drop(&mut self) {
-        if let Some(task) = self.take() {
-            task.abort();
-        }
     }
 }

@@ -17,6 +17,7 @@ mod shard_writer;
 mod simulate;
 mod staging;
 mod sync;
+mod uses;
 
 use pyo3::prelude::*;
 
@@ -24,6 +25,7 @@ use pyo3::prelude::*;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     client::register(module)?;
+    memory::register(module)?;
     index::register(module)?;
     prefix::register(module)?;
     simulate::register(module)?;

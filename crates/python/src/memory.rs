@@ -2,31 +2,78 @@
 //!
 //! Upload: a segment of tensor memory keeps the Python object alive until the request that holds it is torn down;
 //! its last owner may be dropped on an I/O thread, where PyO3 defers the release to the next holder of the GIL.
-//! Download: the caller keeps the tensors alive while `Client.download` runs, which returns only after every task
+//! Download: a running download holds the Python object that owns the memory, and cannot be dropped before every task
 //! that could write has ended.
 #![expect(unsafe_code, reason = "the one place where tensor memory is read and written")]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use s3dcp_checkpoint::{Destination, GATHER_BELOW};
 
+use crate::uses::Use;
+
+/// Counts values while they exist.
+struct Counter(AtomicUsize);
+
+impl Counter {
+    fn counted(&'static self) -> Counted {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Counted(self)
+    }
+
+    fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One value that counts.
+struct Counted(&'static Counter);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+static SOURCES: Counter = Counter(AtomicUsize::new(0));
+static DESTINATIONS: Counter = Counter(AtomicUsize::new(0));
+
+/// How many pieces of Python's memory uploads may still read, and how many downloads may still write.
+#[pyfunction]
+fn memory_in_use() -> (usize, usize) {
+    (SOURCES.count(), DESTINATIONS.count())
+}
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(memory_in_use, module)?)
+}
+
 /// Memory of a tensor for the duration of one call, or for as long as its owner is held.
 pub(crate) struct TensorMemory {
     address: usize,
     length: usize,
-    owner: Option<Py<PyAny>>,
+    _counted: Counted,
+    /// What the memory belongs to, and, dropped last, the word that it is in use.
+    owner: Option<(Py<PyAny>, Use)>,
 }
 
 impl TensorMemory {
     /// `length` bytes at `address`, memory of `owner`. The owner of little is not kept: whoever calls keeps it alive
     /// until this is dropped.
-    pub(crate) fn new(address: usize, length: usize, owner: &Bound<'_, PyAny>) -> PyResult<Self> {
+    pub(crate) fn new(
+        address: usize,
+        length: usize,
+        owner: &Bound<'_, PyAny>,
+        in_use: Use,
+    ) -> PyResult<Self> {
         if address == 0 && length > 0 {
             return Err(PyValueError::new_err("address=0: the tensor has no memory"));
         }
-        let owner = (length >= GATHER_BELOW).then(|| owner.clone().unbind());
-        Ok(Self { address, length, owner })
+        let owner = (length >= GATHER_BELOW).then(|| (owner.clone().unbind(), in_use));
+        Ok(Self { address, length, owner, _counted: SOURCES.counted() })
     }
 }
 
@@ -56,6 +103,7 @@ impl From<TensorMemory> for Bytes {
 pub(crate) struct TensorDestination {
     address: usize,
     length: u64,
+    _counted: Counted,
 }
 
 impl TensorDestination {
@@ -65,14 +113,18 @@ impl TensorDestination {
         if address == 0 && length > 0 {
             return Err(PyValueError::new_err("address=0: the tensor has no memory"));
         }
-        Ok(Self { address, length })
+        Ok(Self::counted(address, length))
+    }
+
+    fn counted(address: usize, length: u64) -> Self {
+        Self { address, length, _counted: DESTINATIONS.counted() }
     }
 
     /// `length` bytes of it from `offset` on, and no others.
     pub(crate) fn part(&self, offset: u64, length: u64) -> Self {
         let end = offset.checked_add(length);
         assert!(end.is_some_and(|end| end <= self.length), "a write past the end of a tensor");
-        Self { address: self.address + offset as usize, length }
+        Self::counted(self.address + offset as usize, length)
     }
 }
 
@@ -97,7 +149,7 @@ impl Destination for TensorDestination {
     fn split(&mut self, at: u64) -> Option<Box<dyn Destination>> {
         let rest = self.length.checked_sub(at)?;
         self.length = at;
-        Some(Box::new(Self { address: self.address + at as usize, length: rest }))
+        Some(Box::new(Self::counted(self.address + at as usize, rest)))
     }
 }
 

@@ -103,6 +103,14 @@ pub(crate) fn handle() -> PyResult<Handle> {
     Ok(unsafe { &*winner }.runtime.handle().clone())
 }
 
+/// Runs `work`, which blocks, with the GIL released: in a destructor, where it may be held or not. At the end of the
+/// interpreter it cannot be released, and `work` runs all the same.
+pub(crate) fn without_gil(work: impl Fn() + Send + Sync) {
+    if Python::try_attach(|py| py.detach(&work)).is_none() {
+        work();
+    }
+}
+
 /// Runs `future` to its end with the GIL released, looking for signals in between.
 ///
 /// When a signal handler raises, the future is dropped and the exception goes on.

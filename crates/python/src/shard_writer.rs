@@ -1,25 +1,39 @@
 //! One object on its way up, driven from Python.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
 use bytes::Bytes;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyString};
+use pyo3::types::{PyBytes, PyString, PyTuple};
 use s3dcp_checkpoint::{DType, ItemRecord, TensorSpec};
 use s3dcp_entry::entry;
-use s3dcp_s3::{Error, ErrorKind, UploadOutput};
+use s3dcp_s3::{Client, Error, ErrorKind, UploadOptions, UploadOutput};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::errors::to_python;
 use crate::memory::TensorMemory;
-use crate::runtime::{self, OfProcess, forked};
+use crate::runtime::{self, OfProcess, forked, without_gil};
 use crate::staging::StagingBuffer;
+use crate::uses::{Use, Uses};
+
+/// Longest wait for requests that were given up to let go of what they read. They do at once, but for a small object's
+/// request, which is given a second to end; only a connection that is stuck while it closes holds on for longer.
+const LET_GO_LIMIT: Duration = Duration::from_secs(5);
 
 enum State {
     Open(Box<s3dcp_checkpoint::ShardWriter>),
     /// Dropping the sender stops the task.
     Finishing(JoinHandle<Result<UploadOutput, Error>>, oneshot::Sender<()>),
     Ended,
+}
+
+struct Live {
+    state: State,
+    /// Held by whatever reads the caller's memory.
+    uses: Uses,
 }
 
 /// Offset, length, start of the raw bytes (None for an object), packed checksums.
@@ -32,7 +46,7 @@ type TensorItem<'py> = (Bound<'py, PyString>, Vec<u64>, usize, Bound<'py, PyAny>
 #[pyclass(module = "s3dcp._native")]
 pub(crate) struct ShardWriter {
     key: String,
-    state: OfProcess<State>,
+    live: OfProcess<Live>,
     in_tensor: bool,
     /// Bytes of a full part.
     #[pyo3(get)]
@@ -40,15 +54,30 @@ pub(crate) struct ShardWriter {
 }
 
 impl ShardWriter {
-    pub(crate) fn new(key: &str, writer: s3dcp_checkpoint::ShardWriter, part_size: u64) -> Self {
-        let state = OfProcess::new(State::Open(Box::new(writer)));
-        Self { key: key.to_owned(), state, in_tensor: false, part_size }
+    fn new(key: &str, writer: s3dcp_checkpoint::ShardWriter, part_size: u64) -> Self {
+        let live = Live { state: State::Open(Box::new(writer)), uses: Uses::new() };
+        Self { key: key.to_owned(), live: OfProcess::new(live), in_tensor: false, part_size }
+    }
+
+    /// Gives the upload up in the background.
+    fn give_up(&mut self) {
+        if let Some(live) = self.live.get_mut() {
+            live.state = State::Ended;
+        }
+    }
+
+    /// The same; nothing reads the caller's memory after this. Does nothing in a forked child.
+    fn let_go(&mut self) {
+        self.give_up();
+        if let Some(live) = self.live.get() {
+            live.uses.end_within(LET_GO_LIMIT);
+        }
     }
 
     /// Gives the upload up: its end, to be waited for, and its key where the object may be complete. In a forked child
     /// there is nothing to give up.
     pub(crate) fn stop(&mut self) -> (impl Future<Output = ()> + Send + use<>, Option<String>) {
-        let state = self.state.get_mut().map(|state| std::mem::replace(state, State::Ended));
+        let state = self.live.get_mut().map(|live| std::mem::replace(&mut live.state, State::Ended));
         let may_be_complete = matches!(state, Some(State::Finishing(..) | State::Ended));
         let ended = async {
             match state {
@@ -65,16 +94,22 @@ impl ShardWriter {
     }
 
     fn state(&mut self, py: Python<'_>) -> PyResult<&mut State> {
-        self.state.get_mut().ok_or_else(|| to_python(py, &forked("the upload of this file")))
+        Ok(&mut self.live(py)?.state)
+    }
+
+    fn live(&mut self, py: Python<'_>) -> PyResult<&mut Live> {
+        self.live.get_mut().ok_or_else(|| to_python(py, &forked("the upload of this file")))
+    }
+
+    /// The word that memory is in use, for what is to be written.
+    fn begin_use(&mut self, py: Python<'_>) -> PyResult<Use> {
+        self.live(py)?.uses.begin().ok_or_else(|| to_python(py, &ended()))
     }
 
     fn open(&mut self, py: Python<'_>) -> PyResult<&mut s3dcp_checkpoint::ShardWriter> {
         match self.state(py)? {
             State::Open(writer) => Ok(writer),
-            _ => Err(to_python(
-                py,
-                &Error::new(ErrorKind::Interrupted, "this file was finished or aborted before"),
-            )),
+            _ => Err(to_python(py, &ended())),
         }
     }
 
@@ -97,9 +132,10 @@ impl ShardWriter {
     fn tensors<'py>(&mut self, py: Python<'py>, items: Vec<TensorItem<'py>>) -> PyResult<Vec<Record<'py>>> {
         let mut tensors = Vec::with_capacity(items.len());
         let mut owners = Vec::with_capacity(items.len());
+        let in_use = self.begin_use(py)?;
         for (dtype, shape, address, owner) in items {
             let spec = tensor_spec(py, dtype.to_str()?, shape)?;
-            let memory = TensorMemory::new(address, byte_count(&spec)?, &owner)?;
+            let memory = TensorMemory::new(address, byte_count(&spec)?, &owner, in_use.clone())?;
             tensors.push((spec, memory));
             owners.push(owner);
         }
@@ -168,7 +204,8 @@ impl ShardWriter {
         nbytes: usize,
         owner: Bound<'py, PyAny>,
     ) -> PyResult<Record<'py>> {
-        self.whole_raw(py, TensorMemory::new(address, nbytes, &owner)?.into())
+        let in_use = self.begin_use(py)?;
+        self.whole_raw(py, TensorMemory::new(address, nbytes, &owner, in_use)?.into())
     }
 
     /// Let the rest go up in the background; `wait` tells how it ended.
@@ -208,6 +245,84 @@ impl ShardWriter {
             Ok(())
         })
     }
+}
+
+impl Drop for ShardWriter {
+    fn drop(&mut self) {
+        let this = Mutex::new(self);
+        without_gil(|| this.lock().unwrap_or_else(PoisonError::into_inner).let_go());
+    }
+}
+
+/// The uploads of one save: a context manager that leaves none behind that reads the caller's memory, whatever unwinds;
+/// see `Downloads`.
+#[pyclass(frozen, module = "s3dcp._native")]
+pub(crate) struct Uploads {
+    engine: OfProcess<Client>,
+    bucket: String,
+    writers: Mutex<Vec<Py<ShardWriter>>>,
+}
+
+impl Uploads {
+    pub(crate) fn new(engine: Client, bucket: &str) -> Self {
+        let engine = OfProcess::new(engine);
+        Self { engine, bucket: bucket.to_owned(), writers: Mutex::new(Vec::new()) }
+    }
+
+    fn writers(&self) -> MutexGuard<'_, Vec<Py<ShardWriter>>> {
+        self.writers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl Uploads {
+    /// A writer of one object, of about `size_hint` bytes (0: not known), that should send at most
+    /// `requests_per_second` (None: as many as it likes).
+    #[pyo3(signature = (key, size_hint, requests_per_second=None))]
+    fn shard_writer(
+        &self,
+        py: Python<'_>,
+        key: &str,
+        size_hint: u64,
+        requests_per_second: Option<f64>,
+    ) -> PyResult<Py<ShardWriter>> {
+        let options = UploadOptions {
+            size_hint: (size_hint > 0).then_some(size_hint),
+            requests_per_second,
+            ..UploadOptions::default()
+        };
+        let engine = self.engine.get().ok_or_else(|| to_python(py, &forked("the save")))?;
+        let upload = engine.upload(&self.bucket, key, options);
+        let part_size = upload.part_remaining();
+        let writer = ShardWriter::new(key, s3dcp_checkpoint::ShardWriter::new(upload), part_size);
+        let writer = Py::new(py, writer)?;
+        self.writers().push(writer.clone_ref(py));
+        Ok(writer)
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    /// Give up in the background what is not complete. Does nothing in a forked child.
+    #[pyo3(signature = (*_raised))]
+    fn __exit__(&self, py: Python<'_>, _raised: &Bound<'_, PyTuple>) {
+        let writers = std::mem::take(&mut *self.writers());
+        // One in use belongs to a thread that is still saving.
+        let mut writers: Vec<_> =
+            writers.iter().filter_map(|writer| writer.try_borrow_mut(py).ok()).collect();
+        for writer in &mut writers {
+            writer.give_up();
+        }
+        for writer in &mut writers {
+            let writer: &mut ShardWriter = writer;
+            py.detach(|| writer.let_go());
+        }
+    }
+}
+
+fn ended() -> Error {
+    Error::new(ErrorKind::Interrupted, "this file was finished or aborted before")
 }
 
 fn tensor_spec(py: Python<'_>, dtype: &str, shape: Vec<u64>) -> PyResult<TensorSpec> {
