@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 
 from . import _native
-from ._blocks import Packed, apart, boxes, joined
+from ._blocks import Dim, Packed, apart, boxes, joined
 from ._request_budget import READS_PER_SECOND, world_size
 from ._resolve import answers_like
 from ._sources import Index, Source
@@ -79,7 +79,7 @@ class Fetch:
         """Load every item of `plan`; returns when all bytes are in place and verified."""
         infos = self._index.infos(plan.items)
         self._transfer.requests_per_second = READS_PER_SECOND / world_size()
-        with self._transfer:
+        with self._transfer.downloads:
             foreign: list[tuple[ReadItem, Any]] = []
             for item, info in self._own_tensors(plan.items, infos, planner):
                 if item.type == LoadItemType.BYTE_IO or getattr(info, "transform_descriptors", None):
@@ -136,6 +136,7 @@ class Fetch:
             nbytes = target.nbytes
             index.must_hold(name, info, nbytes)
             if not nbytes:
+                transfer.keep(target)
                 continue
             batch = transfer.direct
             batch.names.append(name)
@@ -159,7 +160,9 @@ class Fetch:
             for offset, length, size in zip(offsets, lengths, source.shape, strict=True)
         ):
             raise ValueError(f"{name}: block {offsets}+{lengths} is outside the stored chunk {source.shape}")
+        _refuse_repeated(target)
         if 0 in lengths:
+            self._transfer.keep(target)
             self._transfer.at_last(lambda: planner.commit_tensor(item, target))
             return
         order = source.nesting()
@@ -183,7 +186,7 @@ class Fetch:
         """Read a block straight into its memory, if its runs are long enough for that."""
         itemsize = source.dtype.itemsize
         run, dims = joined(block.shape, strides, block.stride())
-        if dims and (run * itemsize < MIN_RUN_BYTES or any(step < 1 for _, _, step in dims)):
+        if dims and (run * itemsize < MIN_RUN_BYTES or _overlap(run, dims)):
             return False
         begin = source.data_offset + start * itemsize
         end = begin + (run + sum((count - 1) * step for count, step, _ in dims)) * itemsize
@@ -219,7 +222,8 @@ class Fetch:
             for box in boxes(block, first, end):
                 values = stored.narrow(0, used, box.numel()).view(box.shape)
                 used += box.numel()
-                self._transfer.then(partial(box.copy_, values))
+                # Detached, because torch refuses to write through a view of an inference tensor.
+                self._transfer.then(partial(box.detach().copy_, values))
 
     def _whole_storage(self, name: str, source: Source, offsets: tuple[int, ...], target: torch.Tensor) -> None:
         """A foreign tensor whose elements overlap in the file: fetch its whole storage."""
@@ -314,7 +318,38 @@ def _is_direct(target: torch.Tensor) -> bool:
         and not target.is_conj()
         and not target.is_neg()
         and not target.is_quantized
+        and _has_memory(target)
     )
+
+
+def _has_memory(target: torch.Tensor) -> bool:
+    """Whether the elements are where the tensor says: those of ``torch.func`` and functionalisation wrap others."""
+    try:
+        return target.data_ptr() != 0 or target.numel() == 0
+    except RuntimeError:
+        return False
+
+
+def _overlap(run: int, dims: list[Dim]) -> bool:
+    """Whether runs of a block share memory, where it matters which is written last."""
+    extent = run
+    for count, _, step in sorted(dims, key=operator.itemgetter(2)):
+        if step < extent:
+            return True
+        extent += (count - 1) * step
+    return False
+
+
+def _refuse_repeated(target: torch.Tensor) -> None:
+    """Let torch refuse a tensor that repeats elements, as an expanded one does: pieces of it might not be seen to.
+
+    Raises:
+        RuntimeError: torch's own.
+    """
+    if target.layout is torch.strided and any(
+        step == 0 and size > 1 for size, step in zip(target.shape, target.stride(), strict=True)
+    ):
+        target.copy_(target.new_empty(()).expand(target.shape))
 
 
 def _refuse_unsafe(name: str, stream: io.BytesIO) -> None:

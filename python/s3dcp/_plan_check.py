@@ -91,14 +91,14 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-_MATRIX = torch.zeros(4, 6)
+_MATRIX = torch.zeros(4, 6, device="cpu")
 _TENSORS: dict[str, Any] = {
     "matrix": _MATRIX,
     "strided": _MATRIX.t(),
-    "scalar": torch.tensor(1, dtype=torch.int64),
-    "empty": torch.zeros(0, 3, dtype=torch.bfloat16),
+    "scalar": torch.tensor(1, dtype=torch.int64, device="cpu"),
+    "empty": torch.zeros(0, 3, dtype=torch.bfloat16, device="cpu"),
     "parameter": torch.nn.Parameter(_MATRIX),
-    "marked": torch.zeros(2),
+    "marked": torch.zeros(2, device="cpu"),
 }
 _TENSORS["marked"].note = "more than a plain tensor"
 

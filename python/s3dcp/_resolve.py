@@ -80,7 +80,7 @@ class Resolver:
             return data
         data.seek(0)
         try:
-            torch.load(data, weights_only=True)
+            torch.load(data, map_location="cpu", weights_only=True)
         except Exception:
             warnings.warn(
                 f"{item.index.fqn}: loading this object runs code from the checkpoint; it will need "
