@@ -299,18 +299,18 @@ impl Downloads {
             verify: self.verify,
             requests_per_second: Some(requests_per_second),
         };
-        // Dropped after the lock is given back: what goes with them may run Python code.
-        let _finished: Vec<_>;
-        let mut group = self.running();
-        let Some(group) = group.as_mut() else {
+        let mut running = self.running();
+        let Some(group) = running.as_mut() else {
             return Err(to_python(py, &Error::new(ErrorKind::Interrupted, "the load has ended")));
         };
         let (finished, mut unfinished): (Vec<_>, Vec<_>) =
             std::mem::take(group).into_iter().partition(|download| download.is_finished());
-        _finished = finished;
         let started = Running::start(engine.clone(), order, reads, memory).map(Arc::new);
         unfinished.extend(started.iter().map(Arc::clone));
         *group = unfinished;
+        drop(running);
+        // Not under the lock: what goes with them may run Python code.
+        drop(finished);
         Ok(Download { running: started? })
     }
 
