@@ -376,6 +376,7 @@ fn parse_s3_uri(py: Python<'_>, uri: &str, argument: &str) -> PyResult<(String, 
 }
 
 /// The key of `name` in a folder, which is any path's key; see `s3dcp_s3::join_key`.
+#[entry]
 #[pyfunction]
 fn join_key(folder: &str, name: &str) -> String {
     s3dcp_s3::join_key(folder, name)

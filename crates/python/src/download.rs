@@ -282,6 +282,7 @@ impl Downloads {
     }
 }
 
+#[entry]
 #[pymethods]
 impl Downloads {
     /// Start fetching a batch of reads into `memory`, whatever owns it, which is kept alive as long as the download.

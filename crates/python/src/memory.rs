@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use s3dcp_entry::entry;
 use s3dcp_checkpoint::{Destination, GATHER_BELOW};
 
 use crate::uses::Use;
@@ -42,6 +43,7 @@ static SOURCES: Counter = Counter(AtomicUsize::new(0));
 static DESTINATIONS: Counter = Counter(AtomicUsize::new(0));
 
 /// How many pieces of Python's memory uploads may still read, and how many downloads may still write.
+#[entry]
 #[pyfunction]
 fn memory_in_use() -> (usize, usize) {
     (SOURCES.count(), DESTINATIONS.count())

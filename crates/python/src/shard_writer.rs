@@ -274,6 +274,7 @@ impl Uploads {
     }
 }
 
+#[entry]
 #[pymethods]
 impl Uploads {
     /// A writer of one object, of about `size_hint` bytes (0: not known), that should send at most
