@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use s3dcp_entry::entry;
 use s3dcp_checkpoint::{Destination, GATHER_BELOW};
+use s3dcp_entry::entry;
 
 use crate::uses::Use;
 
