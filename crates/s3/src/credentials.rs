@@ -92,10 +92,12 @@ impl Outlook {
     }
 }
 
+type Sleep = dyn Fn(Duration) -> BoxFuture<'static, ()> + Send + Sync;
+
 /// Time as the cache lives in it; that of the tests passes by itself.
 struct Time {
     now: Box<dyn Fn() -> Instant + Send + Sync>,
-    sleep: Box<dyn Fn(Duration) -> BoxFuture<'static, ()> + Send + Sync>,
+    sleep: Box<Sleep>,
 }
 
 impl Time {

@@ -4,9 +4,11 @@ use std::ffi::OsString;
 
 use crate::error::{Error, ErrorKind};
 
+type Read = dyn Fn(&str) -> Option<OsString> + Send + Sync;
+
 /// Where variables are read.
 pub(crate) struct Environment {
-    read: Box<dyn Fn(&str) -> Option<OsString> + Send + Sync>,
+    read: Box<Read>,
 }
 
 impl Environment {
