@@ -69,7 +69,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._allowed:
-            raise pickle.UnpicklingError(f"global {module}.{name} is not allowed")
+            raise pickle.UnpicklingError(f"global {module}.{name} is not allowed (allowed_globals= may add it)")
         return super().find_class(module, name)
 
 

@@ -11,7 +11,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
-use s3dcp_checkpoint::IndexWriter;
+use s3dcp_checkpoint::{AllowList, IndexWriter, scan_index};
 
 use crate::errors::to_python;
 
@@ -55,10 +55,17 @@ struct Walk<'py> {
     memory_formats: Vec<(Bound<'py, PyAny>, Bound<'py, PyAny>)>,
     /// Containers and opaque objects in the memo, by address; alive, so that no address is used again.
     known: HashMap<usize, (Bound<'py, PyAny>, u32)>,
+    /// What readers let an index hold.
+    allow: AllowList,
+    /// Why they will refuse this one.
+    refusal: Option<String>,
 }
 
-/// The index of `metadata`, whose `storage_data` is a dict.
-pub(crate) fn write_index(metadata: &Bound<'_, PyAny>, save_id: &str) -> PyResult<s3dcp_checkpoint::Index> {
+/// The index of `metadata`, whose `storage_data` is a dict, and why readers will refuse it unless told otherwise.
+pub(crate) fn write_index(
+    metadata: &Bound<'_, PyAny>,
+    save_id: &str,
+) -> PyResult<(s3dcp_checkpoint::Index, Option<String>)> {
     let py = metadata.py();
     let module = py.import("torch.distributed.checkpoint.metadata")?;
     let class = |name| Class::new(module.getattr(name)?.cast_into()?);
@@ -78,9 +85,11 @@ pub(crate) fn write_index(metadata: &Bound<'_, PyAny>, save_id: &str) -> PyResul
         names: Vec::new(),
         memory_formats: Vec::new(),
         known: HashMap::new(),
+        allow: AllowList::default_globals(),
+        refusal: None,
     };
     walk.metadata(metadata)?;
-    Ok(walk.writer.finish(save_id))
+    Ok((walk.writer.finish(save_id), walk.refusal))
 }
 
 /// Whether objects of this class pickle as their `__dict__` (or what `__getstate__` makes of it).
@@ -138,7 +147,7 @@ impl<'py> Walk<'py> {
         for (name, value) in metadata.getattr("__dict__")?.cast_into::<PyDict>()? {
             let name = name.cast_into::<PyString>()?;
             self.name(&name)?;
-            match (name.to_str()?, value.cast::<PyDict>()) {
+            match (name.to_str().unwrap_or_default(), value.cast::<PyDict>()) {
                 ("storage_data", Ok(items)) => self.storage_data(items)?,
                 ("storage_meta", _) if is_plain(&value.get_type(), false)? && !value.is_none() => {
                     self.object_of(&value.get_type())?;
@@ -155,6 +164,9 @@ impl<'py> Walk<'py> {
     /// A new object of this class, without a state yet; the class's place in the memo.
     fn object_of(&mut self, class: &Bound<'py, PyType>) -> PyResult<u32> {
         let (module, name): (String, String) = (class.module()?.extract()?, class.qualname()?.extract()?);
+        if !self.allow.allows(&module, &name) {
+            self.refusal.get_or_insert_with(|| format!("it refers to {module}.{name}"));
+        }
         let place = self.writer.pickle.global(&module, &name);
         self.writer.pickle.new_object();
         Ok(place)
@@ -235,7 +247,7 @@ impl<'py> Walk<'py> {
             let name = name.cast_into::<PyString>()?;
             self.name(&name)?;
             match value.cast::<PyString>() {
-                Ok(path) if name.is(relative_path) || name.to_str()? == "relative_path" => {
+                Ok(path) if name.is(relative_path) || name.eq("relative_path") => {
                     named = true;
                     self.writer.shard_file(path.to_str()?);
                 }
@@ -256,11 +268,22 @@ impl<'py> Walk<'py> {
             self.writer.pickle.get(*place);
             return Ok(());
         }
-        let place = self.writer.pickle.text(name.to_str()?);
+        let place = self.text(name)?;
         if self.names.len() < MAX_NAMES {
             self.names.push((name.clone(), place));
         }
         Ok(())
+    }
+
+    /// Text, of which UTF-8 may not be able to say all.
+    fn text(&mut self, text: &Bound<'py, PyString>) -> PyResult<u32> {
+        Ok(match text.to_str() {
+            Ok(text) => self.writer.pickle.text(text),
+            Err(_) => {
+                let bytes = text.call_method1("encode", ("utf-8", "surrogatepass"))?;
+                self.writer.pickle.surrogatepass(bytes.cast::<PyBytes>()?.as_bytes())
+            }
+        })
     }
 
     fn value(&mut self, value: &Bound<'py, PyAny>, depth: u32) -> PyResult<()> {
@@ -268,7 +291,7 @@ impl<'py> Walk<'py> {
             return self.opaque(value);
         }
         if let Ok(text) = value.cast_exact::<PyString>() {
-            self.writer.pickle.text(text.to_str()?);
+            self.text(text)?;
         } else if value.is_none() {
             self.writer.pickle.none();
         } else if let Ok(number) = value.cast_exact::<PyInt>() {
@@ -333,6 +356,10 @@ impl<'py> Walk<'py> {
             return Ok(());
         }
         let pickled = self.dumps.call1((value, 4))?.cast_into::<PyBytes>()?;
+        if self.refusal.is_none() {
+            let refused = scan_index(pickled.as_bytes(), &self.allow).err();
+            self.refusal = refused.map(|error| error.message().to_owned());
+        }
         let embedded = self.writer.pickle.embed(pickled.as_bytes());
         embedded.map_err(|error| to_python(self.py, &error))?;
         self.memoize(value);

@@ -18,6 +18,13 @@ const METADATA_NAMES: [&str; 8] = [
     "StorageMeta",
     "_MEM_FORMAT_ENCODING",
 ];
+/// Where torch keeps the classes of plans, which some trainers leave in an index to plan no more after a resume.
+const PLANNER: &str = "torch.distributed.checkpoint.planner";
+const PLANNER_NAMES: [&str; 6] =
+    ["SavePlan", "WriteItem", "TensorWriteData", "BytesIOWriteData", "LoadPlan", "ReadItem"];
+/// What our writer and reader leave in plans.
+const OUR_PLAN_DATA: [(&str, &str); 2] =
+    [("s3dcp.storage_writer", "_PlanData"), ("s3dcp.storage_reader", "_PlanData")];
 /// Where torch kept two of those names before 2.3.
 const OLD_METADATA: &str = "torch.distributed._shard.sharded_tensor.metadata";
 const PATHS: [&str; 6] = ["PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path", "PurePath"];
@@ -40,7 +47,7 @@ pub struct AllowList {
 }
 
 impl AllowList {
-    /// What the indexes of torch, of `s3torchconnector` and of this project name.
+    /// What the indexes of torch, of `s3torchconnector` and of this project name, and plans in them.
     #[must_use]
     pub fn default_globals() -> AllowList {
         let mut list = AllowList { names: HashMap::new() };
@@ -50,6 +57,14 @@ impl AllowList {
         list.insert(METADATA, "_MEM_FORMAT_ENCODING", Trust::Shared);
         list.insert(OLD_METADATA, "TensorProperties", Trust::Maker);
         list.insert(OLD_METADATA, "MEM_FORMAT_ENCODING", Trust::Shared);
+        for name in PLANNER_NAMES {
+            list.insert(PLANNER, name, Trust::Maker);
+        }
+        list.insert(PLANNER, "WriteItemType", Trust::Shared);
+        list.insert(PLANNER, "LoadItemType", Trust::Shared);
+        for (module, name) in OUR_PLAN_DATA {
+            list.insert(module, name, Trust::Maker);
+        }
         list.insert(FILE_SYSTEM, "_StorageInfo", Trust::Maker);
         list.insert(FILE_SYSTEM, "_StoragePrefix", Trust::Maker);
         list.insert("torch", "Size", Trust::Maker);

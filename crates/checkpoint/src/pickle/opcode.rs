@@ -24,6 +24,8 @@ pub(crate) enum Op<'a> {
     LongInt(&'a [u8]),
     Float(f64),
     Text(&'a str),
+    /// Text with lone surrogates, which UTF-8 cannot say, in the bytes of Python's `surrogatepass`.
+    Surrogates(&'a [u8]),
     Bytes(&'a [u8]),
     EmptyTuple,
     Tuple,
@@ -48,6 +50,18 @@ pub(crate) enum Op<'a> {
     Get(u32),
     Put(u32),
     Memoize,
+}
+
+/// Whether Python reads these bytes as text: UTF-8, in which surrogates stand as if they were characters.
+fn is_surrogatepass(bytes: &[u8]) -> bool {
+    let mut rest = bytes;
+    while let Err(error) = std::str::from_utf8(rest) {
+        match rest[error.valid_up_to()..] {
+            [0xed, 0xa0..=0xbf, 0x80..=0xbf, ..] => rest = &rest[error.valid_up_to() + 3..],
+            _ => return false,
+        }
+    }
+    true
 }
 
 /// Reads opcodes from the front of some bytes.
@@ -91,10 +105,11 @@ impl<'a> Opcodes<'a> {
     fn text(&mut self, width: u64) -> Result<Op<'a>, Error> {
         let start = self.position;
         let bytes = self.counted(width)?;
-        // Python's `surrogatepass` could keep lone surrogates; no name in a checkpoint has them
-        let text = std::str::from_utf8(bytes)
-            .map_err(|_| corrupt(format!("pickle: text at byte {start} is not UTF-8")))?;
-        Ok(Op::Text(text))
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(Op::Text(text)),
+            Err(_) if is_surrogatepass(bytes) => Ok(Op::Surrogates(bytes)),
+            Err(_) => Err(corrupt(format!("pickle: text at byte {start} is not UTF-8"))),
+        }
     }
 
     fn long(&mut self, width: u64) -> Result<Op<'a>, Error> {

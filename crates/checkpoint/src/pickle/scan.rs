@@ -56,6 +56,7 @@ enum Abstract {
     Long(u32),
     /// A place in `texts`.
     Text(u32),
+    /// So many bytes, or text of as many that UTF-8 cannot say.
     Bytes(u32),
     /// An integer of more than 64 bits, of this many bytes.
     Huge(u32),
@@ -523,7 +524,8 @@ impl<'a> Builder<'a> for Walk<'a, '_> {
                 judge.texts.push(text);
                 Abstract::Text(place(judge.texts.len() - 1)?)
             }
-            Op::Bytes(bytes) => Abstract::Bytes(clamp(bytes.len())),
+            // no key of an object and no attribute has such a name
+            Op::Bytes(bytes) | Op::Surrogates(bytes) => Abstract::Bytes(clamp(bytes.len())),
             Op::LongInt(bytes) => Abstract::Huge(clamp(bytes.len())),
             Op::EmptyTuple => Abstract::Fixed { weight: 1, depth: 1, holds_mutable: false },
             Op::EmptyList => Abstract::List,
@@ -583,7 +585,10 @@ impl<'a> Builder<'a> for Walk<'a, '_> {
             None if self.others == Others::Ignored => Ok(Abstract::Global(Trust::Caller, class)),
             None => {
                 let name = format!("{module}.{name}").chars().take(200).collect::<String>();
-                Err(corrupt(format!("index: refers to {name}, which is not allowed")))
+                Err(corrupt(format!(
+                    "index: refers to {name}, which is not allowed (a reader's allowed_globals may add it, if you \
+                     trust the checkpoint)"
+                )))
             }
         }
     }

@@ -194,13 +194,18 @@ impl PickleWriter {
 
     /// Text, each written once; its place in the memo.
     pub fn text(&mut self, text: &str) -> u32 {
+        self.surrogatepass(text.as_bytes())
+    }
+
+    /// The same for text in the bytes of Python's `surrogatepass`, which are UTF-8 but for lone surrogates.
+    pub fn surrogatepass(&mut self, text: &[u8]) -> u32 {
         let start = self.begin_value();
         self.plain_text(text);
         self.share(start).unwrap_or_else(|| self.memoize())
     }
 
-    fn plain_text(&mut self, text: &str) {
-        self.counted([0x8c, b'X', 0x8d], text.as_bytes());
+    fn plain_text(&mut self, text: &[u8]) {
+        self.counted([0x8c, b'X', 0x8d], text);
     }
 
     /// Text outside any frame, in the memo; where its opcode stands, and its place there. What stands there may be
@@ -208,7 +213,7 @@ impl PickleWriter {
     pub(crate) fn detached_text(&mut self, text: &str) -> (Range<usize>, u32) {
         self.close_frame();
         let start = self.out.len();
-        self.plain_text(text);
+        self.plain_text(text.as_bytes());
         let range = start..self.out.len();
         self.open_frame();
         (range, self.memoize())
@@ -358,6 +363,6 @@ impl PickleWriter {
 /// The opcode that pushes `text`.
 pub(crate) fn text_opcode(text: &str) -> Vec<u8> {
     let mut writer = PickleWriter { out: Vec::new(), ..PickleWriter::new() };
-    writer.plain_text(text);
+    writer.plain_text(text.as_bytes());
     writer.out
 }

@@ -21,6 +21,7 @@ HERE = pathlib.Path(__file__).parent
 RAN = "RAN"
 METADATA = "torch.distributed.checkpoint.metadata"
 FILE_SYSTEM = "torch.distributed.checkpoint.filesystem"
+PLANNER = "torch.distributed.checkpoint.planner"
 
 
 # -- opcodes
@@ -83,6 +84,21 @@ ENTRY = made(METADATA, "MetadataIndex", fqn=text("x")) + made(
 )
 
 
+KIND = named(PLANNER, "WriteItemType")
+LONE = b"\x8c\x03\xed\xa0\x80"  # the text of one surrogate
+PLAN = made(
+    PLANNER,
+    "SavePlan",
+    items=b"]("
+    + made(PLANNER, "WriteItem", index=KEY + b")\x81", type=KIND + b"K\x03\x85R", bytes_io_data=b"N", tensor_data=b"N")
+    + made(PLANNER, "WriteItem", index=KEY + b")\x81", type=KIND + b"K\x02\x85R", bytes_io_data=b"N", tensor_data=b"N")
+    + b"e",
+    storage_data=made("s3dcp.storage_writer", "_PlanData", ranks=b"K\x02"),
+    planner_data=b"N",
+    usable=b"\x88",
+)
+
+
 def twice(place):
     """A tuple of twice what is at a place of the memo."""
     return b"h" + bytes([place]) + b"h" + bytes([place]) + b"\x86"
@@ -102,6 +118,16 @@ def accepted():
         "code after the end": index(b"N") + pickle.dumps(Reduces(os.system, TOUCH)),
         "a tuple doubled sixty times": index(doubled(60)),
         "lists nested deep": index(b"]" * 2000 + b"a" * 1999),
+        "save plans": index(b"](" + PLAN + PLAN + b"e"),
+        "a plan as key": index(
+            b"}"
+            + made(PLANNER, "WriteItem", index=b"N", type=KIND + b"K\x01\x85R", bytes_io_data=b"N", tensor_data=b"N")
+            + b"Ns"
+        ),
+        "text that UTF-8 cannot say": index(b"}" + LONE + LONE + b"s"),
+        "a name that UTF-8 cannot say": index(
+            b"N", storage_data=b"}" + ENTRY.replace(text("x"), b"\x8c\x04\xed\xbf\xbfx") + b"s"
+        ),
         "a long integer": index(b"\x8a\xff" + b"\x7f" * 255),
         "the same object as key twice": index(b"}" + ENTRY[: ENTRY.index(INFO)] + b"\x94Ns0}h\x00K\x01s"),
     }
@@ -151,6 +177,16 @@ def code():
         "the globals of an allowed class": index(named(METADATA, "Metadata.__init__.__globals__")),
         "a method of an allowed class": index(called(named("pathlib", "PosixPath.touch"), text(RAN))),
         "the class of an allowed class": index(named("torch", "Size.__class__")),
+        "the module of a plan": index(called(named(PLANNER, "abc.abstractmethod"), SIZE)),
+        "a module that torch's planners import": index(called(named(PLANNER, "torch.load"), text("x"))),
+        "operator, by torch's planners": index(called(named(PLANNER, "operator.attrgetter"), text("__class__"))),
+        "a function that torch's planners import": index(called(named(PLANNER, "reduce"), SIZE, b")")),
+        "a planner": index(named(PLANNER, "SavePlanner") + b")\x81"),
+        "the globals of a plan": index(named(PLANNER, "SavePlan.__init__.__globals__")),
+        "our storage writer": index(
+            called(named("s3dcp.storage_writer", "S3StorageWriter"), text("x"), text("s3://x/y"))
+        ),
+        "what our storage writer imports": index(called(named("s3dcp.storage_writer", "warnings.warn"), text("x"))),
         "INST": index(b"(" + text(TOUCH) + b"i" + lines),
         "OBJ": index(b"(c" + lines + text(TOUCH) + b"o"),
         "STACK_GLOBAL over the memo": index(
@@ -224,6 +260,9 @@ def malformed():
         "a memo place never set": index(b"h\x05"),
         "a textual memo place never set": index(b"g5\n"),
         "a memo place that is no number": index(b"Np-1\n"),
+        "half a surrogate": index(b"\x8c\x02\xed\xa0"),
+        "an overlong surrogate": index(b"\x8c\x04\xf0\x8d\xa0\x80"),
+        "a module that UTF-8 cannot say": index(LONE + text("load") + b"\x93"),
         "a text that is not UTF-8": index(b"\x8c\x01\xff"),
         "a name that is not UTF-8": index(b"c\xff\nx\n"),
         "a name without an end": start + b"ctorch" + b"x" * 1100,
@@ -261,6 +300,24 @@ def beyond_names():
         "keyword arguments": index(INFO + b")}" + text("x") + b"Ns\x92"),
         "slots of a class": index(INFO + b"N}" + text("__getstate__") + SIZE + b"s\x86b"),
         "the state of an enum member": index(ENUM + b"K\x00\x85R" + state(_value_=b"K\x07") + b"b"),
+        "the state of a kind of item": index(KIND + b"K\x01\x85R" + state(_value_=b"K\x07") + b"b"),
+        "the state of the class of kinds": index(KIND + state(TENSOR=b"N") + b"b"),
+        "the state of the class of plans": index(named(PLANNER, "SavePlan") + state(usable=b"N") + b"b"),
+        "slots of the class of plans": index(
+            named(PLANNER, "WriteItem") + b"N}" + text("__reduce__") + SIZE + b"s\x86b"
+        ),
+        "plans in plans that take for ever to hash": index(
+            b")\x94"
+            + b"".join(
+                b"0" + named(PLANNER, "WriteItem") + b")\x81}" + text("index") + twice(level) + b"sb\x94"
+                for level in range(60)
+            )
+            + b"0}h\x3cNs"
+        ),
+        "a shard file that UTF-8 cannot say": index(b"N", storage_data=b"}" + ENTRY.replace(text("f"), LONE) + b"s"),
+        "an attribute that UTF-8 cannot say instead of a name": index(
+            b"N", storage_data=b"}" + ENTRY.replace(text("relative_path"), LONE) + b"s"
+        ),
         "a __setstate__ of its own": index(key + state(__setstate__=SIZE) + b"b" + state(a=b"N") + b"b"),
         "a state after the object was used": index(key + b"\x94\x85h\x00" + state(fqn=text("x")) + b"b0"),
         "a mutable argument grown later": index(b"]\x94" + SIZE + b"h\x00\x85R"),
