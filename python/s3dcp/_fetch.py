@@ -29,17 +29,16 @@ from . import _native
 from ._blocks import Dim, Packed, apart, boxes, joined
 from ._request_budget import READS_PER_SECOND, world_size
 from ._resolve import answers_like
-from ._sources import Index, Source
+from ._sources import Index, Layout, Source
 from ._transfer import SLOT_BYTES, Batch, BlockRequest, Transfer
-from .errors import Corrupt
+from ._trust import WAY_OUT, refusal
+from .errors import Corrupt, shown
 
 SLICE_BYTES = _native.SLICE_BYTES
 # Shorter runs are copied by torch, from a slot, rather than one by one.
 MIN_RUN_BYTES = 64
 # What lies between two blocks is fetched along when it is less than this.
 GAP_BYTES = 256 * 1024
-# Heads of foreign items are read for so many at a time, 2 KiB each.
-FOREIGN_ITEMS = 4096
 # What a planner must not have overridden for its targets to be known without asking it.
 PLANNER_HOOKS = ("resolve_tensor", "commit_tensor", "lookup_tensor", "transform_tensor")
 
@@ -54,6 +53,7 @@ class Fetch:
         transforms: torch's stream extensions.
         verify: compare with the checksums in the index.
         weights_only: refuse objects that ``torch.load(weights_only=True)`` refuses.
+        is_part: the index may be that of one rank alone.
     """
 
     def __init__(
@@ -65,8 +65,9 @@ class Fetch:
         transforms: _StorageReaderTransforms,
         verify: bool,
         weights_only: bool,
+        is_part: bool = False,
     ) -> None:
-        self._index = Index(client, bucket, path_key, metadata, verify)
+        self._index = Index(client, bucket, path_key, metadata, verify, is_part)
         self._transforms = transforms
         self._weights_only = weights_only
         self._transfer = Transfer(client, bucket, verify)
@@ -77,43 +78,39 @@ class Fetch:
 
     def run(self, plan: LoadPlan, planner: LoadPlanner) -> None:
         """Load every item of `plan`; returns when all bytes are in place and verified."""
-        infos = self._index.infos(plan.items)
+        items = list(_in_file_order(plan.items, self._index.infos(plan.items)))
         self._transfer.requests_per_second = READS_PER_SECOND / world_size()
+        layouts, foreign = self._index.judge(items, _state(planner))
+        sources = self._index.foreign_sources(foreign)
         with self._transfer.downloads:
-            foreign: list[tuple[ReadItem, Any]] = []
-            for item, info in self._own_tensors(plan.items, infos, planner):
-                if item.type == LoadItemType.BYTE_IO or getattr(info, "transform_descriptors", None):
+            for item, info, layout in self._own_tensors(items, layouts, planner):
+                if layout is not None:
+                    self._tensor(item, self._index.source(item.storage_index, info, layout), planner)
+                elif item.type == LoadItemType.BYTE_IO or getattr(info, "transform_descriptors", None):
                     self._whole_item(item, info, planner)
-                elif getattr(info, "data_offset", None) is None:
-                    foreign.append((item, info))
+            for (item, info), source in zip(foreign, sources, strict=True):
+                if source is None:
+                    self._whole_item(item, info, planner)
                 else:
-                    self._tensor(item, self._index.source(item.storage_index, info), planner)
-            for start in range(0, len(foreign), FOREIGN_ITEMS):
-                some = foreign[start : start + FOREIGN_ITEMS]
-                for (item, info), source in zip(some, self._index.foreign_sources(some), strict=True):
-                    if source is None:
-                        self._whole_item(item, info, planner)
-                    else:
-                        self._tensor(item, source, planner)
+                    self._tensor(item, source, planner)
             self._transfer.finish()
 
     # -- what goes where
 
     def _own_tensors(
-        self, items: list[ReadItem], infos: list[Any], planner: LoadPlanner
-    ) -> Iterator[tuple[ReadItem, Any]]:
+        self, items: list[tuple[ReadItem, Any]], layouts: list[Layout | None], planner: LoadPlanner
+    ) -> Iterator[tuple[ReadItem, Any, Layout | None]]:
         """Note whole plain tensors that go straight into their targets; yields all other items with their entries."""
         index, transfer = self._index, self._transfer
         targets = _plain_targets(planner)
         contents = index.contents
         tensor_types = (torch.Tensor, torch.nn.Parameter)
         tensor = LoadItemType.TENSOR
-        for item, info in _in_file_order(items, infos):
+        for (item, info), layout in zip(items, layouts, strict=True):
             name, lengths = item.storage_index.fqn, item.lengths
             target: Any = targets.get(item.dest_index.fqn)
-            data_offset = getattr(info, "data_offset", None)
-            if type(target) not in tensor_types or data_offset is None:
-                yield item, info
+            if layout is None or type(target) not in tensor_types:
+                yield item, info, layout
                 continue
             content: Any = contents.get(name)
             chunks: Any = getattr(content, "chunks", ())
@@ -131,10 +128,10 @@ class Fetch:
                 and target.is_contiguous()
                 and _is_direct(target)
             ):
-                yield item, info
+                yield item, info, layout
                 continue
+            data_offset = info.data_offset
             nbytes = target.nbytes
-            index.must_hold(name, info, nbytes)
             if not nbytes:
                 transfer.keep(target)
                 continue
@@ -147,19 +144,22 @@ class Fetch:
             batch.starts.append(data_offset)
             batch.ends.append(data_offset + nbytes)
             batch.addresses.append(target.data_ptr())
+            batch.heads.append(layout.head if data_offset else None)
             transfer.keep(target)
 
     def _tensor(self, item: ReadItem, source: Source, planner: LoadPlanner) -> None:
         target = planner.resolve_tensor(item).detach()
         name, lengths = item.storage_index.fqn, tuple(item.lengths)
         if tuple(target.size()) != lengths:
-            raise ValueError(f"{name}: the tensor to load into is {tuple(target.size())}, the plan wants {lengths}")
+            raise ValueError(
+                f"{shown(name)}: the tensor to load into is {tuple(target.size())}, the plan wants {lengths}"
+            )
         offsets = tuple(item.storage_offsets)
         if len(offsets) != len(source.shape) or any(
             offset < 0 or offset + length > size
             for offset, length, size in zip(offsets, lengths, source.shape, strict=True)
         ):
-            raise ValueError(f"{name}: block {offsets}+{lengths} is outside the stored chunk {source.shape}")
+            raise ValueError(f"{shown(name)}: block {offsets}+{lengths} is outside the stored chunk {source.shape}")
         _refuse_repeated(target)
         if 0 in lengths:
             self._transfer.keep(target)
@@ -268,13 +268,18 @@ class Fetch:
             try:
                 stored = torch.load(stream, map_location="cpu", weights_only=True)
             except Exception as error:
-                raise Corrupt(f"{name}: torch cannot load this tensor: {error}") from error
-            self._index.must_match_declared(item.storage_index, stored.dtype, tuple(stored.size()))
+                raise Corrupt(
+                    f"{name}: torch cannot load this tensor (if it is of a class that you trust, name that to "
+                    f"torch.serialization.safe_globals): {error}"
+                ) from error
+            if not isinstance(stored, torch.Tensor):
+                raise Corrupt(f"{name}: stored is a {type(stored).__name__}, but the index says a tensor")
+            self._index.must_match_declared(item.storage_index, tuple(stored.size()))
             target = planner.resolve_tensor(item).detach()
             block = narrow_tensor_by_index(stored, item.storage_offsets, item.lengths)
             if target.size() != block.size():
                 raise ValueError(
-                    f"{name}: the tensor to load into is {tuple(target.size())}, not {tuple(block.size())}"
+                    f"{shown(name)}: the tensor to load into is {tuple(target.size())}, not {tuple(block.size())}"
                 )
             target.copy_(block)
             planner.commit_tensor(item, target)
@@ -286,7 +291,7 @@ def _add(
     batch: Batch, name: str, source: Source, start: int, end: int, address: int, block: BlockRequest | None = None
 ) -> None:
     """One more row: bytes `start` to `end` of the item that holds `source`."""
-    batch.add(name, source.key, source.offset, source.length, source.checksums, start, end, address, block)
+    batch.add(name, source.key, source.offset, source.length, source.checksums, start, end, address, block, source.head)
 
 
 def _in_file_order(items: list[ReadItem], infos: list[Any]) -> Iterator[tuple[ReadItem, Any]]:
@@ -300,6 +305,12 @@ def _in_file_order(items: list[ReadItem], infos: list[Any]) -> Iterator[tuple[Re
             numbers.sort(key=lambda number: infos[number].offset)
         for number in numbers:
             yield items[number], infos[number]
+
+
+def _state(planner: LoadPlanner) -> dict[str, Any]:
+    """What a load wants, by name, where `planner` shows it as torch's default planner does."""
+    state = getattr(planner, "state_dict", None)
+    return state if isinstance(state, dict) else {}
 
 
 def _plain_targets(planner: LoadPlanner) -> dict[str, Any]:
@@ -353,12 +364,9 @@ def _refuse_repeated(target: torch.Tensor) -> None:
 
 
 def _refuse_unsafe(name: str, stream: io.BytesIO) -> None:
-    try:
-        torch.load(stream, map_location="cpu", weights_only=True)
-    except Exception as error:
+    error = refusal(stream)
+    if error is not None:
         raise Corrupt(
-            f"{name}: loading this object could run code from the checkpoint, so it is refused; if you trust the "
-            f"checkpoint, use S3StorageReader(..., weights_only=False). torch says: {error}"
+            f"{name}: loading this object could run code from the checkpoint, so it is refused; use {WAY_OUT}. torch "
+            f"says: {error}"
         ) from error
-    finally:
-        stream.seek(0)

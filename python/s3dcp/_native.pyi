@@ -1,12 +1,13 @@
 """Types of the native module."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
-from typing import final
+from typing import Any, final
 
 from ._transfer import Batch
 
 __all__ = [
+    "ARCHIVE_END_BYTES",
     "MAX_BASE",
     "MAX_KEY_BYTES",
     "SLICE_BYTES",
@@ -32,12 +33,16 @@ __all__ = [
     "Uploads",
     "__version__",
     "_rehearse_panic",
+    "archive_layout",
+    "check_chunks",
     "check_index",
     "check_user_prefix",
+    "chunks_hold",
     "default_globals",
     "default_prefixes",
     "digits_needed",
     "dtype_names",
+    "ends_archive",
     "join_key",
     "main",
     "memory_in_use",
@@ -271,9 +276,16 @@ class ArchiveHead:
 @final
 class Index:
     def seal(self, prefix: str) -> bytes: ...
+    @property
+    def refusal(self) -> str | None: ...
 
+ARCHIVE_END_BYTES: int
 SLICE_BYTES: int
 
+def archive_layout(dtype: str, shape: Sequence[int]) -> tuple[int, int, int]: ...
+def ends_archive(end: bytes, length: int) -> bool: ...
+def check_chunks(contents: dict[str, Any], tensor_class: type, names: Iterable[str]) -> list[str]: ...
+def chunks_hold(entry: object, wanted: Sequence[object]) -> bool: ...
 def parse_archive_head(head: bytes | bytearray, name: str) -> ArchiveHead | int | None: ...
 def check_index(body: bytes, location: str, extra_globals: Sequence[tuple[str, str]]) -> None: ...
 def write_index(metadata: object, save_id: str) -> Index: ...

@@ -35,11 +35,11 @@ BlockRequest = tuple[int, int, tuple[int, int], list[tuple[int, int, int]]]
 class Batch:
     """Reads in columns: a row says which bytes of an item go to an address.
 
-    `starts` and `ends` count from the item's first byte. A row in `blocks` is several runs; see
-    ``BlockLayout`` in the native module.
+    `starts` and `ends` count from the item's first byte. `heads` has length and CRC-32 of what an item must begin
+    with. A row in `blocks` is several runs; see ``BlockLayout`` in the native module.
     """
 
-    __slots__ = ("addresses", "blocks", "checksums", "ends", "keys", "lengths", "names", "offsets", "starts")
+    __slots__ = ("addresses", "blocks", "checksums", "ends", "heads", "keys", "lengths", "names", "offsets", "starts")
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -50,6 +50,7 @@ class Batch:
         self.starts: list[int] = []
         self.ends: list[int] = []
         self.addresses: list[int] = []
+        self.heads: list[tuple[int, int] | None] = []
         self.blocks: dict[int, BlockRequest] = {}
 
     def __len__(self) -> int:
@@ -66,6 +67,7 @@ class Batch:
         end: int,
         address: int,
         block: BlockRequest | None = None,
+        head: tuple[int, int] | None = None,
     ) -> None:
         """One more row."""
         if block is not None:
@@ -78,6 +80,7 @@ class Batch:
         self.starts.append(start)
         self.ends.append(end)
         self.addresses.append(address)
+        self.heads.append(head)
 
 
 class Transfer:

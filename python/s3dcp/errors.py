@@ -31,6 +31,11 @@ __all__ = [
 AnyError = TypeVar("AnyError", bound="S3DcpError")
 
 
+def shown(text: str) -> str:
+    """`text` for messages, which go to files: what UTF-8 cannot say of a tensor's name stands there as its escape."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 class S3DcpError(Exception):
     """Base of all errors of s3dcp.
 
@@ -65,6 +70,7 @@ class S3DcpError(Exception):
         status: int | None = None,
         code: str | None = None,
     ) -> None:
+        message = shown(message)
         super().__init__(message)
         self.message = message
         self.retryable = retryable

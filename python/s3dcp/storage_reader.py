@@ -265,7 +265,18 @@ class S3StorageReader(FileSystemReader):
         """
         metadata = self._index_for("read_data")
         bucket, path_key = split_path(self.path)
-        fetch = Fetch(self.fs.client, bucket, path_key, metadata, self.transforms, self.verify, self.weights_only)
+        # one rank's own index, and an index that does not say how many ranks saved it
+        is_part = not self.use_collectives or index_facts(metadata).get("ranks") in (None, 1)
+        fetch = Fetch(
+            self.fs.client,
+            bucket,
+            path_key,
+            metadata,
+            self.transforms,
+            self.verify,
+            self.weights_only,
+            is_part,
+        )
         rank = self.rank if self.rank is not None else 0
         expected = fetch.expected_bytes(plan) if self.progress else 0
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
+import zlib
 from typing import Any
 
 
@@ -22,6 +24,12 @@ def without_checksums(body: bytes) -> Any:
             vars(info).pop(name, None)
     vars(metadata.storage_meta).pop("s3dcp", None)
     return metadata
+
+
+def sealed(metadata: Any) -> bytes:
+    """An index of `metadata` with a trailer, as our own have it."""
+    body = pickle.dumps(metadata, 4)
+    return body + b"S3DCPIDX" + struct.pack("<QI", len(body), zlib.crc32(body))
 
 
 class Calls:

@@ -1,8 +1,8 @@
 //! The layout of `torch.distributed.checkpoint` on S3.
 //!
-//! - Tensor archives: [`TensorSpec`], [`parse_archive_head`], [`archive_size`].
+//! - Tensor archives: [`TensorSpec`], [`archive_layout`], [`parse_archive_head`], [`ends_archive`].
 //! - Writing a shard file: [`ShardWriter`] with [`ItemChecksums`].
-//! - Reading: [`plan_reads`] turns wanted bytes of items into ranges of shard files, [`BlockLayout`] takes blocks out of
+//! - Reading: [`check_chunks`] sees that an index gives a tensor's every element once; [`plan_reads`] turns wanted bytes of items into ranges of shard files, [`BlockLayout`] takes blocks out of
 //!   rows.
 //! - The index: [`IndexWriter`] writes it, [`check_index`] judges it before Python unpickles it, [`read_facts`] reads
 //!   what this crate needs, [`resolve_key`] places its shard files.
@@ -14,6 +14,7 @@
 mod archive;
 mod block;
 mod checksums;
+mod chunks;
 mod clean_up;
 mod commit;
 mod conditions;
@@ -30,11 +31,12 @@ mod read_plan;
 mod read_sink;
 mod shard_writer;
 
-pub use archive::parse::{ArchiveHead, HeadState, MAX_HEAD, parse_archive_head};
+pub use archive::parse::{ArchiveHead, HeadState, MAX_END, MAX_HEAD, ends_archive, parse_archive_head};
 pub use archive::spec::TensorSpec;
-pub use archive::write::archive_size;
+pub use archive::write::{ArchiveLayout, archive_layout};
 pub use block::{BlockDim, BlockLayout};
 pub use checksums::{ItemChecksums, SLICE_SIZE};
+pub use chunks::{Chunk, Cover, check_chunks, has_all};
 pub use clean_up::discard;
 pub use commit::{Committed, commit};
 pub use conditions::{ConditionalCommit, prepare};
@@ -48,5 +50,5 @@ pub use pickle::allow::AllowList;
 pub use pickle::scan::scan_index;
 pub use pickle::write::{PickleWriter, ValueStart};
 pub use prune::{Leftover, LeftoverKind, Leftovers, Pruned, find_leftovers};
-pub use read_plan::{Destination, ItemRead, Piece, ReadOptions, plan_reads};
+pub use read_plan::{Destination, ItemHead, ItemRead, Piece, ReadOptions, plan_reads};
 pub use shard_writer::{GATHER_BELOW, ItemRecord, ShardWriter};

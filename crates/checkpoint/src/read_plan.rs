@@ -15,7 +15,7 @@ use s3dcp_s3::{Error, RangeRead};
 
 use crate::checksums::{ItemChecksums, SLICE_SIZE};
 use crate::error::{config, corrupt};
-use crate::read_sink::{Check, Names, ReadSink, Target, share};
+use crate::read_sink::{Check, Names, Of, ReadSink, Target, share};
 
 /// Memory that a piece of an item goes to.
 pub trait Destination: Send {
@@ -47,6 +47,15 @@ pub struct Piece {
     pub destination: Box<dyn Destination>,
 }
 
+/// What an item must begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ItemHead {
+    /// So many bytes.
+    pub length: u64,
+    /// Their CRC-32.
+    pub crc32: u32,
+}
+
 /// What is wanted of one item.
 pub struct ItemRead {
     /// The item's name in errors.
@@ -59,6 +68,9 @@ pub struct ItemRead {
     pub length: u64,
     /// What the index knows of its content.
     pub checksums: Option<ItemChecksums>,
+    /// What its dtype and shape say of its first bytes. It is seen to wherever these come along: with their slice, or
+    /// where the wanted bytes begin near them.
+    pub head: Option<ItemHead>,
     /// The wanted bytes; pieces may overlap.
     pub pieces: Vec<Piece>,
 }
@@ -144,9 +156,26 @@ pub fn plan_reads(items: Vec<ItemRead>, options: &ReadOptions) -> Result<Vec<Ran
             Some(file) => file,
             None => files.entry(item.key.clone()).or_default(),
         };
+        let head = item.head.filter(|head| head.length <= item.length);
         match checksums {
-            Some(checksums) => file.add_slices(number, &item, checksums, &wanted),
-            None => file.add_wanted(item.offset, &wanted, options.range_size),
+            Some(checksums) => {
+                file.add_slices(number, &item, checksums, &wanted);
+                if let Some(head) = head.filter(|head| wanted[0].start.max(head.length) < SLICE_SIZE) {
+                    file.add_head(number, item.offset, head);
+                }
+            }
+            None => {
+                let start = wanted[0].start;
+                let is_near = |head: &ItemHead| start.saturating_sub(head.length) <= options.coalesce_gap;
+                if let Some(head) = head.filter(is_near) {
+                    let end = wanted[0].end.min(options.range_size).max(head.length);
+                    let (start, end) = (item.offset, item.offset + end);
+                    file.runs.push(Run { start, end, checked: true });
+                    file.add_head(number, item.offset, head);
+                    wanted[0].start = wanted[0].start.max(end - start).min(wanted[0].end);
+                }
+                file.add_wanted(item.offset, &wanted, options.range_size);
+            }
         }
         for piece in item.pieces {
             let Range { start, end } = piece.item_range;
@@ -188,10 +217,16 @@ impl File {
                     None => checksums.item,
                 };
                 self.runs.push(Run { start, end, checked: true });
-                self.checks.push(Check { start, end, crc, item: number });
+                self.checks.push(Check { start, end, crc, item: number, of: Of::Slice });
             }
             next = next.max(last + 1);
         }
+    }
+
+    /// The first bytes of an item, which a checked run holds.
+    fn add_head(&mut self, number: u32, offset: u64, head: ItemHead) {
+        let end = offset + head.length;
+        self.checks.push(Check { start: offset, end, crc: head.crc32, item: number, of: Of::Head });
     }
 
     /// The wanted bytes themselves, in steps of a range's size.

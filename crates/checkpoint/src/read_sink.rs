@@ -19,6 +19,15 @@ const DIRECT: u64 = 32 << 10;
 /// How far to look for the next such run, in bytes; about what the engine reads at once.
 const LOOK_AHEAD: u64 = 1 << 20;
 
+/// What a checked run is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Of {
+    /// A slice of an item, as it was saved.
+    Slice,
+    /// The first bytes of an item, as its dtype and shape make them.
+    Head,
+}
+
 /// A run of a file whose CRC-32 is known.
 #[derive(Clone, Copy)]
 pub(crate) struct Check {
@@ -27,6 +36,7 @@ pub(crate) struct Check {
     pub(crate) crc: u32,
     /// Its item, as a place in [`Names`].
     pub(crate) item: u32,
+    pub(crate) of: Of,
 }
 
 /// The names of all items of a plan, for errors.
@@ -87,24 +97,30 @@ struct Checks {
     begun: usize,
     /// Those under way: which, and the CRC-32 so far.
     sums: Vec<(usize, u32)>,
-    /// The first that does not fit.
+    /// The first that does not fit; a slice rather than a head.
     failed: Option<usize>,
+    /// An item begins with other bytes than its dtype and shape say: no more values are taken.
+    begun_wrong: bool,
 }
 
 impl Checks {
     /// The next bytes, which begin at `position`.
     fn add(&mut self, position: u64, bytes: &[u8]) {
-        let Checks { all, begun, sums, failed } = self;
+        let Checks { all, begun, sums, failed, begun_wrong } = self;
         let end = position + bytes.len() as u64;
         while all.get(*begun).is_some_and(|check| check.start < end) {
             sums.push((*begun, 0));
             *begun += 1;
         }
         sums.retain_mut(|(check, sum)| {
-            let Check { start, end: check_end, crc, .. } = all[*check];
+            let Check { start, end: check_end, crc, of, .. } = all[*check];
             *sum = crc32_extend(*sum, overlap(bytes, position, start, check_end));
             if check_end <= end && *sum != crc {
-                failed.get_or_insert(*check);
+                *begun_wrong |= of == Of::Head;
+                match failed {
+                    Some(first) if all[*first].of == Of::Slice || of == Of::Head => {}
+                    _ => *failed = Some(*check),
+                }
             }
             check_end > end
         });
@@ -114,6 +130,7 @@ impl Checks {
         self.begun = 0;
         self.sums.clear();
         self.failed = None;
+        self.begun_wrong = false;
     }
 }
 
@@ -137,7 +154,7 @@ impl ReadSink {
             names,
             position: range.start,
             range,
-            checks: Checks { all: Vec::new(), begun: 0, sums: Vec::new(), failed: None },
+            checks: Checks { all: Vec::new(), begun: 0, sums: Vec::new(), failed: None, begun_wrong: false },
             targets: Vec::new(),
             done_targets: 0,
         }
@@ -163,6 +180,9 @@ impl ReadSink {
 
     /// How many of the next bytes go to one target alone, if its memory can take them.
     fn direct(&mut self) -> Option<u64> {
+        if self.checks.begun_wrong {
+            return None;
+        }
         let [first, rest @ ..] = &mut self.targets[self.done_targets..] else { return None };
         let at = self.position.checked_sub(first.start)?;
         let end = rest.first().map_or(first.end, |next| next.start.min(first.end));
@@ -213,7 +233,7 @@ impl RangeSink for ReadSink {
         }
         self.checks.add(position, bytes);
         for target in &mut self.targets[self.done_targets..] {
-            if target.start >= end {
+            if target.start >= end || self.checks.begun_wrong {
                 break;
             }
             let part = overlap(bytes, position, target.start, target.end);
@@ -241,11 +261,18 @@ impl RangeSink for ReadSink {
         }
         match self.checks.failed.map(|failed| self.checks.all[failed]) {
             None => Ok(()),
-            Some(Check { start, end, item, .. }) => Err(corrupt(format!(
-                "{}: the checksum of bytes {start}..{end} does not fit",
-                self.names[item as usize]
-            ))
-            .with_key(self.key.clone())),
+            Some(Check { start, end, item, of, .. }) => {
+                let name = &self.names[item as usize];
+                let message = match of {
+                    Of::Slice => format!("{name}: the checksum of bytes {start}..{end} does not fit"),
+                    Of::Head => {
+                        format!(
+                            "{name}: at byte {start} is no tensor of the dtype and shape that the index says"
+                        )
+                    }
+                };
+                Err(corrupt(message).with_key(self.key.clone()))
+            }
         }
     }
 }

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
-use s3dcp_checkpoint::{ArchiveHead, DType, HeadState, MAX_HEAD, TensorSpec, parse_archive_head};
+use s3dcp_checkpoint::{
+    ArchiveHead, DType, HeadState, MAX_END, MAX_HEAD, TensorSpec, ends_archive, parse_archive_head,
+};
 use s3dcp_s3::ErrorKind;
 
 fn golden(name: &str) -> Vec<u8> {
@@ -58,8 +60,47 @@ fn a_view_is_read_with_its_strides_and_offset() {
 
 #[test]
 fn what_is_no_plain_tensor_is_left_to_torch() {
-    for name in ["parameter", "conjugate", "sparse", "dict", "legacy"] {
+    for name in ["parameter", "conjugate", "sparse", "legacy"] {
         assert_eq!(parse_archive_head(&golden(name)).unwrap(), HeadState::NotPlain, "{name}");
+    }
+}
+
+#[test]
+fn an_archive_of_something_else_than_a_tensor_is_corrupt() {
+    let error = parse_archive_head(&golden("dict")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.message().contains("no tensor"), "{error}");
+}
+
+#[test]
+fn an_item_ends_where_its_archive_does() {
+    let ends =
+        |bytes: &[u8], length| ends_archive(&bytes[bytes.len().saturating_sub(MAX_END as usize)..], length);
+    for name in [
+        "float32_2x3",
+        "no_crc",
+        "torch_1_6",
+        "big_endian",
+        "bfloat16_scalar",
+        "float64_0x3",
+        "int64_5d",
+        "aligned_512",
+        "view",
+        "parameter",
+        "sparse",
+    ] {
+        let bytes = golden(name);
+        let length = bytes.len() as u64;
+        assert!(ends(&bytes, length), "{name}");
+        for other in [length - 1, length + 1, length / 2, 0] {
+            assert!(!ends(&bytes, other), "{name} at {other}");
+        }
+        for cut in [1, 20, 22, 98, length as usize / 2, length as usize] {
+            let shorter = &bytes[..bytes.len() - cut];
+            assert!(!ends(shorter, shorter.len() as u64), "{name} without {cut} bytes");
+        }
+        let longer = [&bytes[..], &bytes[..]].concat();
+        assert!(!ends(&longer, longer.len() as u64), "{name} twice");
     }
 }
 

@@ -6,7 +6,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
-use s3dcp_checkpoint::{Destination, ItemChecksums, ItemRead, Piece, ReadOptions, SLICE_SIZE, plan_reads};
+use s3dcp_checkpoint::{
+    Destination, ItemChecksums, ItemHead, ItemRead, Piece, ReadOptions, SLICE_SIZE, plan_reads,
+};
 use s3dcp_s3::{ErrorKind, RangeRead, Space, crc32};
 
 /// The bytes of one piece, and how often each was written.
@@ -201,6 +203,7 @@ proptest! {
                         offset,
                         length: case.length,
                         checksums: case.checked.then(|| checksums(bytes)),
+                        head: None,
                         pieces,
                     });
                 }
@@ -253,6 +256,7 @@ fn one_item(length: u64, wanted: Range<u64>, checked: bool) -> (ItemRead, Vec<u8
         offset: 0,
         length,
         checksums: checked.then(|| checksums(&file)),
+        head: None,
         pieces: vec![piece],
     };
     (item, file, memory)
@@ -283,6 +287,38 @@ fn a_small_item_with_checksums_is_fetched_whole_and_verified() {
     assert_eq!(reads[0].range, 0..5000);
     file[4999] ^= 0x80;
     assert_eq!(feed(&mut reads[0], &file, 999).unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+#[test]
+fn of_an_item_that_begins_wrong_no_value_is_taken() {
+    for (length, checked) in [(5000, true), (5000, false), (3 * SLICE_SIZE, true), (3 * SLICE_SIZE, false)] {
+        let (mut item, file, memory) = one_item(length, 700..length, checked);
+        item.head = Some(ItemHead { length: 700, crc32: crc32(&file[..700]) ^ 1 });
+        let mut reads = plan_reads(vec![item], &ReadOptions::default()).unwrap();
+        assert_eq!(reads[0].range.start, 0, "the head is read along");
+        let error = feed(&mut reads[0], &file, 300_000).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.message().contains("model.weight: at byte 0 is no tensor"), "{error}");
+        assert_eq!(memory.bytes(), vec![0; length as usize - 700]);
+
+        let (mut item, file, memory) = one_item(length, 700..length, checked);
+        item.head = Some(ItemHead { length: 700, crc32: crc32(&file[..700]) });
+        for mut read in plan_reads(vec![item], &ReadOptions::default()).unwrap() {
+            feed(&mut read, &file, 300_000).unwrap();
+        }
+        assert_eq!(memory.bytes(), &file[700..]);
+    }
+}
+
+#[test]
+fn a_head_far_from_the_wanted_bytes_is_not_asked_for() {
+    for checked in [true, false] {
+        let (mut item, _, _) = one_item(3 * SLICE_SIZE, 2 * SLICE_SIZE + 5..2 * SLICE_SIZE + 9, checked);
+        item.head = Some(ItemHead { length: 700, crc32: 0 });
+        let reads = plan_reads(vec![item], &ReadOptions::default()).unwrap();
+        assert_eq!(reads.len(), 1);
+        assert!(reads[0].range.start >= 2 * SLICE_SIZE);
+    }
 }
 
 #[test]
@@ -350,6 +386,7 @@ proptest! {
                 offset,
                 length,
                 checksums: Some(checksums(&file[offset as usize..(offset + length) as usize])),
+                head: None,
                 pieces: vec![Piece { item_range: 0..length, destination: Box::new(Place::new(&memory, Can::BeFilled)) }],
             });
             offset += length;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use common::{BUCKET, Bed};
 use s3dcp_checkpoint::{
     DType, Destination, HeadState, ItemRead, ItemRecord, Piece, ReadOptions, SLICE_SIZE, ShardWriter,
-    TensorSpec, archive_size, parse_archive_head, plan_reads,
+    TensorSpec, archive_layout, parse_archive_head, plan_reads,
 };
 use s3dcp_s3::{ErrorKind, UploadOptions, crc32};
 
@@ -37,7 +37,7 @@ fn check(file: &[u8], record: &ItemRecord, spec: &TensorSpec, data: &[u8]) {
     assert_eq!(head.data_offset, record.data_offset);
     assert_eq!(head.data_offset % 64, 0);
     assert!(&item[head.data_offset as usize..][..data.len()] == data);
-    assert_eq!(record.length, archive_size(spec).unwrap());
+    assert_eq!(record.length, archive_layout(spec).unwrap().length);
     assert_eq!(record.checksums.item, crc32(item));
     record.checksums.check(record.length).unwrap();
 }
@@ -150,6 +150,7 @@ fn read(record: &ItemRecord, memory: &Memory, from: u64) -> Vec<ItemRead> {
         offset: record.offset,
         length: record.length,
         checksums: Some(record.checksums.clone()),
+        head: None,
         pieces: vec![piece],
     }]
 }

@@ -7,13 +7,13 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 use s3dcp_checkpoint::{
-    BlockDim, BlockLayout, Destination, ItemChecksums, ItemRead, Piece, ReadOptions, plan_reads,
+    BlockDim, BlockLayout, Destination, ItemChecksums, ItemHead, ItemRead, Piece, ReadOptions, plan_reads,
 };
 use s3dcp_entry::entry;
 use s3dcp_s3::{Client, Error, ErrorKind};
 use tokio::task::{AbortHandle, JoinHandle};
 
-use crate::errors::{about, to_python};
+use crate::errors::{about, shown, to_python};
 use crate::memory::TensorDestination;
 use crate::runtime::{OfProcess, forked, handle, wait, without_gil};
 use crate::uses::Uses;
@@ -34,6 +34,8 @@ pub(crate) struct Batch<'py> {
     starts: Vec<u64>,
     ends: Vec<u64>,
     addresses: Vec<usize>,
+    /// Length and CRC-32 of what an item must begin with, or None.
+    heads: Vec<Option<(u64, u32)>>,
     /// The rows that are blocks, by their number.
     blocks: HashMap<usize, BlockRequest>,
 }
@@ -53,6 +55,7 @@ impl Batch<'_> {
             self.starts.len(),
             self.ends.len(),
             self.addresses.len(),
+            self.heads.len(),
         ];
         if others.iter().any(|&length| length != count) {
             return Err(PyValueError::new_err("batch: its columns must be of equal length"));
@@ -60,7 +63,7 @@ impl Batch<'_> {
         let py = self.names.py();
         let mut reads = Vec::with_capacity(count);
         for row in 0..count {
-            let name: String = self.names.get_item(row)?.cast::<PyString>()?.to_cow()?.into_owned();
+            let name = shown(self.names.get_item(row)?.cast::<PyString>()?)?;
             let key: String = self.keys.get_item(row)?.cast::<PyString>()?.to_cow()?.into_owned();
             let packed = self.checksums.get_item(row)?;
             let checksums = if packed.is_none() {
@@ -80,6 +83,7 @@ impl Batch<'_> {
                 offset: self.offsets[row],
                 length: self.lengths[row],
                 checksums,
+                head: self.heads[row].map(|(length, crc32)| ItemHead { length, crc32 }),
                 pieces: vec![Piece { item_range: start..end, destination }],
             });
         }
@@ -91,7 +95,7 @@ impl Batch<'_> {
 pub(crate) fn whole_range(key: String, start: u64, length: u64, address: usize) -> PyResult<ItemRead> {
     let destination = Box::new(TensorDestination::new(address, length)?);
     let pieces = vec![Piece { item_range: 0..length, destination }];
-    Ok(ItemRead { name: key.clone(), key, offset: start, length, checksums: None, pieces })
+    Ok(ItemRead { name: key.clone(), key, offset: start, length, checksums: None, head: None, pieces })
 }
 
 /// The memory of a block, or of the part of it from `skipped` bytes of the file on.

@@ -1,13 +1,24 @@
 //! From the engine's errors to the classes of `s3dcp.errors`.
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 use s3dcp_s3::Error;
 
 /// `error` with `context` in front of its message: the argument, item or place it concerns.
 pub(crate) fn about(context: &str, error: Error) -> Error {
     let message = format!("{context}: {}", error.message());
     error.with_message(message)
+}
+
+/// A name for messages: of what UTF-8 cannot say, a lone surrogate, the escape stands there.
+pub(crate) fn shown(name: &Bound<'_, PyString>) -> PyResult<String> {
+    match name.to_cow() {
+        Ok(name) => Ok(name.into_owned()),
+        Err(_) => {
+            let escaped = name.call_method1("encode", ("utf-8", "backslashreplace"))?;
+            Ok(String::from_utf8_lossy(escaped.extract::<&[u8]>()?).into_owned())
+        }
+    }
 }
 
 /// The Python exception for `error`, with all its attributes.

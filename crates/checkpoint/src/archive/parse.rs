@@ -18,6 +18,11 @@ pub const MAX_HEAD: u64 = 1 << 20;
 /// What to ask for first: a head of torch's own default settings.
 const USUAL_HEAD: u64 = 1024;
 
+/// Bytes of an archive's end that [`ends_archive`] looks at: the end record, and the two of zip64 before it.
+pub const MAX_END: u64 = END + ZIP64_END;
+const END: u64 = 22;
+const ZIP64_END: u64 = 56 + 20;
+
 /// Where a tensor's raw bytes lie in its archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArchiveHead {
@@ -40,6 +45,27 @@ pub enum HeadState {
     NeedMore(u64),
     /// Not one plain tensor: only torch can load it.
     NotPlain,
+}
+
+/// Whether the last bytes of an item, [`MAX_END`] of them or all, end an archive that is the whole item, as torch
+/// writes it.
+#[must_use]
+pub fn ends_archive(end: &[u8], length: u64) -> bool {
+    let Some((before, record)) = end.split_last_chunk::<{ END as usize }>() else { return false };
+    if !record.starts_with(b"PK\x05\x06\0\0\0\0") || le16(&record[20..]) != 0 {
+        return false;
+    }
+    let Some(directory_end) = length.checked_sub(END) else { return false };
+    let (size, offset) = (u64::from(le32(&record[12..])), u64::from(le32(&record[16..])));
+    if offset + size == directory_end {
+        return true;
+    }
+    let Some((_, zip64)) = before.split_last_chunk::<{ ZIP64_END as usize }>() else { return false };
+    if !zip64.starts_with(b"PK\x06\x06") || !zip64[56..].starts_with(b"PK\x06\x07") {
+        return false;
+    }
+    let (size, offset) = (le64(&zip64[40..]), le64(&zip64[48..]));
+    offset.checked_add(size) == directory_end.checked_sub(ZIP64_END)
 }
 
 /// Reads the head of the archive whose first bytes these are.
@@ -225,7 +251,11 @@ fn plain_tensor(pickle: &[u8]) -> Result<Option<Plain<'_>>, Error> {
         return Err(corrupt("tensor archive: bytes after the end of its pickle"));
     }
     let root = tree.root();
-    let Some(("torch._utils", rebuild)) = tree.maker(root) else { return Ok(None) };
+    let rebuild = match tree.maker(root) {
+        Some(("torch._utils", rebuild)) => rebuild,
+        Some(_) => return Ok(None),
+        None => return Err(corrupt("tensor archive: what it holds is no tensor")),
+    };
     let Some(arguments) = tree.arguments(root) else { return Ok(None) };
     // storage, offset, size, stride, requires_grad, hooks (an empty OrderedDict), and for v3 the dtype; a further
     // argument would be bits such as "conjugated", a state would be Python attributes

@@ -284,12 +284,25 @@ fn stored(name: &'static str, content: &[u8], base: u64, out: &mut Vec<u8>) -> R
     record
 }
 
-/// Bytes of the whole archive of a tensor, raw data included.
+/// How the archive of a tensor lies in its item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArchiveLayout {
+    /// Bytes before the raw data.
+    pub head_length: u64,
+    /// CRC-32 of these: no tensor of another dtype or shape has such a head.
+    pub head_crc32: u32,
+    /// Bytes of the whole archive, raw data included.
+    pub length: u64,
+}
+
+/// How the archive of a tensor lies in its item.
 ///
 /// # Errors
 /// `Config` when the spec does not describe a tensor that fills its storage.
-pub fn archive_size(spec: &TensorSpec) -> Result<u64, Error> {
-    Archive::new(spec)?.length().ok_or_else(|| config("tensor spec: the archive is too long"))
+pub fn archive_layout(spec: &TensorSpec) -> Result<ArchiveLayout, Error> {
+    let archive = Archive::new(spec)?;
+    let length = archive.length().ok_or_else(|| config("tensor spec: the archive is too long"))?;
+    Ok(ArchiveLayout { head_length: archive.head.len() as u64, head_crc32: archive.head_crc, length })
 }
 
 /// torch's way to fold one number into a fingerprint.
@@ -451,7 +464,7 @@ mod tests {
             let golden = fs::read(data(&format!("archives/{name}.pt"))).unwrap();
             let written = archive(&spec, &raw);
             assert!(written == golden, "{name}: {} and {} bytes", written.len(), golden.len());
-            assert_eq!(archive_size(&spec).unwrap(), golden.len() as u64, "{name}");
+            assert_eq!(archive_layout(&spec).unwrap().length, golden.len() as u64, "{name}");
         }
         let mut spec = TensorSpec::contiguous(DType::Float16, vec![3]);
         spec.requires_grad = true;
