@@ -134,7 +134,8 @@ def test_allowed_globals_let_further_classes_into_the_index(store: Store, failur
             metadata.made_on = datetime.date(2026, 1, 2)
             return plans, metadata
 
-    jobs.save(state(), store.uri, planner=Dated())
+    with pytest.warns(UserWarning, match=r"allowed_globals=.*datetime\.date"):
+        jobs.save(state(), store.uri, planner=Dated())
     error = failure(jobs.load, blank(state()), store.uri)
     assert isinstance(error, Corrupt)
     assert "datetime.date" in str(error)

@@ -15,6 +15,9 @@ import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
 
+from ._trust import WAY_OUT, refusal
+from .errors import shown
+
 _TENSOR = WriteItemType.TENSOR
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 _SCALARS = frozenset((bool, int, float, str, type(None)))
@@ -34,12 +37,15 @@ class Resolver:
     def __init__(self, planner: SavePlanner) -> None:
         self._planner = planner
         self._state: dict[str, Any] = {}
-        if answers_like(DefaultSavePlanner, planner, _HOOKS):
+        self._is_default = answers_like(DefaultSavePlanner, planner, _HOOKS)
+        if self._is_default:
             state = getattr(planner, "state_dict", None)
             self._state = state if isinstance(state, dict) else {}
 
     def tensor(self, item: WriteItem) -> torch.Tensor:
         """The tensor of `item`, checked against the plan, which may be a cached one of an earlier save.
+
+        A planner with a ``resolve_data`` of its own may give another dtype than it planned.
 
         Raises:
             ValueError: the planner gave something else than its plan says.
@@ -56,11 +62,12 @@ class Resolver:
         ):
             tensor = self._planner.resolve_data(item)
             if not isinstance(tensor, torch.Tensor):
-                raise ValueError(f"{index.fqn}: the planner gave {type(tensor).__name__} for a tensor")
+                raise ValueError(f"{shown(index.fqn)}: the planner gave {type(tensor).__name__} for a tensor")
             tensor = tensor.detach()
-        if tensor.dtype != planned.properties.dtype or tensor.shape != tuple(chunk.sizes):
+        is_planned = tensor.dtype == planned.properties.dtype or not self._is_default
+        if not is_planned or tensor.shape != tuple(chunk.sizes):
             raise ValueError(
-                f"{index.fqn}: the tensor is {tensor.dtype} {tuple(tensor.size())}, but the save plan says "
+                f"{shown(index.fqn)}: the tensor is {tensor.dtype} {tuple(tensor.size())}, but the save plan says "
                 f"{planned.properties.dtype} {tuple(chunk.sizes)}; a planner with enable_plan_caching=True must not "
                 "be used for another state"
             )
@@ -75,19 +82,21 @@ class Resolver:
         """
         data = self._planner.resolve_data(item)
         if not isinstance(data, io.BytesIO):
-            raise ValueError(f"{item.index.fqn}: the planner gave {type(data).__name__} for an object, not BytesIO")
+            raise ValueError(
+                f"{shown(item.index.fqn)}: the planner gave {type(data).__name__} for an object, not BytesIO"
+            )
         if item.index.fqn in self._state and _is_harmless(self._state[item.index.fqn]):
             return data
-        data.seek(0)
-        try:
-            torch.load(data, map_location="cpu", weights_only=True)
-        except Exception:
-            warnings.warn(
-                f"{item.index.fqn}: loading this object runs code from the checkpoint; it will need "
-                "S3StorageReader(..., weights_only=False)",
-                stacklevel=2,
-            )
+        warn_if_refused(item.index.fqn, "object", data)
         return data
+
+
+def warn_if_refused(name: str, what: str, stream: io.BytesIO) -> None:
+    """Warn of what readers will refuse to load from `stream` unless told otherwise."""
+    if refusal(stream) is not None:
+        warnings.warn(
+            f"{shown(name)}: loading this {what} runs code from the checkpoint; it will need {WAY_OUT}", stacklevel=2
+        )
 
 
 def _is_harmless(value: Any) -> bool:

@@ -36,8 +36,9 @@ from torch.distributed.checkpoint.storage import WriteResult
 from . import _native
 from ._collector import no_collections
 from ._dtypes import NATIVE, SAFETENSORS_NAMES
-from ._resolve import Resolver, is_direct, is_plain
+from ._resolve import Resolver, is_direct, is_plain, warn_if_refused
 from ._staging import Stager
+from .errors import shown
 
 logger = logging.getLogger(__name__)
 
@@ -162,11 +163,15 @@ class ShardFile:
         self._stager.close()
         return self._native
 
-    def _result(self, item: WriteItem, record: _Record) -> WriteResult:
+    def _result(self, item: WriteItem, record: _Record, dtype: torch.dtype | None = None) -> WriteResult:
+        """What becomes of `item`, a tensor stored as `dtype`.
+
+        A dtype other than the plan's, and with it the index's, is left to the archive to tell.
+        """
         offset, length, data_offset, checksums = record
         info = _StorageInfo(self._relative_path, offset, length)
         info.crc32 = checksums  # type: ignore[attr-defined]
-        if data_offset is not None:
+        if data_offset is not None and dtype in (None, item.tensor_data.properties.dtype):  # type: ignore[union-attr]
             info.data_offset = data_offset  # type: ignore[attr-defined]
         # As its own constructor does, which takes four times as long because the class is frozen.
         result = WriteResult.__new__(WriteResult)
@@ -178,8 +183,10 @@ class ShardFile:
         records: list[_Record] = []
         batch: list[tuple[str, torch.Size, int, torch.UntypedStorage]] = []
         batch_bytes = 0
+        dtypes: list[torch.dtype | None] = []
         for item in items:
             tensor = None if item.type is _OBJECT else resolver.tensor(item)
+            dtypes.append(None if tensor is None else tensor.dtype)
             if tensor is not None and (direct := _direct(tensor)) is not None:
                 # the storage and not the tensor, which may be given another one
                 batch.append((NATIVE[direct.dtype], direct.shape, direct.data_ptr(), direct.untyped_storage()))
@@ -192,17 +199,17 @@ class ShardFile:
             if item.type is _OBJECT:
                 records.append(self._native.raw(resolver.object(item).getvalue()))
             elif tensor is not None:
-                records.append(self._write_indirect(tensor.detach()))
+                records.append(self._write_indirect(item.index.fqn, tensor.detach()))
         records += self._native.tensors(batch)
         with no_collections(old_at_once=True):
-            return [self._result(item, record) for item, record in zip(items, records, strict=True)]
+            return [self._result(*one) for one in zip(items, records, dtypes, strict=True)]
 
-    def _write_indirect(self, tensor: torch.Tensor) -> _Record:
+    def _write_indirect(self, name: str, tensor: torch.Tensor) -> _Record:
         if is_plain(tensor) and tensor.dtype in NATIVE:
             self._native.begin_tensor(NATIVE[tensor.dtype], tensor.shape)
             return self._write_staged(tensor)
         stream = io.BytesIO()
-        torch.save(_alone(tensor), stream)
+        _save(name, tensor, stream)
         return self._native.raw(stream.getvalue())
 
     def _write_staged(self, tensor: torch.Tensor) -> _Record:
@@ -217,7 +224,15 @@ class ShardFile:
         for item in items:
             tensor = resolver.tensor(item).detach()
             if not is_plain(tensor):
-                raise ValueError(f"{item.index.fqn}: safetensors holds plain dense tensors only, not {type(tensor)}")
+                raise ValueError(
+                    f"{shown(item.index.fqn)}: safetensors holds plain dense tensors only, not {type(tensor)}"
+                )
+            planned = item.tensor_data.properties.dtype  # type: ignore[union-attr]
+            if tensor.dtype != planned:
+                raise ValueError(
+                    f"{shown(item.index.fqn)}: the planner gave {tensor.dtype} for what it planned as {planned}, which "
+                    "serialization_format=SAFETENSORS cannot store: its header comes first"
+                )
             if is_direct(tensor):
                 record = self._native.raw_memory(tensor.data_ptr(), tensor.nbytes, tensor)
             else:
@@ -233,7 +248,7 @@ class ShardFile:
         if item.type == _OBJECT:
             transformed.write(resolver.object(item).getbuffer())
         else:
-            torch.save(_alone(resolver.tensor(item).detach()), transformed)
+            _save(item.index.fqn, resolver.tensor(item).detach(), transformed)
         transformed.close()
         result = self._result(item, self._native.raw(stream.getvalue()))
         # In the order in which readers undo them; torch's own order loses all but single extensions.
@@ -267,6 +282,16 @@ def _direct(tensor: torch.Tensor) -> torch.Tensor | None:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
 
 
+def _save(name: str, tensor: torch.Tensor, stream: Any) -> None:
+    """Have torch save `tensor`; warns of one that readers refuse."""
+    tensor = _alone(tensor)
+    torch.save(tensor, stream)
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        alone = io.BytesIO()
+        torch.save(tensor, alone)
+        warn_if_refused(name, "tensor", alone)
+
+
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` on the CPU, copied where ``torch.save`` would also store memory beside it."""
     tensor = tensor.cpu()
@@ -284,7 +309,7 @@ def _safetensors_header(items: list[WriteItem]) -> bytes:
         assert data is not None
         name = SAFETENSORS_NAMES.get(data.properties.dtype)
         if name is None:
-            raise ValueError(f"{item.index.fqn}: safetensors has no name for {data.properties.dtype}")
+            raise ValueError(f"{shown(item.index.fqn)}: safetensors has no name for {data.properties.dtype}")
         end = position + item_nbytes(item)
         entries[item.index.fqn] = {
             "dtype": name,

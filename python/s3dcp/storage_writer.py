@@ -333,7 +333,13 @@ class S3StorageWriter(FileSystemWriter):
         committed = self.fs.client.commit(
             save.bucket, save.path_key, save.epoch, save.index_rank, save.observed, index, self.conditional_commit
         )
-        for warning in committed.warnings:
+        warned = list(committed.warnings)
+        if index.refusal is not None:
+            warned.append(
+                f"the index of {save.path} holds what readers refuse unless they are made with "
+                f"S3StorageReader(..., allowed_globals=[...]): {index.refusal}"
+            )
+        for warning in warned:
             try:
                 warnings.warn(warning, stacklevel=2)
             except Warning:
