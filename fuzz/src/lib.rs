@@ -8,6 +8,7 @@ mod exchange;
 mod index;
 mod keys;
 mod names;
+mod objects;
 mod service;
 
 pub use archive::archive;
@@ -15,16 +16,18 @@ pub use exchange::{answers, wire};
 pub use index::index;
 pub use keys::keys;
 pub use names::names;
+pub use objects::objects;
 
 /// A target.
 pub type Target = fn(&[u8]);
 
 /// Every target under its name, which is also that of its folder in `corpus/`.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("answers", answers),
     ("archive", archive),
     ("index", index),
     ("keys", keys),
     ("names", names),
+    ("objects", objects),
     ("wire", wire),
 ];

@@ -67,6 +67,11 @@ fn names() {
 }
 
 #[test]
+fn objects() {
+    replay("objects");
+}
+
+#[test]
 fn wire() {
     replay("wire");
 }
