@@ -40,7 +40,7 @@ class S3ClientConfig:
             services section, the profile's own, else AWS.
         server_side_encryption: ``"AES256"`` or ``"aws:kms"``; None leaves it to the bucket.
         sse_kms_key_id: key for ``"aws:kms"``; None for the account's default key.
-        storage_class: e.g. ``"STANDARD_IA"`` or ``"EXPRESS_ONEZONE"``; None for the bucket's default.
+        storage_class: e.g. ``"STANDARD_IA"``; None for the bucket's default.
         checksum_headers: send CRC-32 in headers for S3 to check, and ask for it on reads: True (a store that refuses it
             fails the save) or False; None for ``AWS_REQUEST_CHECKSUM_CALCULATION`` and
             ``AWS_RESPONSE_CHECKSUM_VALIDATION`` (``when_supported`` or ``when_required``), else True until the store

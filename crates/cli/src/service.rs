@@ -8,10 +8,10 @@ use crate::report::Failure;
 
 #[derive(Debug, Args)]
 pub(crate) struct Service {
-    /// Endpoint to ask [default: AWS_ENDPOINT_URL, else AWS]
+    /// Endpoint to ask [default: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the profile, else AWS]
     #[arg(long, value_name = "URL")]
     endpoint_url: Option<String>,
-    /// Region of the bucket [default: AWS_REGION, else the profile's]
+    /// Region of the bucket [default: AWS_REGION, AWS_DEFAULT_REGION, else the profile's]
     #[arg(long)]
     region: Option<String>,
     /// Profile to take credentials from
