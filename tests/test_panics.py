@@ -56,14 +56,16 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     memory = torch.zeros(64, dtype=torch.uint8)
     owner, place = memory, memory.data_ptr()
 
+    downloads, uploads = client.downloads(bucket, False), client.uploads(bucket)
+
     def writer() -> _native.ShardWriter:
-        return client.shard_writer(bucket, "file", 0)
+        return uploads.shard_writer("file", 0)
 
     pool = _native.StagingPool([(place, 64)], owner)
     buffer = pool.acquire(1.0)
     assert buffer is not None
     batch = Batch()
-    download = client.download(bucket, batch, False, 0.0)
+    download = downloads.start(batch, memory, 0.0)
     download.wait()
     share = client.share_pace(True, bucket, "path", 2)
     observed = client.observe(bucket, "path", None, None, True, "off")
@@ -80,7 +82,7 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     )
     settings |= dict.fromkeys(["force_path_style", "unsigned", "requester_pays"], False)
     settings |= dict.fromkeys(["deadline", "connect_timeout", "read_timeout", "throughput_target_gbps"], 1.0)
-    settings |= {"max_attempts": 1, "max_connections": None, "part_size": None}
+    settings |= {"max_attempts": 1, "max_connections": None, "part_size": None, "checksum_headers": None}
     return {
         "Client.new": lambda: _native.Client(**settings),
         "Client.get_object": lambda: client.get_object(bucket, "k"),
@@ -89,15 +91,22 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "Client.copy_object": lambda: client.copy_object(bucket, "k", "l"),
         "Client.delete_objects": lambda: client.delete_objects(bucket, []),
         "Client.read_ranges": lambda: client.read_ranges(bucket, []),
-        "Client.download": lambda: client.download(bucket, batch, False, 0.0),
-        "Client.shard_writer": writer,
+        "Client.nearby_checkpoints": lambda: client.nearby_checkpoints(bucket, "path"),
+        "Client.downloads": lambda: client.downloads(bucket, False),
+        "Client.uploads": lambda: client.uploads(bucket),
+        "Downloads.start": lambda: downloads.start(batch, memory, 0.0),
+        "Downloads.__enter__": downloads.__enter__,
+        "Downloads.__exit__": lambda: downloads.__exit__(None, None, None),
+        "Downloads.close": downloads.close,
+        "Uploads.shard_writer": writer,
+        "Uploads.__enter__": uploads.__enter__,
+        "Uploads.__exit__": lambda: uploads.__exit__(None, None, None),
         "Client.discard": lambda: client.discard(bucket, [], []),
         "Client.observe": lambda: client.observe(bucket, "path", None, None, True, "off"),
         "Client.commit": lambda: client.commit(bucket, "path", None, None, observed, index, "off"),
         "Client.share_pace": lambda: client.share_pace(True, bucket, "path", 2),
         "Client.stats": client.stats,
         "Download.wait": download.wait,
-        "Download.cancel": download.cancel,
         "PaceShare.change": share.change,
         "PaceShare.agree": lambda: share.agree(0),
         "PaceShare.leave": share.leave,
@@ -123,6 +132,12 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "check_index": lambda: _native.check_index(b"", "x", []),
         "default_globals": _native.default_globals,
         "dtype_names": _native.dtype_names,
+        "join_key": lambda: _native.join_key("a", "b"),
+        "memory_in_use": _native.memory_in_use,
+        "ends_archive": lambda: _native.ends_archive(b"", 1),
+        "archive_layout": lambda: _native.archive_layout("float32", [1]),
+        "check_chunks": lambda: _native.check_chunks({}, Metadata, []),
+        "chunks_hold": lambda: _native.chunks_hold(metadata, []),
         "resolve_key": lambda: _native.resolve_key("a", "b"),
         "parse_s3_uri": lambda: _native.parse_s3_uri("s3://b/k", "path"),
         "simulate_prefixes": lambda: _native.simulate_prefixes(

@@ -16,6 +16,8 @@ use tokio::task::yield_now;
 pub(crate) const BUCKET: &str = "bucket";
 /// Most requests that the client sends for one operation.
 pub(crate) const ATTEMPTS: u32 = 3;
+/// Other forms that it tries besides: without checksum headers, and with a Content-MD5.
+pub(crate) const OTHER_FORMS: u32 = 2;
 /// Bytes of a request's body that are kept.
 const KEPT_BODY: usize = 64 << 10;
 /// How often the client may have its turn before the service takes it that it has nothing to say.
