@@ -18,10 +18,9 @@ import torch.distributed.checkpoint as dcp
 from torch.utils.data import DataLoader, IterableDataset
 
 import s3dcp._client
-import s3dcp._collector
 import s3dcp._staging
 from s3dcp import Interrupted, S3ClientConfig, S3FileSystem, S3StorageReader, S3StorageWriter, testing
-from s3dcp._collector import no_collections
+from s3dcp._gc import GcPause
 from s3dcp._transfer import Batch
 from workers import jobs
 from workers.children import Child, raised_by
@@ -153,9 +152,7 @@ def save_and_load(uri: str) -> None:
     jobs.check(uri, state())
 
 
-@pytest.mark.parametrize(
-    "module", [s3dcp._client, s3dcp._staging, s3dcp._collector], ids=lambda module: module.__name__
-)
+@pytest.mark.parametrize("module", [s3dcp._client, s3dcp._staging], ids=lambda module: module.__name__)
 def test_a_lock_that_is_held_at_a_fork_is_free_in_the_child(store: Store, module: Any) -> None:
     with module._lock:
         child = Child(save_and_load, store.uri)
@@ -165,7 +162,7 @@ def test_a_lock_that_is_held_at_a_fork_is_free_in_the_child(store: Store, module
 def collector_after(work: Any) -> tuple[bool, bool, bool]:
     """Whether the collector runs in a child: at once, in a pause of its own, and after it."""
     at_once = gc.isenabled()
-    with no_collections():
+    with GcPause():
         paused = gc.isenabled()
     work()
     return at_once, paused, gc.isenabled()
@@ -175,7 +172,7 @@ def test_a_child_that_is_forked_during_a_plan_collects_garbage() -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def plan() -> None:
-        with no_collections():
+        with GcPause():
             inside.set()
             leave.wait(60)
 
@@ -196,7 +193,7 @@ def test_a_fork_inside_a_pause_of_the_collector_keeps_the_count() -> None:
         pause.__exit__(None, None, None)
         return collector_after(gc.collect)
 
-    pause = no_collections()
+    pause = GcPause()
     pause.__enter__()
     try:
         assert Child(leave_and_pause_again, pause).result() == (True, False, True)

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from s3dcp import _native
-from s3dcp._collector import no_collections
+from s3dcp._gc import GcPause
 from s3dcp._index import read_index
 from s3dcp.errors import Corrupt
 
@@ -207,7 +207,7 @@ def test_a_subclass_of_storage_info_keeps_its_class() -> None:
 
 def test_what_is_made_without_gc_is_not_looked_through_by_the_next_collections() -> None:
     assert gc.isenabled()
-    with no_collections(old_at_once=True):
+    with GcPause(old_at_once=True):
         assert not gc.isenabled()
         made = [[number] for number in range(10_000)]
     assert gc.isenabled()
@@ -222,7 +222,7 @@ def test_garbage_is_not_made_old_with_a_few_new_objects() -> None:
             self.itself = self
 
     gone = weakref.ref(Cycle())
-    with no_collections(old_at_once=True):
+    with GcPause(old_at_once=True):
         made = [[number] for number in range(1000)]
     gc.collect(1)
     assert gone() is None
@@ -233,7 +233,7 @@ def test_what_others_froze_stays_frozen() -> None:
     gc.freeze()
     try:
         frozen = gc.get_freeze_count()
-        with no_collections(old_at_once=True):
+        with GcPause(old_at_once=True):
             pass
         assert gc.get_freeze_count() == frozen
     finally:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import random
 import signal
 import sys
@@ -21,6 +22,7 @@ import pytest
 import torch
 
 from s3dcp import Interrupted, S3ClientConfig, S3FileSystem, _native, _transfer, storage_writer, testing
+from s3dcp._gc import without_gc
 from s3dcp._transfer import Batch
 from workers import chance, jobs
 from workers.states import assert_same, blank, values
@@ -158,6 +160,7 @@ class Interrupter:
         """Run `call` and interrupt it, more than once at times; what reached the caller."""
         strikes = self.random.choice([1, 1, 1, 2, 3, 5])
         raised = self.interrupt(call, self.random.uniform(0.0001, 1.1 * self.seconds), strikes)
+        assert gc.isenabled(), f"no garbage is collected any more after {raised!r}"
         self.outcomes["ended" if raised is None else type(raised).__name__] += 1
         return raised
 
@@ -290,6 +293,35 @@ def test_an_upload_that_nobody_holds_any_more_is_stopped(store: Store, s3dcp_ser
         assert _native.memory_in_use() == NOTHING
     finally:
         s3dcp_server.clear_faults()
+
+
+@without_gc
+def without_garbage() -> None:
+    """A pause in a pause."""
+    with _native.GcPause(old_at_once=True):
+        sorted(range(10))
+
+
+@pytest.mark.parametrize("means", INTERRUPTS)
+def test_the_garbage_collector_runs_after_an_interrupted_pause(means: str) -> None:
+    def pause_often() -> None:
+        for _ in range(3000):
+            without_garbage()
+
+    interrupter = Interrupter(means)
+    interrupter.count *= 10
+    interrupter.time(pause_often)
+    for _ in range(interrupter.count):
+        interrupter.run(pause_often)  # looks at the collector
+    interrupter.tell()
+
+
+def test_a_pause_of_the_garbage_collector_that_nobody_ends_ends_with_its_object() -> None:
+    pause = _native.GcPause()
+    pause.__enter__()
+    assert not gc.isenabled()
+    del pause
+    assert gc.isenabled()
 
 
 def test_none_can_be_started_once_a_load_has_ended(store: Store) -> None:

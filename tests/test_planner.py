@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from s3dcp import FastLoadPlanner, FastSavePlanner, _plan_check, _plan_save, _plan_state
+from s3dcp._gc import GcPause
 from workers import jobs, planning
 from workers.planning import assert_identical, both_load, both_save, outcome, plan, whole
 from workers.states import DTYPES, assert_same, blank, layouts, training_state, values
@@ -424,14 +425,14 @@ def test_a_helper_that_is_gone_is_left_to_torch(monkeypatch: pytest.MonkeyPatch)
 
 def test_collections_resume_when_the_last_is_done() -> None:
     assert gc.isenabled()
-    with _plan_state.no_collections():
-        with _plan_state.no_collections():
+    with GcPause():
+        with GcPause():
             assert not gc.isenabled()
         assert not gc.isenabled()
         inside, leave = threading.Event(), threading.Event()
 
         def other() -> None:
-            with _plan_state.no_collections():
+            with GcPause():
                 inside.set()
                 leave.wait(10)
 

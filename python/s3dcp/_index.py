@@ -15,7 +15,7 @@ from typing import Any
 from torch.distributed.checkpoint.metadata import Metadata
 
 from . import _native
-from ._collector import no_collections
+from ._gc import GcPause
 from .errors import Corrupt
 
 
@@ -50,7 +50,7 @@ def read_index(body: bytes, where: str, extra_globals: frozenset[tuple[str, str]
 def unpickled(body: bytes, where: str, extra_globals: frozenset[tuple[str, str]]) -> Metadata:
     """The same without the walk before."""
     try:
-        with no_collections(old_at_once=True):
+        with GcPause(old_at_once=True):
             # BytesIO shares the memory of bytes; the unpickler stops where the pickle does.
             metadata = _Unpickler(io.BytesIO(body), extra_globals).load()
     except Exception as error:

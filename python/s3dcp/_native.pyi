@@ -16,6 +16,7 @@ __all__ = [
     "Committed",
     "Download",
     "Downloads",
+    "GcPause",
     "Index",
     "NumericPrefixes",
     "ObjectInfo",
@@ -42,6 +43,7 @@ __all__ = [
     "default_prefixes",
     "digits_needed",
     "dtype_names",
+    "end_gc_pauses",
     "ends_archive",
     "join_key",
     "main",
@@ -251,6 +253,23 @@ class ShardWriter:
     def wait(self) -> int: ...
     def abort(self) -> None: ...
 
+@final
+class GcPause:
+    """Python's cyclic garbage collector does not run within, in no thread.
+
+    A plan or an index of many items makes many objects that all stay; each full collection they bring about walks the
+    whole heap of the process, which costs several times as much as making them.
+
+    Args:
+        old_at_once: count what was made, if it is much, among the collector's oldest afterwards. Freezing and thawing
+            moves it there without a look, where the next collections of young objects would go through all of it.
+    """
+
+    def __new__(cls, *, old_at_once: bool = False) -> GcPause: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_raised: object) -> None: ...
+
+def end_gc_pauses() -> None: ...
 def join_key(folder: str, name: str) -> str: ...
 def memory_in_use() -> tuple[int, int]: ...
 def parse_s3_uri(uri: str, argument: str) -> tuple[str, str]: ...

@@ -10,7 +10,7 @@ from torch.distributed.checkpoint import default_planner
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
-from ._collector import no_collections
+from ._gc import without_gc
 from ._plan_save import zeros
 from ._plan_state import PLAIN_TENSORS
 
@@ -22,7 +22,7 @@ _new = object.__new__
 _set = object.__setattr__
 
 
-@no_collections()
+@without_gc
 def create_default_local_load_plan(state_dict: dict[str, Any], metadata: Metadata, strict: bool = True) -> LoadPlan:
     """torch's function of this name: what one rank has to read.
 

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from ._collector import no_collections
+from ._gc import without_gc
 from ._plan_state import PLAIN_TENSORS
 
 __all__ = [
@@ -56,7 +56,7 @@ def zeros(dimensions: int) -> torch.Size:
     return torch.Size(repeat(0, dimensions))
 
 
-@no_collections()
+@without_gc
 def create_default_local_save_plan(state_dict: dict[str, Any], is_coordinator: bool) -> SavePlan:
     """torch's function of this name: what one rank has to write."""
     items: list[WriteItem] = []
@@ -96,7 +96,7 @@ def create_default_local_save_plan(state_dict: dict[str, Any], is_coordinator: b
     return dataclasses.replace(_torch_local({}, is_coordinator), items=items)
 
 
-@no_collections()
+@without_gc
 def dedup_save_plans(all_plans: list[SavePlan], save_to_lowest_rank: bool = False) -> list[SavePlan]:
     """torch's function of this name: leaves each item to one rank, the one with least to write so far."""
     if len(all_plans) == 1:
@@ -152,7 +152,7 @@ def dedup_save_plans(all_plans: list[SavePlan], save_to_lowest_rank: bool = Fals
     ]
 
 
-@no_collections()
+@without_gc
 def create_default_global_save_plan(
     all_plans: list[SavePlan], rewrite_index_hints: bool = True
 ) -> tuple[list[SavePlan], Metadata]:

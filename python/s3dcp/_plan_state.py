@@ -16,7 +16,7 @@ import torch
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.checkpoint import _nested_dict, _sharded_tensor_utils, _version, planner_helpers
 
-from ._collector import no_collections
+from ._gc import without_gc
 
 __all__ = ["PLAIN_TENSORS", "flatten_sharded_tensors", "flatten_state_dict", "init_state_dict"]
 
@@ -32,7 +32,7 @@ _torch_flatten_sharded = _sharded_tensor_utils._flatten_sharded_tensors
 _torch_init = planner_helpers._init_state_dict
 
 
-@no_collections()
+@without_gc
 def flatten_state_dict(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[str | int, ...]]]:
     """torch's function of this name: the leaves of `state_dict` by dotted name, and the path to each."""
     if _version._derived_version is not None:  # asked for the names that an old torch gave
@@ -75,7 +75,7 @@ def _flatten(
                 paths[name] = path + part_paths[end]
 
 
-@no_collections()
+@without_gc
 def flatten_sharded_tensors(state_dict: dict[str, Any]) -> dict[str, Any]:
     """torch's function of this name: `state_dict` rebuilt, with sharded tensors of sharded tensors made one."""
     rebuilt = _without_sharded(state_dict)
@@ -104,7 +104,7 @@ def _without_sharded(values: dict[Any, Any]) -> dict[str, Any] | None:
     return rebuilt
 
 
-@no_collections()
+@without_gc
 def init_state_dict(state_dict: dict[str, Any]) -> None:
     """torch's function of this name: gives tensors on the meta device memory, in place."""
     if type(state_dict) not in _DICTS:

@@ -34,8 +34,8 @@ from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
 from . import _native
-from ._collector import no_collections
 from ._dtypes import NATIVE, SAFETENSORS_NAMES
+from ._gc import GcPause
 from ._resolve import Resolver, is_direct, is_plain, warn_if_refused
 from ._staging import Stager
 from .errors import shown
@@ -201,7 +201,7 @@ class ShardFile:
             elif tensor is not None:
                 records.append(self._write_indirect(item.index.fqn, tensor.detach()))
         records += self._native.tensors(batch)
-        with no_collections(old_at_once=True):
+        with GcPause(old_at_once=True):
             return [self._result(*one) for one in zip(items, records, dtypes, strict=True)]
 
     def _write_indirect(self, name: str, tensor: torch.Tensor) -> _Record:

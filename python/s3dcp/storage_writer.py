@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from . import _native
-from ._collector import no_collections
+from ._gc import GcPause
 from ._progress import Progress, ProgressCallback
 from ._request_budget import WRITES_PER_SECOND, world_size
 from ._resolve import Resolver
@@ -320,7 +320,7 @@ class S3StorageWriter(FileSystemWriter):
             raise RuntimeError("prepare_local_plan() must be called before finish(), by the rank that commits")
         metadata.version = CURRENT_DCP_VERSION
         metadata.storage_meta = self._storage_meta(save)
-        with no_collections(old_at_once=True):
+        with GcPause(old_at_once=True):
             metadata.storage_data = {
                 result.index: result.storage_data for rank_results in results for result in rank_results
             }

@@ -5,6 +5,7 @@
 mod client;
 mod download;
 mod errors;
+mod gc;
 mod index;
 mod index_writer;
 mod memory;
@@ -26,6 +27,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     client::register(module)?;
     memory::register(module)?;
+    gc::register(module)?;
     index::register(module)?;
     prefix::register(module)?;
     simulate::register(module)?;
