@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import random
 import signal
 import sys
@@ -40,6 +41,14 @@ NOTHING = (0, 0)
 def nothing_to_say_of_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that strikes a callback of the interpreter is swallowed there, and another may strike what tells of it."""
     monkeypatch.setattr(sys, "unraisablehook", lambda _unraisable: None)
+
+
+@pytest.fixture(autouse=True)
+def no_logging() -> Iterator[None]:
+    """One that strikes a handler of logging, between taking its lock and what gives it back, leaves it locked."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def state(seed: int) -> dict[str, Any]:

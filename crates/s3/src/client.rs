@@ -7,17 +7,15 @@ use std::time::Duration;
 use s3dcp_pacing::Share;
 use tokio::sync::OnceCell;
 
-use crate::address::join_key;
+use crate::admission::Admission;
+use crate::auth::session::{Session, endpoint_given};
 use crate::config::ClientConfig;
 use crate::error::Error;
-use crate::gate::{Budget, Gate};
-use crate::link::Link;
-use crate::plan::Pace;
-use crate::session::{Session, endpoint_given};
+use crate::protocol::address::join_key;
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
-use crate::tuning::Concurrency;
-use crate::turns::Turns;
+use crate::transfer::network_estimate::Link;
+use crate::transfer::part_size::Pace;
 
 /// A client of one S3 service. Cloning is cheap, and clones share connections, credentials and limits.
 ///
@@ -32,9 +30,7 @@ pub(crate) struct Inner {
     pub(crate) config: ClientConfig,
     pub(crate) session: OnceCell<Session>,
     pub(crate) store: Store,
-    pub(crate) turns: Turns,
-    pub(crate) gate: Gate,
-    pub(crate) budget: Budget,
+    pub(crate) admission: Admission,
     pub(crate) counters: Arc<Counters>,
     pub(crate) link: Link,
     /// The service's clock minus ours, in milliseconds.
@@ -55,9 +51,7 @@ impl Client {
         let inner = Inner {
             session: OnceCell::new(),
             store: Store::new(config.checksum_headers, &|name| std::env::var(name).ok())?,
-            turns: Turns::new(),
-            gate: Gate::new(Concurrency::new(first, config.max_connections), Arc::clone(&counters)),
-            budget: Budget::new(config.max_in_flight_bytes),
+            admission: Admission::new(first, config.max_connections, config.max_in_flight_bytes, &counters),
             counters,
             link: Link::default(),
             clock_offset_ms: AtomicI64::new(0),
@@ -80,7 +74,7 @@ impl Client {
     pub(crate) fn pace(&self, requests_per_second: Option<f64>) -> Pace {
         let inner = &*self.inner;
         Pace {
-            connections: inner.gate.limit(),
+            connections: inner.admission.connections(),
             latency: inner.link.latency(),
             rate: inner.link.rate(),
             requests_per_second: requests_per_second.filter(|budget| *budget > 0.0),
@@ -92,7 +86,7 @@ impl Client {
     /// `path_key` from now on.
     pub fn share_pace(&self, write: bool, bucket: &str, path_key: &str) -> PaceShare {
         let within = format!("{bucket}/{}", join_key(path_key, ""));
-        PaceShare { share: self.inner.turns.share(&within), client: self.clone(), write }
+        PaceShare { share: self.inner.admission.share(&within), client: self.clone(), write }
     }
 
     /// What the client has done so far.
@@ -117,12 +111,12 @@ impl PaceShare {
 
     /// What to add to the counter that all share; `None` while the service has not asked this client for fewer requests.
     pub fn change(&mut self) -> Option<i64> {
-        self.client.inner.turns.change(self.write, &mut self.share)
+        self.client.inner.admission.change(self.write, &mut self.share)
     }
 
     /// Takes over the pace that the counter stands for, which is at this now.
     pub fn agree(&mut self, counter: i64) {
-        self.client.inner.turns.agree(self.write, &mut self.share, counter);
+        self.client.inner.admission.agree(self.write, &mut self.share, counter);
     }
 
     /// What to add to the counter at the end; `None` when nothing was added before.

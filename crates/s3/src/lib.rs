@@ -11,64 +11,39 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The layers, from the outside in: an operation ([`Client::put_object`], [`Client::upload`], [`Client::download`], …),
-//! its retries, pacing (after a SlowDown, for each folder of keys), admission (the limit on connections), one HTTP
-//! request. A client does no I/O before its first request, and belongs to the tokio runtime and the process of that
+//! The layers, from the outside in, each a folder: an operation ([`Client::put_object`]) or a transfer ([`Client::upload`],
+//! [`Client::download`]), admission (its retries, pacing after a SlowDown, the limit on connections), one HTTP request. A client does no I/O before its first request, and belongs to the tokio runtime and the process of that
 //! request.
 //!
 //! Not here: HTTP proxies, S3 Express session authentication, object versions.
 
-mod address;
-mod answer;
-mod body;
-mod checksum;
+mod admission;
+mod auth;
 mod client;
 mod clock;
-mod conditions;
 mod config;
-mod connections;
-mod credentials;
-mod dates;
-mod delete;
-mod download;
-mod environment;
 mod error;
-mod fetch;
-mod gate;
-mod link;
-mod list;
-mod multipart;
-mod object;
-mod payload;
-mod plan;
-mod profile;
-mod progress;
-mod request;
-mod retry;
-mod session;
-mod sign;
+mod http;
+mod operation;
+mod protocol;
 mod stats;
 mod store;
-mod sync;
-mod transport;
-mod tuning;
-mod turns;
-mod upload;
-mod xml;
+mod transfer;
 
-pub use address::{join_key, parse_s3_uri};
-pub use checksum::{crc32, crc32_combine};
 pub use client::{Client, PaceShare};
-pub use conditions::{Conditions, Found, Support};
 pub use config::{
     ClientConfig, DEFAULT_PART_SIZE, MAX_PART_SIZE, MIN_PART_SIZE, ServerSideEncryption, StaticCredentials,
 };
-pub use delete::DeleteFailure;
-pub use download::{RangeRead, RangeSink, Space};
 pub use error::{Error, ErrorKind};
-pub use list::{Listing, MultipartUpload, UploadedPart};
-pub use object::{Condition, GetOutput, ObjectInfo, PutOptions, PutOutput};
-pub use payload::Payload;
-pub use plan::{Pace, PartPlan};
+pub use operation::conditions::Found;
+pub use operation::delete::DeleteFailure;
+pub use operation::list::{Listing, MultipartUpload, UploadedPart};
+pub use operation::object::{GetOutput, ObjectInfo, PutOptions, PutOutput};
+pub use protocol::address::{join_key, parse_s3_uri};
+pub use protocol::checksum::{crc32, crc32_combine};
+pub use protocol::conditions::{Condition, Conditions, Support};
 pub use stats::Stats;
-pub use upload::{Upload, UploadOptions, UploadOutput};
+pub use transfer::download::{RangeRead, RangeSink, Space};
+pub use transfer::part_size::{Pace, PartPlan};
+pub use transfer::payload::Payload;
+pub use transfer::upload::{Upload, UploadOptions, UploadOutput};

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 
-use crate::conditions::Conditions;
 use crate::error::{Error, ErrorKind};
+use crate::protocol::conditions::Conditions;
 
 /// The settings of AWS tools for checksums of requests and of answers.
 const VARIABLES: [&str; 2] = ["AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"];

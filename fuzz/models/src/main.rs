@@ -1,4 +1,4 @@
-//! The gate, the budget and the staging pool under many interleavings of their users, which Shuttle draws.
+//! The limit on connections, that on bytes in flight, and the staging pool under many interleavings of their users, which Shuttle draws.
 //!
 //! The files are the product's own; only their locks, counters, semaphores and clock are others. A failure prints the
 //! schedule that leads to it.
@@ -13,20 +13,26 @@ use std::time::Duration;
 
 use shuttle::{future, thread};
 
-use gate::{Budget, Gate};
+use admission::connection_limit::ConnectionLimit;
+use admission::in_flight::InFlight;
+use admission::tuning::Concurrency;
 use pool::{InUse, Pool};
-use tuning::Concurrency;
 
 #[path = "../../../crates/s3/src/error.rs"]
 mod error;
-#[path = "../../../crates/s3/src/gate.rs"]
-mod gate;
 #[path = "../../../crates/python/src/pool.rs"]
 mod pool;
 #[path = "../../../crates/s3/src/stats.rs"]
 mod stats;
-#[path = "../../../crates/s3/src/tuning.rs"]
-mod tuning;
+
+#[path = "../../../crates/s3/src/admission"]
+mod admission {
+    pub(crate) mod connection_limit;
+    pub(crate) mod in_flight;
+    pub(crate) mod tuning;
+
+    pub(crate) use super::sync;
+}
 
 mod sync {
     pub(crate) use std::sync::PoisonError;
@@ -53,7 +59,7 @@ mod clock {
 const SCHEDULES: usize = 20_000;
 
 fn main() {
-    for (name, model) in [("pool", pool_model as fn()), ("gate", gate_model), ("budget", budget_model)] {
+    for (name, model) in [("pool", pool_model as fn()), ("connection limit", connection_limit_model), ("bytes in flight", in_flight_model)] {
         shuttle::check_random(model, SCHEDULES);
         shuttle::check_pct(model, SCHEDULES, 3);
         println!("{name}: {} schedules", 2 * SCHEDULES);
@@ -131,18 +137,18 @@ fn pool_model() {
 
 /// Not more requests at once than the cap, while the limit climbs and goes back; one that is given up while it waits takes
 /// no turn with it; in the end as many may go as the limit says, and no more.
-fn gate_model() {
+fn connection_limit_model() {
     const CAP: usize = 3;
     let counters = sync::Arc::new(stats::Counters::default());
-    let gate = sync::Arc::new(Gate::new(Concurrency::new(1, CAP), sync::Arc::clone(&counters)));
+    let limit = sync::Arc::new(ConnectionLimit::new(Concurrency::new(1, CAP), sync::Arc::clone(&counters)));
     let taken = Taken::new(CAP);
     let requests: Vec<_> = (0..6)
         .map(|number| {
-            let (gate, counters) = (sync::Arc::clone(&gate), sync::Arc::clone(&counters));
+            let (limit, counters) = (sync::Arc::clone(&limit), sync::Arc::clone(&counters));
             let taken = Plain::clone(&taken);
             future::spawn(async move {
                 for round in 0..4 {
-                    let permit = gate.admit().await;
+                    let permit = limit.acquire().await;
                     taken.take(1);
                     future::yield_now().await;
                     // The first requests move much, so that the last step up does not pay.
@@ -151,7 +157,7 @@ fn gate_model() {
                     drop(permit);
                 }
                 if number == 0 {
-                    is_admitted(&gate).await;
+                    goes_at_once(&limit).await;
                 }
             })
         })
@@ -161,35 +167,35 @@ fn gate_model() {
             request.await.expect("the request ends");
         }
         let mut held = Vec::new();
-        for _ in 0..gate.limit() {
-            held.push(gate.admit().await);
+        for _ in 0..limit.limit() {
+            held.push(limit.acquire().await);
         }
-        assert!(!is_admitted(&gate).await, "more than the limit");
+        assert!(!goes_at_once(&limit).await, "more than the limit");
     });
 }
 
 /// Whether a request need not wait; it is given up at once.
-async fn is_admitted(gate: &Gate) -> bool {
-    let mut given_up = pin!(gate.admit());
+async fn goes_at_once(limit: &ConnectionLimit) -> bool {
+    let mut given_up = pin!(limit.acquire());
     poll_fn(|context| Poll::Ready(given_up.as_mut().poll(context).is_ready())).await
 }
 
-/// Not more bytes in flight than the budget, except one part that is larger than all of it; every part goes in the end.
-fn budget_model() {
+/// Not more bytes in flight than may be, except one part that is larger than all of it; every part goes in the end.
+fn in_flight_model() {
     const UNITS: usize = 3;
     const UNIT: u64 = 4096;
-    let budget = sync::Arc::new(Budget::new(UNITS as u64 * UNIT));
+    let in_flight = sync::Arc::new(InFlight::new(UNITS as u64 * UNIT));
     let taken = Taken::new(UNITS);
     let parts: Vec<_> = [1, 2, 3, 10, 1]
         .into_iter()
         .map(|units: usize| {
-            let (budget, taken) = (sync::Arc::clone(&budget), Plain::clone(&taken));
+            let (in_flight, taken) = (sync::Arc::clone(&in_flight), Plain::clone(&taken));
             future::spawn(async move {
-                let in_flight = budget.take(units as u64 * UNIT).await.expect("an open budget");
+                let bytes = in_flight.take(units as u64 * UNIT).await.expect("an open limit");
                 taken.take(units.min(UNITS));
                 future::yield_now().await;
                 taken.give_back(units.min(UNITS));
-                drop(in_flight);
+                drop(bytes);
             })
         })
         .collect();

@@ -1,6 +1,6 @@
 //! The engine against a service that misbehaves, one scripted fault at a time, on real sockets.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::{Act, Responder, error, pattern, read, read_with, response};
 use bytes::Bytes;
@@ -248,6 +248,41 @@ async fn keys_that_cannot_be_deleted_just_now_are_tried_again_and_the_others_rep
     assert!(String::from_utf8_lossy(&seen[0].body).contains("<Key>c&amp;d</Key>"));
     let again = String::from_utf8_lossy(&seen[1].body).into_owned();
     assert!(again.contains("<Key>a</Key>") && !again.contains("<Key>b</Key>"), "{again}");
+}
+
+#[tokio::test]
+async fn keys_refused_inside_an_answer_are_paced_counted_and_throttled_in_the_end() {
+    let slow = "<DeleteResult><Error><Key>run/a/1</Key><Code>SlowDown</Code></Error>\
+                <Error><Key>run/b/1</Key><Code>InternalError</Code></Error></DeleteResult>";
+    let server = Responder::start(|_, _| Act::Answer(response("200 OK", &[], slow.as_bytes()))).await;
+    let client = Client::new(ClientConfig { deadline: Duration::from_secs(2), ..server.config() }).unwrap();
+    let keys = ["run/a/1", "run/b/1"].map(str::to_owned);
+    let began = Instant::now();
+    let error = client.delete_objects("bkt", &keys).await.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Throttled, Some("SlowDown")));
+    assert_eq!((error.key(), error.retryable()), (Some("run/a/1"), true));
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    // From 4 requests per second on downwards, after the first.
+    let stats = client.stats();
+    assert_eq!(stats.throttled, stats.requests);
+    assert!((3..=12).contains(&stats.requests), "{stats:?}");
+    assert_eq!(error.attempts() as u64, stats.requests);
+    // What goes to another bucket goes at once.
+    let began = Instant::now();
+    for _ in 0..20 {
+        client.put_object("other", "x", body(1), &PutOptions::default()).await.unwrap();
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn keys_that_fail_inside_every_answer_are_reported_after_all_attempts() {
+    let broken = "<DeleteResult><Error><Key>a</Key><Code>InternalError</Code></Error></DeleteResult>";
+    let server = Responder::start(|_, _| Act::Answer(response("200 OK", &[], broken.as_bytes()))).await;
+    let client = Client::new(ClientConfig { max_attempts: 3, ..server.config() }).unwrap();
+    let failures = client.delete_objects("bkt", &["a".to_owned(), "b".to_owned()]).await.unwrap();
+    assert_eq!(failures.iter().map(|failure| &failure.code[..]).collect::<Vec<_>>(), ["InternalError"]);
+    assert_eq!(client.stats().requests, 3);
 }
 
 #[tokio::test]

@@ -1,0 +1,160 @@
+//! Admission: whoever sends bytes to S3 has a permit of this, and all that S3 says of its load comes back through it.
+//!
+//! The layers are Retry(Pacing(Limit(Http))): a sleeping retry holds nothing, and what waits for the rate of its keys holds no
+//! connection. Bytes that uploads hold in memory are counted here too.
+
+pub(crate) mod connection_limit;
+pub(crate) mod in_flight;
+pub(crate) mod pacing;
+pub(crate) mod retry;
+mod sync;
+mod tuning;
+
+use std::sync::Arc;
+
+use s3dcp_pacing::Share;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::admission::connection_limit::{Connection, ConnectionLimit};
+use crate::admission::in_flight::InFlight;
+use crate::admission::pacing::{Keys, Pacing};
+use crate::admission::tuning::Concurrency;
+use crate::clock::{self, Instant};
+use crate::error::Error;
+use crate::stats::Counters;
+
+/// What limits the requests of one client.
+pub(crate) struct Admission {
+    pacing: Arc<Pacing>,
+    connections: ConnectionLimit,
+    in_flight: InFlight,
+    counters: Arc<Counters>,
+}
+
+/// What an answer says of the load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The service let the request in, whatever else it said.
+    Admitted,
+    /// The service wants fewer requests.
+    Refused,
+}
+
+/// The right to one attempt. Its connection is free for another request when this is dropped.
+pub(crate) struct Permit {
+    pacing: Arc<Pacing>,
+    counters: Arc<Counters>,
+    keys: Arc<Keys>,
+    again: bool,
+    sent: Instant,
+    _connection: Connection,
+}
+
+impl Admission {
+    /// `first` connections at first, `most` at most, and so many bytes of uploads in flight.
+    pub(crate) fn new(first: usize, most: usize, in_flight: u64, counters: &Arc<Counters>) -> Admission {
+        Admission {
+            pacing: Arc::new(Pacing::new()),
+            connections: ConnectionLimit::new(Concurrency::new(first, most), Arc::clone(counters)),
+            in_flight: InFlight::new(in_flight),
+            counters: Arc::clone(counters),
+        }
+    }
+
+    /// Waits for the rate of these keys and for a connection; `None` when the deadline comes first. `attempt` counts from 1.
+    pub(crate) async fn enter(
+        &self,
+        keys: &Arc<Keys>,
+        attempt: u32,
+        deadline: Option<Instant>,
+    ) -> Option<Permit> {
+        let again = attempt > 1;
+        let entered = async {
+            loop {
+                self.pacing.wait(keys, again).await;
+                let taken = clock::now();
+                let connection = self.connections.acquire().await;
+                // Many may have had their turn before the service asked for fewer, and still wait for a connection.
+                if self.pacing.hold(keys, taken) {
+                    return connection;
+                }
+            }
+        };
+        let connection = match deadline {
+            Some(deadline) => clock::before(deadline, entered).await?,
+            None => entered.await,
+        };
+        Some(Permit {
+            pacing: Arc::clone(&self.pacing),
+            counters: Arc::clone(&self.counters),
+            keys: Arc::clone(keys),
+            again,
+            sent: clock::now(),
+            _connection: connection,
+        })
+    }
+
+    /// Waits until so many bytes of an upload may be in flight.
+    pub(crate) async fn in_flight(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Error> {
+        self.in_flight.take(bytes).await
+    }
+
+    /// Requests that may be under way at once now.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.limit()
+    }
+
+    /// Requests per second at which those about these keys are held back.
+    pub(crate) fn rate(&self, keys: &Keys) -> Option<f64> {
+        self.pacing.rate(keys)
+    }
+
+    /// A part, from now on, in the rate that clients agree on: see [`Pacing::share`].
+    pub(crate) fn share(&self, within: &str) -> Share {
+        self.pacing.share(within)
+    }
+
+    /// What `share` adds to its counter.
+    pub(crate) fn change(&self, write: bool, share: &mut Share) -> Option<i64> {
+        self.pacing.change(write, share)
+    }
+
+    /// The rate is what the counter of `share` says.
+    pub(crate) fn agree(&self, write: bool, share: &mut Share, counter: i64) {
+        self.pacing.agree(write, share, counter);
+    }
+}
+
+impl Permit {
+    /// The request is sent now.
+    pub(crate) fn leave(&mut self) {
+        self.sent = clock::now();
+        self.counters.add_request();
+        if self.again {
+            self.counters.add_retry();
+        }
+    }
+
+    /// The answer says this of the load.
+    pub(crate) fn answered(&self, outcome: Outcome) {
+        match outcome {
+            Outcome::Admitted => self.pacing.admitted(&self.keys),
+            Outcome::Refused => {
+                self.counters.add_throttled();
+                self.pacing.refused(&self.keys, self.sent);
+            }
+        }
+    }
+
+    /// The answer says that the service wants fewer requests about these keys, each lane once.
+    pub(crate) fn refused(&self, keys: &[Keys]) {
+        self.counters.add_throttled();
+        let mut told: Vec<&Keys> = Vec::new();
+        for keys in keys {
+            if !told.iter().any(|other| other.share_a_lane(keys)) {
+                self.pacing.refused(keys, self.sent);
+                told.push(keys);
+            }
+        }
+    }
+}

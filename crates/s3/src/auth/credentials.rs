@@ -1,0 +1,889 @@
+//! Who signs: the AWS credential chain behind a cache that loads once for all tasks and refreshes before expiry.
+//!
+//! The chain's links are AWS's own (environment, profile with SSO and `credential_process`, web identity, container,
+//! instance metadata). It is built anew for each load, so that changed files are seen. A load that fails for a reason
+//! that may pass is repeated until the deadline of the request that waits for it: whoever hands out credentials has
+//! bad moments as any service. Errors and `Debug` never hold a secret.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use aws_config::ecs::EcsCredentialsProvider;
+use aws_config::imds::credentials::ImdsCredentialsProvider;
+use aws_config::meta::credentials::CredentialsProviderChain;
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::ProvideCredentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
+    SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use futures_util::future::BoxFuture;
+
+use crate::clock::{self, Instant};
+use crate::config::ClientConfig;
+use crate::config::environment::{Environment, check_key, trimmed};
+use crate::config::profile::Profile;
+use crate::error::{Error, ErrorKind};
+use crate::http::trust::Bundle;
+
+/// Credentials are replaced when they expire within this time, or within half the time they were given for.
+const REFRESH_BEFORE_EXPIRY: Duration = Duration::from_secs(300);
+/// While credentials still work, they are not asked for again before this time, whether the last load failed or not.
+const REFRESH_PAUSE: Duration = Duration::from_secs(10);
+/// Longest time for one walk along the chain; `credential_process` may ask a person.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(90);
+/// The pause after a failed load is drawn from a bound that begins here, doubles, and ends there.
+const RETRY_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(20));
+/// Loads in a row that may fail for a reason of which nobody knows whether it passes.
+const DOUBTFUL_LOADS: u32 = 6;
+/// What the links of the chain read by themselves, and take as it is.
+const READ_BY_THE_CHAIN: [&str; 11] = [
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE",
+    "AWS_ENDPOINT_URL_STS",
+];
+
+type Load = Box<dyn Fn() -> BoxFuture<'static, Result<Credentials, LoadFailure>> + Send + Sync>;
+
+/// A load that failed, and what that says of the next one.
+#[derive(Debug, Clone)]
+struct LoadFailure {
+    error: Error,
+    outlook: Outlook,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outlook {
+    /// Who was asked said no.
+    Refused,
+    /// There is nobody to ask, or a setting cannot work.
+    Absent,
+    /// It may pass or not.
+    Doubtful,
+    /// It passes: a time-out, a server's error, no connection.
+    Passing,
+}
+
+impl Outlook {
+    /// Whether to load again, after this many failures in a row. `known`: there have been credentials before, so what
+    /// is missing or broken now is being replaced.
+    fn is_worth_a_retry(self, failures: u32, known: bool) -> bool {
+        match self {
+            Outlook::Refused => false,
+            Outlook::Absent => known,
+            Outlook::Doubtful => known || failures < DOUBTFUL_LOADS,
+            Outlook::Passing => true,
+        }
+    }
+}
+
+type Sleep = dyn Fn(Duration) -> BoxFuture<'static, ()> + Send + Sync;
+
+/// Time as the cache lives in it; that of the tests passes by itself.
+struct Time {
+    now: Box<dyn Fn() -> Instant + Send + Sync>,
+    sleep: Box<Sleep>,
+}
+
+impl Time {
+    fn real() -> Time {
+        Time { now: Box::new(clock::now), sleep: Box::new(|pause| Box::pin(clock::sleep(pause))) }
+    }
+}
+
+/// Credentials shared by all requests of a client.
+pub(crate) struct CredentialCache {
+    load: Load,
+    time: Time,
+    refreshable: bool,
+    state: Mutex<State>,
+    loading: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    current: Option<Loaded>,
+    /// Loads finished so far.
+    loads: u64,
+    /// The last load, if it failed.
+    failed: Option<Failed>,
+    /// Whether a load has ever succeeded.
+    known: bool,
+    no_refresh_before: Option<SystemTime>,
+    /// What the service called expired.
+    rejected: Option<Credentials>,
+}
+
+/// Loads that failed, up to the last one.
+struct Failed {
+    last: LoadFailure,
+    /// How many in a row.
+    count: u32,
+    /// When to load again, where that is worth it.
+    retry_at: Instant,
+}
+
+impl State {
+    /// When to load again after a failure, if that is worth it.
+    fn retry_at(&self) -> Option<Instant> {
+        let failed = self.failed.as_ref()?;
+        failed.last.outlook.is_worth_a_retry(failed.count, self.known).then_some(failed.retry_at)
+    }
+}
+
+#[derive(Clone)]
+struct Loaded {
+    credentials: Credentials,
+    at: SystemTime,
+}
+
+impl Loaded {
+    fn freshness(&self, now: SystemTime, no_refresh_before: Option<SystemTime>) -> Freshness {
+        let credentials = self.credentials.clone();
+        let Some(expiry) = credentials.expiry() else { return Freshness::Fresh(credentials) };
+        let given_for = expiry.duration_since(self.at).unwrap_or_default();
+        let left = expiry.duration_since(now).unwrap_or_default();
+        // Expired when they came: it is this machine's clock that is wrong, or the service will say so.
+        if given_for.is_zero() && now < self.at + REFRESH_PAUSE {
+            return Freshness::Fresh(credentials);
+        }
+        if left.is_zero() {
+            return Freshness::Missing;
+        }
+        let early = left > REFRESH_BEFORE_EXPIRY.min(given_for / 2);
+        match early || no_refresh_before.is_some_and(|time| now < time) {
+            true => Freshness::Fresh(credentials),
+            false => Freshness::Stale(credentials),
+        }
+    }
+
+    fn are(&self, other: &Credentials) -> bool {
+        self.credentials.access_key_id() == other.access_key_id()
+            && self.credentials.session_token() == other.session_token()
+    }
+}
+
+enum Freshness {
+    Fresh(Credentials),
+    /// Usable, but about to expire.
+    Stale(Credentials),
+    Missing,
+}
+
+impl CredentialCache {
+    /// The cache that the configuration asks for; `None` for unsigned requests.
+    pub(crate) fn new(
+        config: &ClientConfig,
+        region: Option<String>,
+        bundle: Option<Bundle>,
+    ) -> Option<CredentialCache> {
+        if config.unsigned {
+            return None;
+        }
+        if let Some(keys) = &config.credentials {
+            let mut builder = Credentials::builder()
+                .access_key_id(&keys.access_key_id)
+                .secret_access_key(&keys.secret_access_key)
+                .provider_name("static");
+            builder.set_session_token(keys.session_token.clone());
+            let credentials = builder.build();
+            let load: Load = Box::new(move || {
+                let credentials = credentials.clone();
+                Box::pin(async move { Ok(credentials) })
+            });
+            return Some(CredentialCache::with(load, Time::real(), false));
+        }
+        let profile = config.profile.clone();
+        let load: Load =
+            Box::new(move || Box::pin(load_from_chain(profile.clone(), region.clone(), bundle.clone())));
+        Some(CredentialCache::with(load, Time::real(), true))
+    }
+
+    fn with(load: Load, time: Time, refreshable: bool) -> CredentialCache {
+        CredentialCache {
+            load,
+            time,
+            refreshable,
+            state: Mutex::new(State::default()),
+            loading: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Credentials valid at `now`, for a request that waits for them until `deadline` at most.
+    pub(crate) async fn get(&self, now: SystemTime, deadline: Instant) -> Result<Credentials, Error> {
+        match clock::before(deadline, self.valid(now, deadline)).await {
+            Some(result) => result,
+            None => Err(self.state().failed.as_ref().map_or_else(
+                || {
+                    Error::new(
+                        ErrorKind::Timeout,
+                        "no AWS credentials came before the deadline of the operation",
+                    )
+                },
+                |failed| failed.last.error.clone(),
+            )),
+        }
+    }
+
+    async fn valid(&self, now: SystemTime, deadline: Instant) -> Result<Credentials, Error> {
+        let began = (self.time.now)();
+        loop {
+            let now = now + (self.time.now)().duration_since(began);
+            let seen = self.state().loads;
+            match self.freshness(now) {
+                Freshness::Fresh(credentials) => return Ok(credentials),
+                Freshness::Stale(credentials) => {
+                    // One task refreshes; the others go on with what still works, and so does this one if it fails.
+                    let Ok(_loading) = self.loading.try_lock() else { return Ok(credentials) };
+                    return Ok(self.refresh(now).await.unwrap_or(credentials));
+                }
+                Freshness::Missing => {}
+            }
+            if let Some(credentials) = self.load_or_join(now, seen).await {
+                return Ok(credentials);
+            }
+            let (error, retry_at) = {
+                let state = self.state();
+                let Some(failed) = &state.failed else { continue };
+                (failed.last.error.clone(), state.retry_at())
+            };
+            let Some(retry_at) = retry_at.filter(|at| *at < deadline) else { return Err(error) };
+            let pause = retry_at.saturating_duration_since((self.time.now)());
+            tracing::debug!(%error, ?pause, "asking for credentials again");
+            (self.time.sleep)(pause).await;
+        }
+    }
+
+    /// Loads, unless a load has ended since `seen` or it is too early after one that failed: whoever waited for it does
+    /// not walk the chain again.
+    async fn load_or_join(&self, now: SystemTime, seen: u64) -> Option<Credentials> {
+        let _loading = self.loading.lock().await;
+        if let Freshness::Fresh(credentials) | Freshness::Stale(credentials) = self.freshness(now) {
+            return Some(credentials);
+        }
+        let joined = {
+            let state = self.state();
+            let early = state.retry_at().is_some_and(|at| (self.time.now)() < at);
+            state.failed.is_some() && (state.loads > seen || early)
+        };
+        if joined { None } else { self.refresh(now).await }
+    }
+
+    /// Forgets credentials that the service called expired. Returns whether to try once more: with others, or with those
+    /// that were loaded again meanwhile.
+    pub(crate) fn forget(&self, rejected: &Credentials, now: SystemTime) -> bool {
+        let mut state = self.state();
+        let state = &mut *state;
+        let Some(current) =
+            state.current.as_ref().filter(|current| self.refreshable && current.are(rejected))
+        else {
+            return self.refreshable;
+        };
+        let again = state.rejected.as_ref().is_some_and(|known| current.are(known));
+        if again && now < current.at + REFRESH_PAUSE {
+            return true; // they were loaded again just now, and whoever hands them out has no others yet
+        }
+        state.rejected = state.current.take().map(|current| current.credentials);
+        true
+    }
+
+    async fn refresh(&self, now: SystemTime) -> Option<Credentials> {
+        let loaded = (self.load)().await;
+        let mut state = self.state();
+        state.loads += 1;
+        state.no_refresh_before = Some(now + REFRESH_PAUSE);
+        match loaded {
+            Ok(credentials) => {
+                state.current = Some(Loaded { credentials: credentials.clone(), at: now });
+                state.known = true;
+                state.failed = None;
+                Some(credentials)
+            }
+            Err(failure) => {
+                tracing::debug!(error = %failure.error, "no credentials");
+                let count = state.failed.as_ref().map_or(0, |failed| failed.count) + 1;
+                let (first, longest) = RETRY_BOUNDS;
+                let bound = first.saturating_mul(1 << (count - 1).min(16)).min(longest);
+                // Half of it at least, so that the number of loads is bounded, and the rest by chance.
+                let pause = bound.mul_f64(0.5 + clock::random() / 2.0);
+                let retry_at = (self.time.now)() + pause;
+                state.failed = Some(Failed { last: failure, count, retry_at });
+                None
+            }
+        }
+    }
+
+    fn freshness(&self, now: SystemTime) -> Freshness {
+        let state = self.state();
+        let current = state.current.as_ref();
+        current.map_or(Freshness::Missing, |current| current.freshness(now, state.no_refresh_before))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One walk along the chain.
+async fn load_from_chain(
+    profile: Option<String>,
+    region: Option<String>,
+    bundle: Option<Bundle>,
+) -> Result<Credentials, LoadFailure> {
+    let settings = |error| LoadFailure { error, outlook: Outlook::Absent };
+    let environment = Environment::of_process();
+    if profile.is_none()
+        && let Some(credentials) = keys_of(&environment).map_err(settings)?
+    {
+        return Ok(credentials);
+    }
+    READ_BY_THE_CHAIN.iter().try_for_each(|name| environment.check_plain(name)).map_err(settings)?;
+    let found = Profile::load(profile.as_deref(), &environment).await.map_err(settings)?;
+    let watched = Watched::new(bundle.as_ref()).map_err(settings)?;
+    let config = ProviderConfig::without_region()
+        .with_http_client(watched.clone())
+        .with_region(region.map(aws_config::Region::new));
+    let of_profile = ProfileFileCredentialsProvider::builder()
+        .configure(&config)
+        .profile_name(found.encoded_name())
+        .profile_files(found.files())
+        .build();
+    let load = async {
+        // A profile that was asked for by name wins over everything else.
+        if profile.is_some() {
+            return of_profile.provide_credentials().await;
+        }
+        CredentialsProviderChain::first_try("Profile", of_profile)
+            .or_else("WebIdentity", WebIdentityTokenCredentialsProvider::builder().configure(&config).build())
+            .or_else("Container", EcsCredentialsProvider::builder().configure(&config).build())
+            .or_else("InstanceMetadata", ImdsCredentialsProvider::builder().configure(&config).build())
+            .provide_credentials()
+            .await
+    };
+    let profile = profile.as_deref();
+    match clock::before(clock::now() + LOAD_TIMEOUT, load).await {
+        Some(Ok(credentials)) => checked(&credentials, profile).map_err(settings),
+        Some(Err(error)) => {
+            let blind = ignores_children();
+            if blind && watched.last().is_none() {
+                heed_children(); // for the next load
+            }
+            Err(describe(&error, profile, watched.last(), blind))
+        }
+        None => {
+            let seconds = LOAD_TIMEOUT.as_secs();
+            let text = format!("no AWS credentials within {seconds} s; looked in {}", places(profile));
+            Err(LoadFailure { error: Error::new(ErrorKind::Timeout, text), outlook: Outlook::Passing })
+        }
+    }
+}
+
+/// The keys in the environment, if there are any.
+///
+/// # Errors
+/// `Config`, naming the variable, when there is half of them, or one cannot be a key.
+fn keys_of(environment: &Environment) -> Result<Option<Credentials>, Error> {
+    let [id, secret, token] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+    let Some(access_key_id) = environment.get(id)? else { return Ok(None) };
+    let Some(secret_access_key) = environment.get(secret)? else {
+        return Err(Error::new(ErrorKind::Config, format!("{id} is set, but {secret} is not")));
+    };
+    let session_token = environment.get(token)?;
+    check_key(id, &access_key_id)?;
+    check_key(secret, &secret_access_key)?;
+    session_token.as_ref().map_or(Ok(()), |value| check_key(token, value))?;
+    Ok(Some(Credentials::new(access_key_id, secret_access_key, session_token, None, "environment")))
+}
+
+/// Credentials of the chain without white space around them, which files and processes leave.
+fn checked(found: &Credentials, profile: Option<&str>) -> Result<Credentials, Error> {
+    let clean = |what: &str, value: &str| {
+        let value = trimmed(value).to_owned();
+        check_key(what, &value).map(|()| value).map_err(|error| {
+            error.clone().with_message(format!("{}; it came from {}", error.message(), places(profile)))
+        })
+    };
+    Ok(Credentials::new(
+        clean("the access key id", found.access_key_id())?,
+        clean("the secret access key", found.secret_access_key())?,
+        found
+            .session_token()
+            .filter(|token| !trimmed(token).is_empty())
+            .map(|token| clean("the session token", token))
+            .transpose()?,
+        found.expiry(),
+        "chain",
+    ))
+}
+
+/// How the last request to a service that hands out credentials ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exchange {
+    Answered(u16),
+    Failed,
+}
+
+/// The HTTP client of the chain, watched: its errors are texts, and do not tell a refusal from a bad moment.
+#[derive(Debug, Clone)]
+struct Watched {
+    client: SharedHttpClient,
+    last: Arc<Mutex<Option<Exchange>>>,
+}
+
+impl Watched {
+    fn new(bundle: Option<&Bundle>) -> Result<Watched, Error> {
+        let mut roots = TrustStore::default();
+        if let Some(bundle) = bundle {
+            roots = roots.with_pem_certificate(bundle.pem());
+        }
+        let tls = TlsContext::builder()
+            .with_trust_store(roots)
+            .build()
+            .map_err(|error| Error::new(ErrorKind::Config, format!("TLS for credentials: {error}")))?;
+        let client = aws_smithy_http_client::Builder::new()
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .tls_context(tls)
+            .build_https();
+        Ok(Watched { client, last: Arc::default() })
+    }
+
+    fn last(&self) -> Option<Exchange> {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HttpClient for Watched {
+    fn http_connector(
+        &self,
+        settings: &HttpConnectorSettings,
+        components: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        let connector = self.client.http_connector(settings, components);
+        SharedHttpConnector::new(WatchedConnector { connector, last: Arc::clone(&self.last) })
+    }
+}
+
+#[derive(Debug)]
+struct WatchedConnector {
+    connector: SharedHttpConnector,
+    last: Arc<Mutex<Option<Exchange>>>,
+}
+
+impl HttpConnector for WatchedConnector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let answer = self.connector.call(request);
+        let last = Arc::clone(&self.last);
+        HttpConnectorFuture::new(async move {
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Exchange::Failed);
+            let answer = answer.await?;
+            let status = answer.status().as_u16();
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Exchange::Answered(status));
+            Ok(answer)
+        })
+    }
+}
+
+/// Whether this process ignores the end of its children, so that nobody can wait for one.
+fn ignores_children() -> bool {
+    const CHILD_ENDED: u32 = 17; // SIGCHLD on Linux, but for MIPS and SPARC
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask & (1 << (CHILD_ENDED - 1)) != 0
+}
+
+/// Takes note of children that end from now on, which also ends ignoring them. It does so once per process.
+fn heed_children() {
+    if let Err(error) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child()) {
+        tracing::debug!(%error, "cannot take note of children that end");
+    }
+}
+
+fn places(profile: Option<&str>) -> String {
+    match profile {
+        Some(name) => format!("profile {name:?} of ~/.aws/config and ~/.aws/credentials"),
+        None => "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), the profile \
+                 (AWS_PROFILE, AWS_DEFAULT_PROFILE or \"default\" of ~/.aws/config and ~/.aws/credentials), web identity \
+                 (AWS_WEB_IDENTITY_TOKEN_FILE), the container (AWS_CONTAINER_CREDENTIALS_RELATIVE_URI or \
+                 AWS_CONTAINER_CREDENTIALS_FULL_URI) and the instance metadata of EC2"
+            .to_owned(),
+    }
+}
+
+/// What a failed walk along the chain comes to. `last`: how its last request ended, if it sent any.
+fn describe(
+    error: &CredentialsError,
+    profile: Option<&str>,
+    last: Option<Exchange>,
+    ignores_children: bool,
+) -> LoadFailure {
+    let mut reasons = Vec::new();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        reasons.push(error.to_string());
+        cause = error.source();
+    }
+    let reason = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(": ")) };
+    let places = places(profile);
+    let (kind, text, outlook) = match error {
+        CredentialsError::CredentialsNotLoaded(_) => (
+            ErrorKind::Denied,
+            format!("no AWS credentials found; looked in {places}{reason}. Set unsigned for a public bucket"),
+            Outlook::Absent,
+        ),
+        CredentialsError::ProviderTimedOut(_) => (
+            ErrorKind::Timeout,
+            format!("AWS credentials did not arrive in time; looked in {places}{reason}"),
+            Outlook::Passing,
+        ),
+        CredentialsError::InvalidConfiguration(_) => (
+            ErrorKind::Config,
+            format!("the AWS configuration is not valid; looked in {places}{reason}"),
+            Outlook::Absent,
+        ),
+        _ if last.is_none() && ignores_children => (
+            ErrorKind::Config,
+            format!(
+                "the end of credential_process cannot be seen, because this process ignores SIGCHLD; in Python, \
+                 signal.signal(signal.SIGCHLD, signal.SIG_DFL) mends it{reason}"
+            ),
+            Outlook::Doubtful,
+        ),
+        _ => (
+            ErrorKind::Denied,
+            format!("AWS credentials could not be had; looked in {places}{reason}"),
+            match last {
+                Some(Exchange::Failed | Exchange::Answered(408 | 429 | 500..)) => Outlook::Passing,
+                // 400 is also what STS says of a token that is about to be replaced, and of too many requests.
+                Some(Exchange::Answered(401..500)) => Outlook::Refused,
+                Some(Exchange::Answered(_)) | None => Outlook::Doubtful,
+            },
+        ),
+    };
+    let retryable = matches!(outlook, Outlook::Doubtful | Outlook::Passing) && kind != ErrorKind::Config;
+    LoadFailure { error: Error::new(kind, text).with_retryable(retryable), outlook }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    const START: SystemTime = SystemTime::UNIX_EPOCH;
+
+    /// What the next loads come to, the last one for ever: `None` for credentials.
+    type Script = Arc<Mutex<Vec<Option<Outlook>>>>;
+
+    /// Hands out `key-<n>`, each good for the same time from its load on, or fails as its script says.
+    struct Source {
+        cache: CredentialCache,
+        begun: Instant,
+        passed: Arc<Mutex<Duration>>,
+        loads: Arc<AtomicU32>,
+        script: Script,
+    }
+
+    /// Time that stands still unless somebody sleeps, and then is at the end of the longest sleep.
+    fn virtual_time(begun: Instant, passed: &Arc<Mutex<Duration>>) -> Time {
+        let (now, slept) = (Arc::clone(passed), Arc::clone(passed));
+        Time {
+            now: Box::new(move || begun + *now.lock().unwrap()),
+            sleep: Box::new(move |pause| {
+                let end = *slept.lock().unwrap() + pause;
+                let slept = Arc::clone(&slept);
+                Box::pin(async move {
+                    tokio::task::yield_now().await;
+                    let mut passed = slept.lock().unwrap();
+                    *passed = end.max(*passed);
+                })
+            }),
+        }
+    }
+
+    fn source_of(lifetime: Duration) -> Source {
+        let begun = clock::now();
+        let passed = Arc::<Mutex<Duration>>::default();
+        let (loads, script) = (Arc::<AtomicU32>::default(), Script::default());
+        let (counted, followed, elapsed) = (Arc::clone(&loads), Arc::clone(&script), Arc::clone(&passed));
+        let load: Load = Box::new(move || {
+            let (loads, script, elapsed) =
+                (Arc::clone(&counted), Arc::clone(&followed), Arc::clone(&elapsed));
+            Box::pin(async move {
+                let number = loads.fetch_add(1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                let mut script = script.lock().unwrap();
+                let next =
+                    if script.len() > 1 { script.remove(0) } else { script.first().copied().flatten() };
+                if let Some(outlook) = next {
+                    return Err(LoadFailure { error: Error::new(ErrorKind::Denied, "none"), outlook });
+                }
+                let expiry = START + *elapsed.lock().unwrap() + lifetime;
+                Ok(Credentials::new(format!("key-{number}"), "secret", None, Some(expiry), "test"))
+            })
+        });
+        let cache = CredentialCache::with(load, virtual_time(begun, &passed), true);
+        Source { cache, begun, passed, loads, script }
+    }
+
+    impl Source {
+        fn says(&self, script: &[Option<Outlook>]) {
+            *self.script.lock().unwrap() = script.to_vec();
+        }
+
+        fn loads(&self) -> u32 {
+            self.loads.load(Ordering::SeqCst)
+        }
+
+        fn passed(&self) -> Duration {
+            *self.passed.lock().unwrap()
+        }
+
+        fn wait(&self, seconds: u64) {
+            *self.passed.lock().unwrap() += Duration::from_secs(seconds);
+        }
+
+        /// Asks as a request with a deadline of a minute.
+        async fn key(&self) -> Result<String, Error> {
+            let deadline = self.begun + self.passed() + Duration::from_secs(60);
+            let credentials = self.cache.get(START + self.passed(), deadline).await?;
+            Ok(credentials.access_key_id().to_owned())
+        }
+
+        /// As many requests at once.
+        async fn keys(&self, count: usize) -> Vec<Result<String, Error>> {
+            futures_util::future::join_all((0..count).map(|_| self.key())).await
+        }
+    }
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const FAILING: [Option<Outlook>; 1] = [Some(Outlook::Passing)];
+
+    #[tokio::test]
+    async fn many_tasks_load_once_also_when_it_fails() {
+        let source = source_of(HOUR);
+        source.says(&[Some(Outlook::Absent)]);
+        assert!(source.keys(20).await.iter().all(Result::is_err));
+        assert_eq!(source.loads(), 1);
+        source.says(&[]);
+        assert!(source.keys(20).await.iter().all(|key| key.as_deref().ok() == Some("key-1")));
+        assert_eq!(source.loads(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_passes_is_waited_for_until_the_deadline_by_one_task_for_all() {
+        let source = source_of(HOUR);
+        source.says(&[FAILING[0]; 8].iter().copied().chain([None]).collect::<Vec<_>>());
+        let keys = source.keys(120).await;
+        assert!(keys.iter().all(|key| key.as_deref().ok() == Some("key-8")), "{keys:?}");
+        assert_eq!(source.loads(), 9);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_pass_before_the_deadline_is_the_error() {
+        let source = source_of(HOUR);
+        source.says(&FAILING);
+        let errors = source.keys(50).await;
+        assert!(errors.iter().all(|error| error.as_ref().is_err_and(|error| error.message() == "none")));
+        assert!(source.passed() <= Duration::from_secs(60));
+        assert!((6..20).contains(&source.loads()), "{}", source.loads());
+    }
+
+    #[tokio::test]
+    async fn a_load_that_hangs_ends_with_the_deadline() {
+        let load: Load = Box::new(|| Box::pin(std::future::pending()));
+        let cache = CredentialCache::with(load, Time::real(), true);
+        let error = cache.get(START, clock::now() + Duration::from_millis(10)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert!(error.message().contains("credentials"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_final_and_a_doubt_is_given_a_few_loads() {
+        for (outlook, loads) in
+            [(Outlook::Refused, 1), (Outlook::Absent, 1), (Outlook::Doubtful, DOUBTFUL_LOADS)]
+        {
+            let source = source_of(HOUR);
+            source.says(&[Some(outlook)]);
+            assert!(source.key().await.is_err());
+            assert_eq!(source.loads(), loads, "{outlook:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_given_credentials_before_is_asked_until_the_deadline() {
+        for outlook in [Outlook::Absent, Outlook::Doubtful, Outlook::Passing] {
+            let source = source_of(HOUR);
+            source.key().await.unwrap();
+            source.wait(3600);
+            source.says(&[[Some(outlook); 8].as_slice(), &[None]].concat());
+            assert_eq!(source.key().await.unwrap(), "key-9", "{outlook:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn credentials_are_replaced_before_they_expire() {
+        let source = source_of(Duration::from_secs(1000));
+        for (pause, key) in [(0, "key-0"), (699, "key-0"), (2, "key-1"), (699, "key-1"), (5000, "key-2")] {
+            source.wait(pause);
+            assert_eq!(source.key().await.unwrap(), key);
+        }
+    }
+
+    #[tokio::test]
+    async fn short_lived_credentials_are_not_loaded_for_every_request() {
+        for (lifetime, most) in [(180, 8), (60, 21), (15, 61), (1, 601)] {
+            let source = source_of(Duration::from_secs(lifetime));
+            for _ in 0..600 {
+                assert!(source.keys(4).await.iter().all(Result::is_ok));
+                source.wait(1);
+            }
+            assert!(source.loads() <= most, "{} loads of {lifetime} s", source.loads());
+        }
+    }
+
+    #[tokio::test]
+    async fn credentials_that_came_expired_are_used_and_not_loaded_for_every_request() {
+        let source = source_of(Duration::ZERO);
+        for _ in 0..30 {
+            assert!(source.keys(4).await.iter().all(Result::is_ok));
+            source.wait(1);
+        }
+        assert_eq!(source.loads(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_failed_refresh_leaves_what_still_works_and_pauses() {
+        let source = source_of(Duration::from_secs(1000));
+        source.key().await.unwrap();
+        source.says(&FAILING);
+        for pause in [800, 1, 8] {
+            source.wait(pause);
+            assert_eq!(source.key().await.unwrap(), "key-0");
+        }
+        assert_eq!(source.loads(), 2);
+        source.wait(200);
+        assert!(source.key().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_the_service_called_expired_is_loaded_again_once() {
+        let source = source_of(HOUR);
+        let deadline = source.begun + HOUR;
+        let old = source.cache.get(START, deadline).await.unwrap();
+        assert!(source.cache.forget(&old, START));
+        assert_eq!(source.key().await.unwrap(), "key-1");
+        // A second task that was told the same about the old ones does not throw the new ones away.
+        assert!(source.cache.forget(&old, START));
+        assert_eq!(source.key().await.unwrap(), "key-1");
+    }
+
+    #[tokio::test]
+    async fn a_source_that_has_no_others_is_not_asked_for_every_request() {
+        let loads = Arc::<AtomicU32>::default();
+        let counted = Arc::clone(&loads);
+        let load: Load = Box::new(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Box::pin(async { Ok(Credentials::new("same", "secret", None, Some(START + HOUR), "test")) })
+        });
+        let cache = CredentialCache::with(load, Time::real(), true);
+        for _ in 0..100 {
+            let credentials = cache.get(START, clock::now() + HOUR).await.unwrap();
+            assert!(cache.forget(&credentials, START));
+        }
+        assert_eq!(loads.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn keys_of_the_environment_lose_the_white_space_around_them() {
+        let pairs = [
+            ("AWS_ACCESS_KEY_ID", "id\n"),
+            ("AWS_SECRET_ACCESS_KEY", " secret\r\n"),
+            ("AWS_SESSION_TOKEN", "\n"),
+        ];
+        let keys = keys_of(&Environment::of(&pairs)).unwrap().unwrap();
+        assert_eq!(
+            (keys.access_key_id(), keys.secret_access_key(), keys.session_token()),
+            ("id", "secret", None)
+        );
+        assert!(keys_of(&Environment::of(&[("AWS_ACCESS_KEY_ID", " ")])).unwrap().is_none());
+        assert!(keys_of(&Environment::of(&pairs[1..])).unwrap().is_none());
+        let half = keys_of(&Environment::of(&pairs[..1])).unwrap_err();
+        assert!(half.message().contains("AWS_SECRET_ACCESS_KEY is not"), "{half}");
+        for at in 0..3 {
+            let mut broken = pairs;
+            broken[at].1 = "hunter 2";
+            let error = keys_of(&Environment::of(&broken)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.message().contains(broken[at].0) && !error.message().contains("hunter"), "{error}");
+        }
+    }
+
+    #[test]
+    fn keys_of_the_chain_lose_the_white_space_around_them() {
+        let found = Credentials::new("id\r", "secret\n", Some(" token\n".to_owned()), Some(START), "test");
+        let clean = checked(&found, None).unwrap();
+        assert_eq!((clean.access_key_id(), clean.secret_access_key()), ("id", "secret"));
+        assert_eq!((clean.session_token(), clean.expiry()), (Some("token"), Some(START)));
+        let broken = Credentials::new("id", "hunter\n2", None, None, "test");
+        let error = checked(&broken, Some("work")).unwrap_err();
+        assert!(error.message().contains("secret access key") && error.message().contains("work"), "{error}");
+        assert!(!error.message().contains("hunter"), "{error}");
+    }
+
+    #[test]
+    fn missing_credentials_say_where_they_were_looked_for() {
+        let failure = describe(&CredentialsError::not_loaded_no_source(), None, None, false);
+        assert_eq!((failure.error.kind(), failure.outlook), (ErrorKind::Denied, Outlook::Absent));
+        for place in
+            ["AWS_ACCESS_KEY_ID", "~/.aws/credentials", "AWS_WEB_IDENTITY_TOKEN_FILE", "metadata", "unsigned"]
+        {
+            assert!(failure.error.message().contains(place), "{}", failure.error);
+        }
+        let error =
+            describe(&CredentialsError::not_loaded("no such profile"), Some("work"), None, false).error;
+        assert!(error.message().contains("profile \"work\"") && error.message().contains("no such profile"));
+    }
+
+    #[test]
+    fn a_failure_is_judged_by_what_the_service_last_answered() {
+        let outlook = |last| describe(&CredentialsError::provider_error("x"), None, last, false).outlook;
+        for (status, expected) in [
+            (500, Outlook::Passing),
+            (503, Outlook::Passing),
+            (429, Outlook::Passing),
+            (408, Outlook::Passing),
+            (403, Outlook::Refused),
+            (401, Outlook::Refused),
+            (404, Outlook::Refused),
+            (400, Outlook::Doubtful),
+            (200, Outlook::Doubtful),
+        ] {
+            assert_eq!(outlook(Some(Exchange::Answered(status))), expected, "{status}");
+        }
+        assert_eq!(outlook(Some(Exchange::Failed)), Outlook::Passing);
+        assert_eq!(outlook(None), Outlook::Doubtful);
+    }
+
+    #[test]
+    fn a_process_that_ignores_its_children_is_told_so() {
+        let failure = describe(&CredentialsError::provider_error("No child processes"), None, None, true);
+        assert_eq!((failure.error.kind(), failure.outlook), (ErrorKind::Config, Outlook::Doubtful));
+        assert!(failure.error.message().contains("SIGCHLD"), "{}", failure.error);
+    }
+}

@@ -1,0 +1,175 @@
+//! Connections, each of which carries one request after the other.
+//!
+//! The HTTP library speaks for one exchange: it writes the request, parses the answer's head and settles how its body is
+//! framed. The body of known length that answers a request without one is then taken off its hands ([`crate::http::body`]), to be
+//! read straight from the socket to where it belongs; the stream comes back here when its last byte was read. Any other
+//! body stays with the library. Making a library connection of an idle stream costs no I/O, so each exchange gets a new one,
+//! which lives in the request's own future: dropping that closes the stream and lets go of the body at once.
+//!
+//! A stream that died while idle is replaced within the same attempt where the request was not sent or changes nothing.
+//! Where one is lost in another way, silence included, [`Connections::drop_idle`] lets no other of its time cost an
+//! attempt too. What this does not do: limit how many connections there are (admission does), spread over a name's addresses.
+
+use std::error::Error as StdError;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method, Request, Response, Uri, Version, header};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::connect::HttpConnector;
+use tower_service::Service;
+
+use crate::http::body::{Body, Framed, Plain};
+use crate::http::idle_streams::{IdleStreams, Origin, Stream};
+use crate::transfer::payload::PayloadBody;
+
+/// Why there is no answer.
+pub(crate) enum NoAnswer {
+    /// Nothing was sent.
+    Unconnected(Box<dyn StdError + Send + Sync>),
+    /// The connection broke.
+    Broken(hyper::Error),
+}
+
+/// Makes connections and keeps idle ones.
+pub(crate) struct Connections {
+    connector: HttpsConnector<HttpConnector>,
+    idle: Arc<IdleStreams>,
+}
+
+impl Connections {
+    /// Connections that this connector makes, each kept so long when nobody uses it.
+    pub(crate) fn new(connector: HttpsConnector<HttpConnector>, idle: Duration) -> Connections {
+        Connections { connector, idle: Arc::new(IdleStreams::new(idle)) }
+    }
+
+    /// Sends a request and reads the head of the answer. The URI is absolute.
+    pub(crate) async fn send(&self, mut request: Request<PayloadBody>) -> Result<Response<Body>, NoAnswer> {
+        let uri = std::mem::take(request.uri_mut());
+        *request.uri_mut() = uri.path_and_query().cloned().map(Uri::from).unwrap_or_default();
+        let origin = Origin::new(uri.authority().cloned(), &self.idle);
+        if let Some(stream) = origin.stream().await {
+            let changes_nothing = matches!(*request.method(), Method::GET | Method::HEAD);
+            let copy = changes_nothing.then(|| request.clone());
+            match exchange(stream, request, origin.clone()).await {
+                Ok(answer) => return Ok(answer),
+                Err(Unanswered { error, unsent }) => match unsent.or(copy) {
+                    Some(again) => {
+                        tracing::debug!(%error, "an idle connection was dead");
+                        request = again;
+                    }
+                    None => return Err(NoAnswer::Broken(error)),
+                },
+            }
+        }
+        let stream = self.connector.clone().call(uri).await.map_err(NoAnswer::Unconnected)?;
+        exchange(stream, request, origin).await.map_err(|unanswered| NoAnswer::Broken(unanswered.error))
+    }
+
+    /// Closes all idle connections. What took one away (a network's equipment that forgets connections, a service that
+    /// restarts) took its neighbours too, mostly without a word, and each of them would cost an attempt. Those in use show for
+    /// themselves whether they are alive, before they come back.
+    pub(crate) fn drop_idle(&self) {
+        self.idle.clear();
+    }
+}
+
+/// A request that was not answered.
+struct Unanswered {
+    error: hyper::Error,
+    /// The request, where not a byte of it was sent.
+    unsent: Option<Request<PayloadBody>>,
+}
+
+/// One request and the head of its answer.
+async fn exchange(
+    stream: Stream,
+    request: Request<PayloadBody>,
+    origin: Origin,
+) -> Result<Response<Body>, Unanswered> {
+    let broken = |error| Unanswered { error, unsent: None };
+    let (mut sender, connection) =
+        http1::Builder::new().writev(true).handshake(stream).await.map_err(broken)?;
+    let mut connection = Some(connection);
+    let mut ended = false;
+    // An answer may come before the request's body was sent: then the library has more to write.
+    let sent_whole = request.body().is_end_stream();
+    let mut answer = std::pin::pin!(sender.try_send_request(request));
+    let answer = poll_fn(|context| {
+        if !ended && let Some(connection) = &mut connection {
+            ended = connection.poll_without_shutdown(context).is_ready();
+        }
+        match answer.as_mut().poll(context) {
+            Poll::Pending if ended => {
+                connection = None; // which answers, with an error
+                answer.as_mut().poll(context)
+            }
+            answer => answer,
+        }
+    })
+    .await
+    .map_err(|mut failed| {
+        let unsent = failed.take_message();
+        Unanswered { error: failed.into_error(), unsent }
+    })?;
+    let (head, incoming) = answer.into_parts();
+    let keep = !ended && keeps_alive(head.version, &head.headers);
+    let body = match incoming.size_hint().exact().filter(|_| sent_whole) {
+        Some(length) => {
+            let (early, broken) = drained(incoming).await;
+            let parts = connection.expect("it answered, so it was not given up").into_parts();
+            let early = joined(early, parts.read_buf);
+            Body::Plain(Box::new(Plain::new(length, early, broken, parts.io, origin, keep)))
+        }
+        None => {
+            let connection = connection.filter(|_| !ended);
+            Body::Framed(Box::new(Framed::new(incoming, connection, sender, origin, keep)))
+        }
+    };
+    Ok(Response::from_parts(head, body))
+}
+
+/// What the library has read of a body already, and how the connection broke if it did. Waits for nothing.
+async fn drained(mut incoming: Incoming) -> (Bytes, Option<hyper::Error>) {
+    let mut early = Bytes::new();
+    let broken = poll_fn(|context| {
+        while let Poll::Ready(Some(frame)) = Pin::new(&mut incoming).poll_frame(context) {
+            match frame.map(|frame| frame.into_data().unwrap_or_default()) {
+                Ok(bytes) => early = joined(std::mem::take(&mut early), bytes),
+                Err(error) => return Poll::Ready(Some(error)),
+            }
+        }
+        Poll::Ready(None)
+    })
+    .await;
+    (early, broken)
+}
+
+fn joined(first: Bytes, second: Bytes) -> Bytes {
+    match (first.is_empty(), second.is_empty()) {
+        (_, true) => first,
+        (true, _) => second,
+        _ => {
+            let mut both = BytesMut::from(first);
+            both.extend_from_slice(&second);
+            both.freeze()
+        }
+    }
+}
+
+/// Whether the service will take another request on this connection.
+fn keeps_alive(version: Version, headers: &HeaderMap) -> bool {
+    let closes = |value: &http::HeaderValue| {
+        value
+            .to_str()
+            .map_or(true, |text| text.split(',').any(|word| word.trim().eq_ignore_ascii_case("close")))
+    };
+    version == Version::HTTP_11 && !headers.get_all(header::CONNECTION).iter().any(closes)
+}

@@ -1,0 +1,187 @@
+//! One HTTP request and its answer, with limits on silence: no retries, no S3.
+//!
+//! Plain TCP or rustls. Bodies go out as vectored writes of owned slices, and come in where they belong
+//! ([`crate::http::connection_pool`]).
+//! What this does not do: HTTP proxies, redirects, HTTP/2 (S3 speaks 1.1).
+
+use std::error::Error as StdError;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response, Uri};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::connect::HttpConnector;
+use rustls::RootCertStore;
+
+use crate::admission::retry::{Class, Failure};
+use crate::clock;
+use crate::config::ClientConfig;
+use crate::error::{Error, ErrorKind};
+use crate::http::body::Body;
+use crate::http::connection_pool::{Connections, NoAnswer};
+use crate::http::limits::{Limits, causes, host_and_port};
+use crate::http::progress::Progress;
+use crate::http::trust::{Bundle, roots};
+use crate::protocol::address::Endpoint;
+use crate::transfer::payload::PayloadBody;
+
+/// Idle connections are closed after this time; S3 closes them after about 20 s.
+const IDLE: Duration = Duration::from_secs(15);
+
+const NO_TLS: &str = "; what answers there does not speak TLS: should the endpoint begin with http://?";
+
+/// The connections to one endpoint.
+pub(crate) struct Transport {
+    endpoint: Endpoint,
+    connect_timeout: Duration,
+    connections: Connections,
+}
+
+impl Transport {
+    /// Connections to one endpoint, made when needed. The bundle is trusted besides the system's certificates.
+    pub(crate) fn new(
+        config: &ClientConfig,
+        endpoint: &Endpoint,
+        bundle: Option<&Bundle>,
+    ) -> Result<Transport, Error> {
+        let mut tcp = HttpConnector::new();
+        tcp.set_nodelay(true);
+        tcp.enforce_http(false);
+        tcp.set_connect_timeout(Some(config.connect_timeout));
+        tcp.set_keepalive(Some(Duration::from_secs(60)));
+        let roots = if endpoint.tls() { roots(bundle)? } else { RootCertStore::empty() };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls_config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Error::new(ErrorKind::Config, format!("TLS: {error}")))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls_config)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let connections = Connections::new(connector, IDLE);
+        Ok(Transport { endpoint: endpoint.clone(), connect_timeout: config.connect_timeout, connections })
+    }
+
+    /// Sends a request and waits for the head of the answer, as long as bytes of the body go out.
+    pub(crate) async fn send(
+        &self,
+        request: Request<PayloadBody>,
+        progress: &Progress,
+        limits: Limits,
+    ) -> Result<Response<Body>, Failure> {
+        let uri = request.uri().clone();
+        let answer = answered(self.connections.send(request), progress, &limits).await?;
+        answer.map_err(|error| match error {
+            NoAnswer::Unconnected(error) => self.unconnected(&*error, &uri),
+            NoAnswer::Broken(error) => self.broken(&error, &uri),
+        })
+    }
+
+    /// Closes the connections that nobody uses; see [`Connections::drop_idle`].
+    pub(crate) fn drop_idle(&self) {
+        self.connections.drop_idle();
+    }
+
+    /// There is no connection, so nothing was sent.
+    fn unconnected(&self, error: &(dyn StdError + 'static), uri: &Uri) -> Failure {
+        let host = host_and_port(uri);
+        let tls = find::<rustls::Error>(error);
+        if let Some(rustls::Error::InvalidCertificate(why)) = tls {
+            let text = format!(
+                "the TLS certificate of {host} is not trusted: {why}; see ca_bundle and AWS_CA_BUNDLE"
+            );
+            return Failure::fatal(Error::new(ErrorKind::Config, text));
+        }
+        let mut text = format!("cannot connect to {host}: {}", causes(error));
+        if matches!(tls, Some(rustls::Error::InvalidMessage(_))) {
+            text.push_str(NO_TLS);
+        } else if tls.is_none()
+            && let Some(io) = find::<io::Error>(error)
+        {
+            match io.kind() {
+                io::ErrorKind::TimedOut => {
+                    let limit = self.connect_timeout.as_secs_f64();
+                    text = format!("cannot connect to {host} within {limit:.1} s (connect_timeout)");
+                }
+                io::ErrorKind::ConnectionRefused => {
+                    text.push_str("; nothing listens there: check the endpoint and its port");
+                }
+                io::ErrorKind::UnexpectedEof if self.endpoint.tls() => text.push_str(NO_TLS),
+                // The look-up of a name fails with a text and no number of the system's.
+                _ if io.raw_os_error().is_none() => text.push_str(self.advice_on_names(uri)),
+                _ => {}
+            }
+        }
+        Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text))
+    }
+
+    /// What to try when the host's name is not known.
+    fn advice_on_names(&self, uri: &Uri) -> &'static str {
+        let host = uri.authority().map_or("", |authority| authority.as_str());
+        match (self.endpoint.is_custom(), self.endpoint.is_below(host)) {
+            (true, true) => {
+                "; if the bucket is not to stand in front of the service's name, set force_path_style"
+            }
+            (true, false) => "; check the endpoint",
+            (false, _) => "; check the region, or set the endpoint if the bucket is not at AWS",
+        }
+    }
+
+    /// The connection ended before the answer; the request may have arrived.
+    fn broken(&self, error: &(dyn StdError + 'static), uri: &Uri) -> Failure {
+        let mut text = format!("the connection to {} broke: {}", host_and_port(uri), causes(error));
+        if !self.endpoint.tls() && find::<hyper::Error>(error).is_some_and(hyper::Error::is_parse) {
+            text.push_str(
+                "; what answers there does not speak HTTP: should the endpoint begin with https://?",
+            );
+        }
+        Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text)).ambiguous()
+    }
+}
+
+/// The output of `exchange`, unless bytes stop moving or the deadline passes.
+async fn answered<F: Future>(
+    exchange: F,
+    progress: &Progress,
+    limits: &Limits,
+) -> Result<F::Output, Failure> {
+    let mut exchange = std::pin::pin!(exchange);
+    let when = "while waiting for the answer";
+    loop {
+        let silent_at = progress.last() + limits.read_timeout;
+        match clock::before(silent_at.min(limits.deadline), exchange.as_mut()).await {
+            Some(output) => return Ok(output),
+            None if clock::now() >= limits.deadline => return Err(limits.deadline_passed(when)),
+            None if clock::now() >= progress.last() + limits.read_timeout => {
+                return Err(limits.silence(when));
+            }
+            None => {}
+        }
+    }
+}
+
+/// The innermost error of this type among an error and its causes.
+fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
+    let below = error.source().and_then(find);
+    // What an I/O error wraps is passed over by its `source`, which goes on with that one's own.
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    below.or_else(|| wrapped.and_then(|inner| find(inner))).or_else(|| error.downcast_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_found_below_its_wrappers() {
+        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let wrapped = io::Error::other(io::Error::other(tls));
+        assert!(matches!(find(&wrapped), Some(rustls::Error::InvalidCertificate(_))));
+        let refused = io::Error::other(io::Error::from(io::ErrorKind::ConnectionRefused));
+        assert_eq!(find::<io::Error>(&refused).unwrap().kind(), io::ErrorKind::ConnectionRefused);
+    }
+}

@@ -1,0 +1,422 @@
+//! One operation: sign and send a request, judge the answer, try again.
+//!
+//! [`Client::attempt`] is one try, [`Client::recover`] what happens between two. Operations whose answer is small use
+//! [`Client::execute`]; downloads drive the two themselves, because they go on where a broken answer ended.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use aws_credential_types::Credentials;
+use aws_sigv4::http_request::SignableBody;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use md5::{Digest, Md5};
+
+use crate::admission::retry::{Attempts, Class, Failure, Policy, Remedy, Verdict};
+use crate::admission::{Outcome, Permit};
+use crate::auth::session::Session;
+use crate::auth::sign::sign_request;
+use crate::client::Client;
+use crate::clock::{self, Instant};
+use crate::config::ServerSideEncryption;
+use crate::error::{Error, ErrorKind};
+use crate::http::body::BodyReader;
+use crate::http::limits::{Limits, deadline_passed, host_and_port};
+use crate::http::progress::Progress;
+use crate::operation::call::Call;
+use crate::protocol::checksum::base64;
+use crate::protocol::error_response::{Asked, error_inside, failure};
+use crate::transfer::payload::{Payload, PayloadBody};
+
+/// Longest error document that is read.
+const MAX_ERROR_BODY: usize = 64 * 1024;
+/// Longest answer that is kept in memory: a page of a listing has about 1 MiB.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// Bytes whose MD5 is computed in one go, some two milliseconds.
+const MD5_STEP: usize = 1 << 20;
+
+/// The attempts of one operation.
+#[derive(Default)]
+pub(crate) struct Operation {
+    attempts: Attempts,
+    /// The first attempt's admission; waiting for it costs nothing of the deadline.
+    started: Option<Instant>,
+    ambiguous: bool,
+    /// The latest answer that asked for fewer requests.
+    slowed_down: Option<Error>,
+    /// Why the latest attempt failed.
+    failed: Option<Error>,
+    credentials: Option<Credentials>,
+    /// Whether the latest attempt had headers of checksums.
+    with_checksums: bool,
+    /// What may have been a refusal of them.
+    refusal: Option<Error>,
+    /// Attempts go without them since.
+    without_checksums: bool,
+    /// The Content-MD5 that the service asked for.
+    md5: Option<HeaderValue>,
+}
+
+impl Operation {
+    /// Whether an earlier attempt may have taken effect.
+    pub(crate) fn ambiguous(&self) -> bool {
+        self.ambiguous
+    }
+}
+
+/// An answer with a success status, its body still to be read. Holds the permit until dropped.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: BodyReader,
+    /// While the body of the answer is read, that of the request may still be on its way.
+    _sending: Arc<Progress>,
+    pub(crate) permit: Permit,
+}
+
+/// An answer that was read whole. What it says of the load is still to be told to its permit.
+pub(crate) struct Reply {
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) permit: Permit,
+}
+
+impl Client {
+    /// Does the whole operation and returns the answer.
+    pub(crate) async fn execute(&self, call: &Call) -> Result<Reply, Error> {
+        self.execute_as(call, &mut Operation::default()).await
+    }
+
+    /// The same, with attempts that the caller can look at afterwards.
+    pub(crate) async fn execute_as(&self, call: &Call, operation: &mut Operation) -> Result<Reply, Error> {
+        loop {
+            match self.attempt_whole(call, operation).await {
+                Ok(reply) => {
+                    reply.permit.answered(Outcome::Admitted);
+                    return Ok(reply);
+                }
+                Err(failure) => self.recover(call, operation, failure).await?,
+            }
+        }
+    }
+
+    /// Sends the request once and reads the answer whole, in which there may be an error in spite of its status.
+    pub(crate) async fn attempt_whole(
+        &self,
+        call: &Call,
+        operation: &mut Operation,
+    ) -> Result<Reply, Failure> {
+        let Answer { status, headers, mut body, permit, _sending } = self.attempt(call, operation).await?;
+        let body = body.collect(MAX_ANSWER).await?;
+        if error_inside(&body).is_some() {
+            let session = self.session().await.map_err(Failure::fatal)?;
+            let failure = failure(&self.asked(call, session), status, &headers, &body);
+            permit.answered(outcome(&failure));
+            return Err(failure);
+        }
+        self.understood(call, operation);
+        Ok(Reply { headers, body, permit })
+    }
+
+    /// Sends the request once. Every status but success is a failure; what a success says of the load is still to be told to
+    /// its permit.
+    pub(crate) async fn attempt(&self, call: &Call, operation: &mut Operation) -> Result<Answer, Failure> {
+        let inner = &*self.inner;
+        let attempt = operation.attempts.count + 1;
+        let deadline = operation.started.map(|started| started + inner.config.deadline);
+        let Some(mut permit) = inner.admission.enter(&call.keys, attempt, deadline).await else {
+            return Err(operation.failed.take().map_or_else(deadline_passed, Failure::fatal));
+        };
+        let started = *operation.started.get_or_insert_with(clock::now);
+        let deadline = started + inner.config.deadline;
+        let prepared = clock::before(deadline, self.prepare(call, operation, deadline)).await;
+        let (session, request, progress) = prepared.ok_or_else(deadline_passed)?.map_err(Failure::fatal)?;
+        let host = host_and_port(request.uri()).into();
+        let limits = Limits { read_timeout: inner.config.read_timeout, deadline, host };
+        operation.attempts.count = attempt;
+        permit.leave();
+        let sent = clock::now();
+        let response = session.transport.send(request, &progress, limits.clone()).await?;
+        let time = clock::now().duration_since(sent);
+        match call.body.len() {
+            0 => inner.link.answered(time),
+            bytes => inner.link.carried(bytes, time),
+        }
+        let (head, body) = response.into_parts();
+        let mut body = BodyReader::new(body, limits);
+        if head.status.is_success() {
+            return Ok(Answer {
+                status: head.status,
+                headers: head.headers,
+                body,
+                _sending: progress,
+                permit,
+            });
+        }
+        // A broken or endless error document leaves the status, which is what counts.
+        let document = body.collect(MAX_ERROR_BODY).await.unwrap_or_default();
+        let failure = failure(&self.asked(call, session), head.status, &head.headers, &document);
+        permit.answered(outcome(&failure));
+        Err(failure)
+    }
+
+    /// Applies a remedy and waits for its pause; or hands out the final error.
+    pub(crate) async fn recover(
+        &self,
+        call: &Call,
+        operation: &mut Operation,
+        failure: Failure,
+    ) -> Result<(), Error> {
+        let inner = &*self.inner;
+        operation.ambiguous |= failure.ambiguous && call.writes;
+        if failure.class == Class::Throttled {
+            operation.slowed_down = Some(failure.error.clone());
+        }
+        if lost_connection(&failure.error)
+            && let Some(session) = inner.session.get()
+        {
+            session.transport.drop_idle();
+        }
+        let elapsed =
+            operation.started.map_or(Duration::ZERO, |started| clock::now().duration_since(started));
+        let policy = Policy { max_attempts: inner.config.max_attempts, deadline: inner.config.deadline };
+        let verdict = if self.adapt(call, operation, &failure).await {
+            Verdict::Retry { pause: Duration::ZERO, remedy: None }
+        } else {
+            let retry_after = failure.retry_after;
+            operation.attempts.failed(&policy, failure.class, retry_after, elapsed, clock::random())
+        };
+        let error = match operation.slowed_down.take_if(|_| failure.class == Class::Final) {
+            // The deadline passed because the service kept asking for fewer requests: that is what went wrong.
+            Some(slowed_down) if failure.error.kind() == ErrorKind::Timeout => slowed_down,
+            _ => failure.error,
+        };
+        let Verdict::Retry { pause, remedy } = verdict else {
+            return Err(finish(call, operation, error, elapsed));
+        };
+        match remedy {
+            Some(Remedy::AdjustClock) => match failure.server_time {
+                Some(time) => self.adjust_clock(time),
+                None => return Err(finish(call, operation, error, elapsed)),
+            },
+            Some(Remedy::RefreshCredentials) => {
+                let cache = self.inner.session.get().and_then(|session| session.credentials.as_ref());
+                let renewed = match (cache, &operation.credentials) {
+                    (Some(cache), Some(rejected)) => cache.forget(rejected, self.service_time()),
+                    _ => false,
+                };
+                if !renewed {
+                    return Err(finish(call, operation, error, elapsed));
+                }
+            }
+            Some(Remedy::SendAgain) | None => {}
+        }
+        tracing::debug!(
+            operation = call.operation, bucket = call.bucket, key = call.key, part = call.part,
+            attempt = operation.attempts.count, ?pause, %error, "trying again"
+        );
+        operation.failed = Some(error);
+        clock::sleep(pause).await;
+        Ok(())
+    }
+
+    /// Whether the same request is worth sending at once in another form. Finding out what a service takes is no failure of a
+    /// request, and counts as none.
+    async fn adapt(&self, call: &Call, operation: &mut Operation, failure: &Failure) -> bool {
+        if call.object_body && operation.md5.is_none() && wants_md5(&failure.error) {
+            operation.md5 = Some(md5_of(&call.body).await);
+            return true;
+        }
+        match &operation.refusal {
+            None => {
+                let refused = operation.with_checksums && may_refuse_checksums(call, failure);
+                operation.without_checksums = refused && self.inner.store.may_do_without_checksums();
+                operation.refusal = operation.without_checksums.then(|| failure.error.clone());
+                operation.without_checksums
+            }
+            Some(refusal) if operation.without_checksums => {
+                let error = &failure.error;
+                if (error.status(), error.code()) == (refusal.status(), refusal.code()) {
+                    // They were not what was refused.
+                    operation.without_checksums = false;
+                } else if matches!(error.status(), Some(404 | 409 | 412)) {
+                    // The request was understood this time.
+                    self.understood(call, operation);
+                }
+                false
+            }
+            Some(_) => false,
+        }
+    }
+
+    /// The service took the request in the form that it has: the next ones have it from the start.
+    pub(crate) fn understood(&self, call: &Call, operation: &Operation) {
+        if operation.without_checksums {
+            self.inner.store.refused_checksums(call.writes);
+        }
+        if operation.md5.is_some() {
+            self.inner.store.bucket(&call.bucket).wants_md5.set();
+        }
+    }
+
+    pub(crate) async fn session(&self) -> Result<&Session, Error> {
+        self.inner.session.get_or_try_init(|| Session::open(&self.inner.config)).await
+    }
+
+    async fn prepare(
+        &self,
+        call: &Call,
+        operation: &mut Operation,
+        deadline: Instant,
+    ) -> Result<(&Session, Request<PayloadBody>, Arc<Progress>), Error> {
+        let inner = &*self.inner;
+        let session = self.session().await?;
+        let address = session.endpoint.address(&call.bucket, call.key.as_deref(), &call.query)?;
+        let mut headers = call.headers.clone();
+        operation.with_checksums = !call.checksums.is_empty()
+            && !operation.without_checksums
+            && inner.store.takes_checksums(call.writes);
+        let body = match &call.body_without_checksums {
+            Some(without) if !operation.with_checksums => without,
+            _ => &call.body,
+        };
+        if operation.with_checksums {
+            headers.extend(call.checksums.clone());
+        }
+        if call.object_body && inner.store.bucket(&call.bucket).wants_md5.is_set() && operation.md5.is_none()
+        {
+            operation.md5 = Some(md5_of(body).await);
+        }
+        if let Some(md5) = &operation.md5 {
+            headers.insert("content-md5", md5.clone());
+        }
+        let value = |text: &str| {
+            HeaderValue::from_str(text)
+                .map_err(|_| Error::new(ErrorKind::Config, format!("cannot stand in a header: {text:?}")))
+        };
+        headers.insert(http::header::HOST, value(&address.host)?);
+        if call.writes {
+            headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        }
+        headers.insert(http::header::USER_AGENT, value(&inner.config.user_agent)?);
+        if inner.config.requester_pays {
+            headers.insert("x-amz-request-payer", HeaderValue::from_static("requester"));
+        }
+        if let Some(cache) = &session.credentials {
+            let credentials = cache.get(self.service_time(), deadline).await?;
+            let now = self.service_time();
+            let document = call.signed_body.then(|| body.segments().first()).flatten();
+            let signed = match document {
+                Some(document) => SignableBody::Bytes(document),
+                None if body.is_empty() => SignableBody::empty(),
+                None => SignableBody::UnsignedPayload,
+            };
+            let region = session.region.as_deref().unwrap_or_default();
+            sign_request(&credentials, region, now, &call.method, &address.uri, &mut headers, signed)?;
+            operation.credentials = Some(credentials);
+        }
+        let progress = Arc::new(Progress::new(Arc::clone(&inner.counters)));
+        let mut request = Request::new(PayloadBody::new(body.clone(), &progress));
+        *request.method_mut() = call.method.clone();
+        *request.uri_mut() = address.uri;
+        *request.headers_mut() = headers;
+        Ok((session, request, progress))
+    }
+
+    fn asked<'a>(&self, call: &'a Call, session: &'a Session) -> Asked<'a> {
+        let (region, now) = (session.region.as_deref(), self.service_time());
+        Asked { operation: call.operation, bucket: &call.bucket, region, headers: &call.headers, now }
+    }
+
+    /// The service's time, as far as it is known.
+    fn service_time(&self) -> SystemTime {
+        let offset = self.inner.clock_offset_ms.load(Ordering::Relaxed);
+        let distance = Duration::from_millis(offset.unsigned_abs());
+        let now = clock::wall_now();
+        let time = if offset < 0 { now.checked_sub(distance) } else { now.checked_add(distance) };
+        time.unwrap_or(now)
+    }
+
+    fn adjust_clock(&self, service_time: SystemTime) {
+        let now = clock::wall_now();
+        let offset = match service_time.duration_since(now) {
+            Ok(ahead) => i64::try_from(ahead.as_millis()).unwrap_or_default(),
+            Err(behind) => -i64::try_from(behind.duration().as_millis()).unwrap_or_default(),
+        };
+        tracing::warn!(offset_ms = offset, "this machine's clock differs from the service's");
+        self.inner.clock_offset_ms.store(offset, Ordering::Relaxed);
+    }
+
+    /// Sets what every written object carries by configuration.
+    pub(crate) fn with_storage_headers(&self, mut call: Call) -> Result<Call, Error> {
+        let config = &self.inner.config;
+        match &config.server_side_encryption {
+            None => {}
+            Some(ServerSideEncryption::Aes256) => {
+                call = call.header("x-amz-server-side-encryption", "AES256")?;
+            }
+            Some(ServerSideEncryption::AwsKms { key_id }) => {
+                call = call.header("x-amz-server-side-encryption", "aws:kms")?;
+                if let Some(key_id) = key_id {
+                    call = call.header("x-amz-server-side-encryption-aws-kms-key-id", key_id)?;
+                }
+            }
+        }
+        match &config.storage_class {
+            Some(class) => call.header("x-amz-storage-class", class),
+            None => Ok(call),
+        }
+    }
+}
+
+/// What a failed attempt's answer says of the load.
+fn outcome(failure: &Failure) -> Outcome {
+    if failure.class == Class::Throttled { Outcome::Refused } else { Outcome::Admitted }
+}
+
+/// Whether it was the connection that failed, and not the service that answered.
+fn lost_connection(error: &Error) -> bool {
+    error.status().is_none() && matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Connection)
+}
+
+/// Whether the service misses a Content-MD5.
+fn wants_md5(error: &Error) -> bool {
+    let names = |text: &str| text.to_ascii_lowercase().replace('-', "").contains("contentmd5");
+    error.status() == Some(400)
+        && error.kind() == ErrorKind::Service
+        && (names(error.message()) || error.code().is_some_and(names))
+}
+
+/// Whether the answer may mean that the service takes no headers of checksums. Some name them, some say of the whole
+/// request that it is not understood, some say nothing.
+fn may_refuse_checksums(call: &Call, failure: &Failure) -> bool {
+    let message = failure.error.message().to_ascii_lowercase();
+    let named = message.contains("checksum") || message.contains("x-amz-sdk");
+    // Bytes that were damaged on their way are no refusal.
+    let damaged = named && (message.contains("match") || message.contains("is invalid"));
+    failure.error.not_understood() && !damaged && (named || !call.has_alternative)
+}
+
+/// What Content-MD5 is for this body. In steps, as nothing else goes on meanwhile on this thread.
+async fn md5_of(body: &Payload) -> HeaderValue {
+    let mut md5 = Md5::new();
+    for step in body.segments().iter().flat_map(|segment| segment.chunks(MD5_STEP)) {
+        md5.update(step);
+        tokio::task::yield_now().await;
+    }
+    HeaderValue::from_str(&base64(&md5.finalize())).expect("base64 is ASCII")
+}
+
+fn finish(call: &Call, operation: &Operation, error: Error, elapsed: Duration) -> Error {
+    call.locate(error)
+        .with_attempts(operation.attempts.count, elapsed)
+        .with_maybe_applied(operation.ambiguous)
+}
+
+/// A failure of what was read although the answer was a success: too short, not XML.
+pub(crate) fn malformed(operation: &str, what: impl std::fmt::Display) -> Failure {
+    let text = format!("{operation}: the service's answer is malformed: {what}");
+    Failure::new(Class::Transient, Error::new(ErrorKind::Service, text))
+}

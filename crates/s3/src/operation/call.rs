@@ -1,0 +1,173 @@
+//! A request, before it is signed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use crate::admission::pacing::Keys;
+use crate::error::{Error, ErrorKind};
+use crate::protocol::address::{check_bucket, check_key, encode_query};
+use crate::transfer::payload::Payload;
+
+/// A request, ready to be sent any number of times.
+pub(crate) struct Call {
+    pub(crate) operation: &'static str,
+    pub(crate) method: Method,
+    pub(crate) bucket: String,
+    pub(crate) key: Option<String>,
+    pub(crate) part: Option<u32>,
+    pub(crate) query: String,
+    /// What decides how long it waits.
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) headers: HeaderMap,
+    /// Headers of checksums, for services that take them.
+    pub(crate) checksums: HeaderMap,
+    pub(crate) body: Payload,
+    /// The body for services that take no checksums, where it is another one.
+    pub(crate) body_without_checksums: Option<Payload>,
+    /// A small body that the signature covers.
+    pub(crate) signed_body: bool,
+    /// The body is an object's.
+    pub(crate) object_body: bool,
+    pub(crate) writes: bool,
+    /// The caller has another way where the service does not know the operation.
+    pub(crate) has_alternative: bool,
+}
+
+impl Call {
+    /// A request on an object (or on the bucket, without a key). GET and HEAD change nothing.
+    pub(crate) fn new(
+        operation: &'static str,
+        method: Method,
+        bucket: &str,
+        key: Option<&str>,
+    ) -> Result<Call, Error> {
+        check_bucket(bucket)?;
+        if let Some(key) = key {
+            check_key(key).map_err(|error| error.with_bucket(bucket))?;
+        }
+        let writes = method != Method::GET && method != Method::HEAD;
+        Ok(Call {
+            operation,
+            method,
+            bucket: bucket.to_owned(),
+            key: key.map(str::to_owned),
+            part: None,
+            query: String::new(),
+            keys: Arc::new(Keys::new(bucket, key, writes)),
+            headers: HeaderMap::new(),
+            checksums: HeaderMap::new(),
+            body: Payload::default(),
+            body_without_checksums: None,
+            signed_body: false,
+            object_body: false,
+            writes,
+            has_alternative: false,
+        })
+    }
+
+    /// Adds `name=value` to the query.
+    pub(crate) fn query(mut self, name: &str, value: &str) -> Call {
+        self = self.flag(name);
+        self.query.push('=');
+        self.query.push_str(&encode_query(value));
+        self
+    }
+
+    /// Adds a name without a value to the query.
+    pub(crate) fn flag(mut self, name: &str) -> Call {
+        if !self.query.is_empty() {
+            self.query.push('&');
+        }
+        self.query.push_str(name);
+        self
+    }
+
+    /// Sets a header.
+    ///
+    /// # Errors
+    /// `Config`, when the value cannot stand in a header.
+    pub(crate) fn header(mut self, name: &'static str, value: &str) -> Result<Call, Error> {
+        self.headers.insert(HeaderName::from_static(name), header_value(name, value)?);
+        Ok(self)
+    }
+
+    /// Sets a header of a checksum, which is left out where the service takes none.
+    ///
+    /// # Errors
+    /// As for [`Call::header`].
+    pub(crate) fn checksum(mut self, name: &'static str, value: &str) -> Result<Call, Error> {
+        self.checksums.insert(HeaderName::from_static(name), header_value(name, value)?);
+        Ok(self)
+    }
+
+    /// This key is one that the request is about, where none is in its address.
+    pub(crate) fn about(mut self, key: &str) -> Call {
+        self.keys = Arc::new(Keys::new(&self.bucket, Some(key), self.writes));
+        self
+    }
+
+    /// The part that this request sends, for errors.
+    pub(crate) fn part(mut self, part: u32) -> Call {
+        self.part = Some(part);
+        self
+    }
+
+    /// An object's bytes as the body.
+    pub(crate) fn body(mut self, body: Payload) -> Call {
+        self.body = body;
+        self.object_body = true;
+        self
+    }
+
+    /// A small document as the body, covered by the signature.
+    pub(crate) fn document(mut self, document: String) -> Result<Call, Error> {
+        self.body = Payload::from(Bytes::from(document));
+        self.signed_body = true;
+        self.header("content-type", "application/xml")
+    }
+
+    /// What the document is where the service takes no checksums.
+    pub(crate) fn document_without_checksums(mut self, document: String) -> Call {
+        self.body_without_checksums = Some(Payload::from(Bytes::from(document)));
+        self
+    }
+
+    /// The caller has another way where the service does not know the operation.
+    pub(crate) fn with_alternative(mut self) -> Call {
+        self.has_alternative = true;
+        self
+    }
+
+    /// Refuses an answer that does not confirm the encryption this request asks for: some services do not know it.
+    pub(crate) fn check_encryption(&self, answer: &HeaderMap) -> Result<(), Error> {
+        let name = "x-amz-server-side-encryption";
+        if !self.headers.contains_key(name) || answer.contains_key(name) {
+            return Ok(());
+        }
+        let text = format!(
+            "{}: the service ignores server_side_encryption: what it stores is not encrypted as asked",
+            self.operation
+        );
+        Err(self.locate(Error::new(ErrorKind::Config, text)))
+    }
+
+    /// Names the request in an error.
+    pub(crate) fn locate(&self, error: Error) -> Error {
+        let mut error = error.with_bucket(&self.bucket);
+        if let Some(key) = &self.key {
+            error = error.with_key(key);
+        }
+        match self.part {
+            Some(part) => error.with_part(part),
+            None => error,
+        }
+    }
+}
+
+fn header_value(name: &str, value: &str) -> Result<HeaderValue, Error> {
+    HeaderValue::from_str(value).ok().filter(|value| value.to_str().is_ok()).ok_or_else(|| {
+        Error::new(ErrorKind::Config, format!("{name} must be printable ASCII, not {value:?}"))
+    })
+}

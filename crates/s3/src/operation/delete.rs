@@ -1,0 +1,188 @@
+//! Deleting many objects.
+
+use std::collections::HashSet;
+
+use futures_util::stream::{self, StreamExt as _};
+use http::Method;
+use md5::{Digest, Md5};
+
+use crate::admission::Outcome;
+use crate::admission::pacing::Keys;
+use crate::admission::retry::{Class, Failure};
+use crate::client::Client;
+use crate::error::{Error, ErrorKind};
+use crate::operation::attempt::Operation;
+use crate::operation::call::Call;
+use crate::protocol::checksum::{base64, crc32, crc32_text};
+use crate::protocol::error_response::{failure_of_key, name, shortened};
+use crate::protocol::xml;
+
+/// S3's limit on one request.
+const BATCH: usize = 1000;
+/// Requests under way at once for a service without DeleteObjects.
+const CONCURRENT_DELETES: usize = 16;
+
+/// A key that could not be deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeleteFailure {
+    /// The key.
+    pub key: String,
+    /// S3's code for it (`"AccessDenied"`).
+    pub code: String,
+    /// S3's message.
+    pub message: String,
+}
+
+impl Client {
+    /// Deletes objects, 1,000 with a request, or one where the service has none for many. Keys without an object count as deleted.
+    /// Returns the keys that the service refused, each with its reason.
+    ///
+    /// # Errors
+    /// All kinds that a request can end with; some keys may be deleted then. Keys that the service wants to be asked for more
+    /// slowly are asked for again, at the rate of their lanes, and are an error (`Throttled`) when the deadline comes first.
+    pub async fn delete_objects(&self, bucket: &str, keys: &[String]) -> Result<Vec<DeleteFailure>, Error> {
+        let mut failures = Vec::new();
+        for batch in keys.chunks(BATCH) {
+            failures.append(&mut self.delete_batch(bucket, batch).await?);
+        }
+        Ok(failures)
+    }
+
+    async fn delete_batch(&self, bucket: &str, keys: &[String]) -> Result<Vec<DeleteFailure>, Error> {
+        let known = self.inner.store.bucket(bucket);
+        let mut left = keys.to_vec();
+        let mut failures = Vec::new();
+        let mut operation = Operation::default();
+        while !left.is_empty() {
+            if known.deletes_one_by_one.is_set() {
+                failures.append(&mut self.delete_one_by_one(bucket, &left).await?);
+                break;
+            }
+            let call = deletion_of(bucket, &left)?;
+            let reply = match self.attempt_whole(&call, &mut operation).await {
+                Ok(reply) => reply,
+                Err(failure) => match self.recover(&call, &mut operation, failure).await {
+                    Ok(()) => continue,
+                    Err(error) if not_offered(&error) => {
+                        let refused = self.delete_one_by_one(bucket, &left).await?;
+                        // What refuses these requests too has another reason.
+                        if refused.len() < left.len() {
+                            known.deletes_one_by_one.set();
+                        }
+                        failures.extend(refused);
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                },
+            };
+            let refused = refused_keys(&call, &reply.body)?;
+            let slow: Vec<Keys> = refused
+                .iter()
+                .filter(|(failure, _)| failure.class == Class::Throttled)
+                .map(|(_, refused)| Keys::new(bucket, Some(&refused.key), true))
+                .collect();
+            if slow.is_empty() {
+                reply.permit.answered(Outcome::Admitted);
+            } else {
+                reply.permit.refused(&slow);
+            }
+            drop(reply);
+            let (lasting, passing): (Vec<_>, Vec<_>) =
+                refused.into_iter().partition(|(failure, _)| failure.class == Class::Final);
+            failures.extend(lasting.into_iter().map(|(_, refused)| refused));
+            // Whatever keys the service names, only those that were asked for are asked for again.
+            let again: HashSet<&str> = passing.iter().map(|(_, refused)| &refused.key[..]).collect();
+            left.retain(|key| again.contains(&key[..]));
+            let (reasons, refused): (Vec<_>, Vec<_>) = passing.into_iter().unzip();
+            let throttled = |failure: &Failure| failure.class == Class::Throttled;
+            let worst = reasons.into_iter().reduce(|one, other| if throttled(&other) { other } else { one });
+            if let Some(worst) = worst.filter(|_| !left.is_empty())
+                && let Err(error) = self.recover(&call, &mut operation, worst).await
+            {
+                if error.kind() == ErrorKind::Throttled {
+                    return Err(error);
+                }
+                failures.extend(refused);
+                break;
+            }
+        }
+        Ok(failures)
+    }
+
+    /// For services without DeleteObjects.
+    async fn delete_one_by_one(&self, bucket: &str, keys: &[String]) -> Result<Vec<DeleteFailure>, Error> {
+        let mut failures = Vec::new();
+        let mut deletions = stream::iter(keys.to_vec())
+            .map(|key| async move {
+                let deleted = self.delete_object(bucket, &key).await;
+                (key, deleted)
+            })
+            .buffered(CONCURRENT_DELETES);
+        while let Some((key, deleted)) = deletions.next().await {
+            match deleted {
+                Ok(()) => {}
+                Err(error) if refuses_the_key(&error) => {
+                    failures.push(DeleteFailure {
+                        key,
+                        code: error.code().unwrap_or(error.kind().name()).to_owned(),
+                        message: error.message().to_owned(),
+                    });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(failures)
+    }
+}
+
+/// The request that deletes these keys.
+fn deletion_of(bucket: &str, keys: &[String]) -> Result<Call, Error> {
+    let mut document =
+        String::from(r#"<Delete xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Quiet>true</Quiet>"#);
+    for key in keys {
+        document.push_str("<Object>");
+        xml::push_text(&mut document, "Key", key);
+        document.push_str("</Object>");
+    }
+    document.push_str("</Delete>");
+    // S3 wants one of the two; older services know the MD5 only.
+    let call = Call::new("DeleteObjects", Method::POST, bucket, None)?
+        .about(&keys[0])
+        .flag("delete")
+        .header("content-md5", &base64(&Md5::digest(document.as_bytes())))?
+        .checksum("x-amz-checksum-crc32", &crc32_text(crc32(document.as_bytes())))?
+        .document(document)?
+        .with_alternative();
+    Ok(call)
+}
+
+/// The keys that an answer says were not deleted.
+fn refused_keys(call: &Call, answer: &[u8]) -> Result<Vec<(Failure, DeleteFailure)>, Error> {
+    let malformed = |what: &str| {
+        let text = format!("{}: the service's answer is malformed: {what}", call.operation);
+        call.locate(Error::new(ErrorKind::Service, text))
+    };
+    let result = xml::parse(answer).map_err(|error| malformed(&error))?;
+    result
+        .all("Error")
+        .map(|error| {
+            let key = error.text_of("Key").ok_or_else(|| malformed("a failure without a key"))?.to_owned();
+            let code = error.text_of("Code").and_then(name).unwrap_or("Unknown").to_owned();
+            let message = shortened(error.text_of("Message").unwrap_or_default());
+            let failure = failure_of_key(call.operation, &key, &code, &message);
+            Ok((failure, DeleteFailure { key, code, message }))
+        })
+        .collect()
+}
+
+/// Whether this is the service's word on one key, and not on the bucket or on all requests.
+fn refuses_the_key(error: &Error) -> bool {
+    use ErrorKind::*;
+    matches!(error.status(), Some(400..=499 | 501))
+        && matches!(error.kind(), Denied | Conflict | PreconditionFailed | Service)
+}
+
+/// Whether the answer to DeleteObjects may mean that the service has no such operation.
+fn not_offered(error: &Error) -> bool {
+    error.not_understood() || error.status() == Some(404) && error.code() != Some("NoSuchBucket")
+}

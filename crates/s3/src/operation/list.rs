@@ -1,0 +1,247 @@
+//! Listings, all pages of them.
+
+use std::time::SystemTime;
+
+use http::Method;
+
+use crate::client::Client;
+use crate::error::{Error, ErrorKind};
+use crate::operation::call::Call;
+use crate::operation::object::ObjectInfo;
+use crate::protocol::dates::parse_iso8601;
+use crate::protocol::error_response::server_time;
+use crate::protocol::xml::{self, Element};
+
+/// The result of [`Client::list_objects`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Objects, in the service's order (by bytes of the key).
+    pub objects: Vec<ObjectInfo>,
+    /// What stands before the first delimiter after the prefix, once each, delimiter included.
+    pub common_prefixes: Vec<String>,
+    /// The service's clock when it answered with the first page, where it says.
+    pub service_time: Option<SystemTime>,
+}
+
+/// A multipart upload that was neither completed nor aborted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MultipartUpload {
+    /// Key of the object to be.
+    pub key: String,
+    /// Id for completing or aborting.
+    pub upload_id: String,
+    /// When it was begun, to the second.
+    pub initiated: Option<SystemTime>,
+}
+
+/// A part of a multipart upload under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadedPart {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// When it was complete, to the second.
+    pub last_modified: Option<SystemTime>,
+}
+
+impl Client {
+    /// Lists all objects whose keys start with `prefix`; with a delimiter, only the first level below it.
+    ///
+    /// # Errors
+    /// `NotFound` with code `NoSuchBucket`, and all kinds that a request can end with.
+    pub async fn list_objects(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        delimiter: Option<&str>,
+    ) -> Result<Listing, Error> {
+        self.list_pages(bucket, prefix, delimiter, usize::MAX).await
+    }
+
+    /// The first page of the same, 1,000 entries at most.
+    ///
+    /// # Errors
+    /// As for [`Client::list_objects`].
+    pub async fn list_first_page(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        delimiter: Option<&str>,
+    ) -> Result<Listing, Error> {
+        self.list_pages(bucket, prefix, delimiter, 1).await
+    }
+
+    async fn list_pages(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        delimiter: Option<&str>,
+        most: usize,
+    ) -> Result<Listing, Error> {
+        let mut listing = Listing::default();
+        let mut next: Option<Next> = None;
+        let mut pages = 0;
+        loop {
+            let mut call = Call::new("ListObjectsV2", Method::GET, bucket, None)?.query("list-type", "2");
+            match &next {
+                None => {}
+                Some(Next::Token(token)) => call = call.query("continuation-token", token),
+                Some(Next::After(key)) => call = call.query("marker", key),
+            }
+            if let Some(delimiter) = delimiter {
+                call = call.query("delimiter", delimiter);
+            }
+            call = call.query("prefix", prefix);
+            let (page, time) = self.page(&call, "ListBucketResult").await?;
+            if next.is_none() {
+                listing.service_time = time;
+            }
+            for object in page.all("Contents") {
+                let entry = object_entry(object);
+                listing.objects.push(entry.ok_or_else(|| bad(&call, "an object without key or size"))?);
+            }
+            listing.common_prefixes.extend(common_prefixes(&page));
+            pages += 1;
+            if pages == most || page.text_of("IsTruncated") != Some("true") {
+                return Ok(listing);
+            }
+            let following = Next::of(&page);
+            if following.is_none() || following == next {
+                return Err(bad(&call, "a page that is not the last names no next one"));
+            }
+            next = following;
+        }
+    }
+
+    /// Lists the multipart uploads under way for keys that start with `prefix`.
+    ///
+    /// # Errors
+    /// As for [`Client::list_objects`].
+    pub async fn list_multipart_uploads(
+        &self,
+        bucket: &str,
+        prefix: &str,
+    ) -> Result<Vec<MultipartUpload>, Error> {
+        let mut uploads = Vec::new();
+        let mut marker: Option<(String, String)> = None;
+        loop {
+            let mut call = Call::new("ListMultipartUploads", Method::GET, bucket, None)?
+                .flag("uploads")
+                .query("prefix", prefix);
+            if let Some((key, id)) = &marker {
+                call = call.query("key-marker", key).query("upload-id-marker", id);
+            }
+            let (page, _) = self.page(&call, "ListMultipartUploadsResult").await?;
+            for upload in page.all("Upload") {
+                let (Some(key), Some(id)) = (upload.text_of("Key"), upload.text_of("UploadId")) else {
+                    return Err(bad(&call, "an upload without key or id"));
+                };
+                uploads.push(MultipartUpload {
+                    key: key.to_owned(),
+                    upload_id: id.to_owned(),
+                    initiated: upload.text_of("Initiated").and_then(parse_iso8601),
+                });
+            }
+            if page.text_of("IsTruncated") != Some("true") {
+                return Ok(uploads);
+            }
+            let next = (
+                page.text_of("NextKeyMarker").unwrap_or_default().to_owned(),
+                page.text_of("NextUploadIdMarker").unwrap_or_default().to_owned(),
+            );
+            if next.0.is_empty() || marker.as_ref() == Some(&next) {
+                return Err(bad(&call, "a page that is not the last names no next one"));
+            }
+            marker = Some(next);
+        }
+    }
+
+    /// Lists the parts that the service holds of a multipart upload.
+    ///
+    /// # Errors
+    /// `NotFound` with code `NoSuchUpload`, and all kinds that a request can end with.
+    pub async fn list_parts(
+        &self,
+        bucket: &str,
+        key: &str,
+        upload_id: &str,
+    ) -> Result<Vec<UploadedPart>, Error> {
+        let mut parts: Vec<UploadedPart> = Vec::new();
+        loop {
+            let mut call =
+                Call::new("ListParts", Method::GET, bucket, Some(key))?.query("uploadId", upload_id);
+            let marker = parts.last().map_or(0, |part| part.number);
+            if marker > 0 {
+                call = call.query("part-number-marker", &marker.to_string());
+            }
+            let (page, _) = self.page(&call, "ListPartsResult").await?;
+            for part in page.all("Part") {
+                let entry = part_entry(part);
+                parts.push(entry.ok_or_else(|| bad(&call, "a part without number or size"))?);
+            }
+            if page.text_of("IsTruncated") != Some("true") {
+                return Ok(parts);
+            }
+            if parts.last().is_none_or(|part| part.number <= marker) {
+                return Err(bad(&call, "a page that is not the last names no next one"));
+            }
+        }
+    }
+
+    /// One page, and the service's clock.
+    async fn page(&self, call: &Call, root: &str) -> Result<(Element, Option<SystemTime>), Error> {
+        let reply = self.execute(call).await?;
+        let page = xml::parse(&reply.body).map_err(|error| bad(call, &error))?;
+        if page.name == root {
+            Ok((page, server_time(&reply.headers)))
+        } else {
+            Err(bad(call, &format!("<{}> instead of <{root}>", page.name)))
+        }
+    }
+}
+
+/// How to ask for the next page of a listing.
+#[derive(PartialEq)]
+enum Next {
+    Token(String),
+    /// The keys after this one: of services that answer as to the first version of ListObjects.
+    After(String),
+}
+
+impl Next {
+    fn of(page: &Element) -> Option<Next> {
+        if let Some(token) = page.text_of("NextContinuationToken") {
+            return Some(Next::Token(token.to_owned()));
+        }
+        let keys = page.all("Contents").filter_map(|object| object.text_of("Key").map(str::to_owned));
+        let last = || keys.chain(common_prefixes(page)).max();
+        page.text_of("NextMarker").map(str::to_owned).or_else(last).map(Next::After)
+    }
+}
+
+fn object_entry(object: &Element) -> Option<ObjectInfo> {
+    Some(ObjectInfo {
+        key: object.text_of("Key")?.to_owned(),
+        size: object.text_of("Size")?.parse().ok()?,
+        etag: object.text_of("ETag").map(str::to_owned),
+        last_modified: object.text_of("LastModified").and_then(parse_iso8601),
+    })
+}
+
+fn part_entry(part: &Element) -> Option<UploadedPart> {
+    Some(UploadedPart {
+        number: part.text_of("PartNumber")?.parse().ok()?,
+        size: part.text_of("Size")?.parse().ok()?,
+        last_modified: part.text_of("LastModified").and_then(parse_iso8601),
+    })
+}
+
+fn common_prefixes(page: &Element) -> impl Iterator<Item = String> + '_ {
+    page.all("CommonPrefixes").flat_map(|group| group.all("Prefix")).map(|prefix| prefix.text.clone())
+}
+
+fn bad(call: &Call, what: &str) -> Error {
+    let text = format!("{}: the service's answer is malformed: {what}", call.operation);
+    call.locate(Error::new(ErrorKind::Service, text))
+}

@@ -1,0 +1,142 @@
+//! The requests of a multipart upload.
+
+use http::Method;
+
+use crate::client::Client;
+use crate::error::{Error, ErrorKind};
+use crate::operation::attempt::Operation;
+use crate::operation::call::Call;
+use crate::protocol::checksum::crc32_text;
+use crate::protocol::error_response::header;
+use crate::protocol::xml;
+use crate::transfer::payload::Payload;
+
+/// A part that the service holds.
+#[derive(Debug, Clone)]
+pub(crate) struct Part {
+    pub(crate) number: u32,
+    pub(crate) etag: String,
+    pub(crate) crc32: u32,
+    pub(crate) size: u64,
+}
+
+impl Client {
+    /// Begins an upload whose checksum will be one CRC-32 of the whole object, where the service takes that.
+    pub(crate) async fn create_multipart_upload(&self, bucket: &str, key: &str) -> Result<String, Error> {
+        let call = self
+            .with_storage_headers(Call::new("CreateMultipartUpload", Method::POST, bucket, Some(key))?)?
+            .flag("uploads")
+            .header("content-type", "application/octet-stream")?
+            .checksum("x-amz-checksum-algorithm", "CRC32")?
+            .checksum("x-amz-checksum-type", "FULL_OBJECT")?;
+        let reply = self.execute(&call).await?;
+        let id = xml::parse(&reply.body).ok().and_then(|root| root.text_of("UploadId").map(str::to_owned));
+        let id = id.ok_or_else(|| malformed(&call, "no upload id"))?;
+        if let Err(error) = call.check_encryption(&reply.headers) {
+            self.abort_multipart_upload(bucket, key, &id).await.ok();
+            return Err(error);
+        }
+        Ok(id)
+    }
+
+    /// Sends one part.
+    pub(crate) async fn upload_part(
+        &self,
+        bucket: &str,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+        body: Payload,
+        crc32: u32,
+    ) -> Result<Part, Error> {
+        let size = body.len();
+        let call = Call::new("UploadPart", Method::PUT, bucket, Some(key))?
+            .part(number)
+            .query("partNumber", &number.to_string())
+            .query("uploadId", upload_id)
+            .checksum("x-amz-checksum-crc32", &crc32_text(crc32))?
+            .body(body);
+        let reply = self.execute(&call).await?;
+        let etag = header(&reply.headers, "etag").ok_or_else(|| malformed(&call, "no ETag"))?;
+        Ok(Part { number, etag: etag.to_owned(), crc32, size })
+    }
+
+    /// Makes the object of its parts, which are in order. Returns its ETag, where the service says one.
+    pub(crate) async fn complete_multipart_upload(
+        &self,
+        bucket: &str,
+        key: &str,
+        upload_id: &str,
+        parts: &[Part],
+        crc32: u32,
+    ) -> Result<Option<String>, Error> {
+        let call = Call::new("CompleteMultipartUpload", Method::POST, bucket, Some(key))?
+            .query("uploadId", upload_id)
+            .checksum("x-amz-checksum-crc32", &crc32_text(crc32))?
+            .checksum("x-amz-checksum-type", "FULL_OBJECT")?
+            .document(list_of(parts, true))?
+            .document_without_checksums(list_of(parts, false));
+        let mut operation = Operation::default();
+        match self.execute_as(&call, &mut operation).await {
+            Ok(reply) => {
+                let root = xml::parse(&reply.body).ok();
+                Ok(root.and_then(|root| root.text_of("ETag").map(str::to_owned)))
+            }
+            // An earlier attempt whose answer was lost may have done it: then the upload is gone, and the object
+            // tells.
+            Err(error) if error.kind() == ErrorKind::NotFound && operation.ambiguous() => {
+                let size: u64 = parts.iter().map(|part| part.size).sum();
+                match self.head_checksum(bucket, key).await {
+                    Ok((info, kept)) if info.size == size && kept.is_none_or(|kept| kept == crc32) => {
+                        Ok(info.etag)
+                    }
+                    Ok(_) => Err(error.with_maybe_applied(false)),
+                    Err(_) => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives up a multipart upload and frees its parts; one that does not exist counts as given up.
+    ///
+    /// # Errors
+    /// All kinds that a request can end with.
+    pub async fn abort_multipart_upload(
+        &self,
+        bucket: &str,
+        key: &str,
+        upload_id: &str,
+    ) -> Result<(), Error> {
+        let call = Call::new("AbortMultipartUpload", Method::DELETE, bucket, Some(key))?
+            .query("uploadId", upload_id);
+        match self.execute(&call).await {
+            Err(error) if error.kind() == ErrorKind::NotFound && error.code() != Some("NoSuchBucket") => {
+                Ok(())
+            }
+            other => other.map(drop),
+        }
+    }
+}
+
+/// The parts as CompleteMultipartUpload names them.
+fn list_of(parts: &[Part], checksums: bool) -> String {
+    let mut document =
+        String::from(r#"<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">"#);
+    for part in parts {
+        document.push_str("<Part>");
+        xml::push_text(&mut document, "PartNumber", &part.number.to_string());
+        xml::push_text(&mut document, "ETag", &part.etag);
+        if checksums {
+            xml::push_text(&mut document, "ChecksumCRC32", &crc32_text(part.crc32));
+        }
+        document.push_str("</Part>");
+    }
+    document.push_str("</CompleteMultipartUpload>");
+    document
+}
+
+fn malformed(call: &Call, what: &str) -> Error {
+    let text = format!("{}: the service's answer is malformed: {what}", call.operation);
+    call.locate(Error::new(ErrorKind::Service, text))
+}

@@ -1,0 +1,8 @@
+//! What S3's requests and answers look like.
+
+pub(crate) mod address;
+pub(crate) mod checksum;
+pub(crate) mod conditions;
+pub(crate) mod dates;
+pub(crate) mod error_response;
+pub(crate) mod xml;

@@ -1,4 +1,0 @@
-//! The locks and counters of [`crate::gate`]; `fuzz/models` has others here.
-
-pub(crate) use std::sync::atomic::{AtomicUsize, Ordering};
-pub(crate) use std::sync::{Arc, Mutex, PoisonError};
