@@ -323,6 +323,36 @@ def test_a_number_on_a_page_is_the_codes(page: str, pattern: str, place: str, na
     assert number(page, pattern) == pytest.approx(unit * constant(place, name))
 
 
+def test_what_the_page_says_of_pacing_is_what_its_tests_hold() -> None:
+    tests = (ROOT / "crates/pacing/tests/convergence.rs").read_text()
+    fleets = re.findall(r"\((\d+), ([\d_.]+), ([\d.]+), ([\d.]+)\),", tests.split("const FLEETS", 1)[1])
+    held = [[float(cell.replace("_", "")) for cell in fleet] for fleet in fleets]
+    told = " ".join(pages.text("docs/partitions.md").split())
+    ample = [fleet for fleet in held if fleet[1] / fleet[0] >= 12]
+    [scarce, scarcest] = [fleet for fleet in held if fleet[1] / fleet[0] < 12]
+    eight, many = ([fleet[1] for fleet in held if fleet[0] == clients] for clients in (8, 64))
+    for claim in (
+        f"8 clients on {min(eight):.0f} to {max(eight):.0f} requests a second",
+        f"and 64 on {min(many):.0f} to {max(many):,.0f} use at least",
+        f"at most {100 * max(fleet[2] for fleet in ample):.0f} % are refused where each has 12 requests",
+        f"and {100 * scarce[2]:.0f} % at {scarce[1] // scarce[0]:.0f} a second",
+        f"it is {100 * scarcest[2]:.0f} %, with a fairness of {scarcest[3]}",
+        f"fairness at least {min(fleet[3] for fleet in [*ample, scarce])})",
+    ):
+        assert claim in told
+    assert "least 95 % of the budget from the first" in told
+    assert "admitted >= 0.95 * budget" in tests
+    assert "use at least 90 % of it" in told
+    assert "used >= 0.9," in tests
+
+
+def test_the_parts_that_the_page_speaks_of_are_those_of_its_simulations() -> None:
+    told = re.search(r"with parts of (\d+) MiB, and go on with up to (\d+) MiB", pages.text("docs/partitions.md"))
+    assert told
+    printed = "".join(pages.blocks("docs/partitions.md", "console"))
+    assert [size for size in told.groups() if f" {size}.0 MiB " not in printed] == []
+
+
 @pytest.mark.parametrize(("page", "pattern", "expected"), DERIVED)
 def test_a_number_on_a_page_follows_from_the_code(page: str, pattern: str, expected: Callable[[], float]) -> None:
     assert number(page, pattern) == pytest.approx(expected())
