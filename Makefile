@@ -11,6 +11,9 @@ RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 
+# $(call quietly,log,command): what installers say of themselves goes to the log, which is shown where they fail.
+quietly = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 $(2) >$(1) 2>&1 || { cat $(1); exit 1; }
+
 .PHONY: help demo test test-rust test-python test-real-s3 check check-rust check-python format deny bench bench-micro \
 	fuzz sanitize clean
 
@@ -127,7 +130,7 @@ sanitize: $(VENV)/ready
 $(VENV)/ready: requirements-dev.txt
 	@echo "Installing Python packages into $(VENV) (torch is large: some minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	@$(call quietly,$(VENV)/install.log,$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt)
 	@touch $@
 
 # Criterion is built for this alone; instructions are counted where valgrind is installed.
@@ -141,14 +144,14 @@ $(BENCH_VENV)/ready: bench/requirements.txt $(VENV)/ready
 	@$(BIN)/python -m venv $(BENCH_VENV)
 	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		>"$$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BENCH_VENV)/bin/python -m pip install --quiet --requirement $<
+	@$(call quietly,$(BENCH_VENV)/install.log,$(BENCH_VENV)/bin/python -m pip install --quiet --requirement $<)
 	@touch $@
 
 # Stripped and installed in place; Python sources are used where they are.
 $(NATIVE): $(VENV)/ready $(RUST_SOURCES)
 	@echo "Building the native module (a first build takes some minutes)"
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) PIP_QUIET=1 PIP_NO_DEPS=1 $(BIN)/maturin develop --locked --release --quiet \
-		>$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+	@$(call quietly,$(VENV)/build.log,VIRTUAL_ENV=$(CURDIR)/$(VENV) PIP_NO_DEPS=1 \
+		$(BIN)/maturin develop --locked --release --quiet)
 	@touch $@
 
 clean:

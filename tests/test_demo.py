@@ -29,6 +29,16 @@ def test_a_killed_save_is_invisible_and_the_job_goes_on() -> None:
     assert done.stderr == ""
 
 
+def test_the_job_trains_on_a_text_of_its_own() -> None:
+    """What it computes then changes with the demo alone, and not with a page of the project."""
+    text = DEMO.with_name("text.txt").read_bytes()
+    assert text.isascii()
+    assert 5_000 < len(text) < 50_000
+    source = DEMO.with_name("train.py").read_text()
+    assert 'Path(__file__).with_name("text.txt")' in source
+    assert source.count("Path(__file__)") == 1
+
+
 @pytest.fixture(scope="module")
 def demo() -> Any:
     spec = importlib.util.spec_from_file_location("demo_run", DEMO)

@@ -33,7 +33,7 @@ from torch.distributed.tensor import DTensor
 
 from s3dcp import HexPrefixStrategy, S3StorageReader, S3StorageWriter
 
-ROOT = Path(__file__).resolve().parents[2]
+TEXT = Path(__file__).with_name("text.txt")
 CONTEXT = 64
 GLOBAL_BATCH = 16
 FILES_PER_RANK = 2
@@ -81,11 +81,10 @@ class GPT(nn.Module):
 
 
 class Sampler:
-    """Draws windows of a text that never changes, the same on every rank."""
+    """Draws windows of the demo's own text, the same on every rank."""
 
     def __init__(self) -> None:
-        text = (ROOT / "LICENSE").read_bytes()
-        self._text = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
+        self._text = torch.frombuffer(bytearray(TEXT.read_bytes()), dtype=torch.uint8).long()
         self._generator = torch.Generator().manual_seed(2)
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,9 +28,11 @@ class S3ClientConfig:
     Attributes:
         throughput_target_gbps: network rate to aim for, gigabits per second: where the search for the number of
             connections begins.
-        part_size: bytes of one part of a multipart upload, 5 MiB to 5 GiB; None lets it follow the file's size.
+        part_size: bytes of one part of a multipart upload, 5 MiB to 5 GiB; None lets it follow the file's size, the
+            number of ranks and what the service answers.
         unsigned: send requests without a signature (public buckets).
-        force_path_style: address buckets as ``endpoint/bucket`` instead of ``bucket.endpoint``.
+        force_path_style: address buckets as ``endpoint/bucket`` instead of ``bucket.endpoint``; automatic for IP
+            addresses, ``localhost`` and buckets that cannot be a host name.
         max_attempts: how often one request is sent at most, at least 1. An answer that asks for fewer requests (503
             SlowDown) does not count: such a request is sent again, at the pace of its keys, until `deadline`.
         profile: profile of the AWS configuration files; None for ``AWS_PROFILE``, ``AWS_DEFAULT_PROFILE``, else

@@ -51,7 +51,7 @@ class S3FileSystem(FileSystemBase):
         s3_client: a native client to share; made from the other arguments when None, at first use.
         s3client_config: settings of the S3 client.
         reader_constructor: accepted for compatibility and ignored: there is one reader, which fetches ranges.
-        endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
+        endpoint_url: S3 endpoint; None for that of `s3client_config`, which says where it is looked for then.
 
     It pickles without its live client.
     """

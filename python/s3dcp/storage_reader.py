@@ -77,7 +77,7 @@ class S3StorageReader(FileSystemReader):
         path: where the checkpoint is, ``s3://bucket/some/path``; one epoch's is at ``<path>/epoch_<n>``.
         s3client_config: settings of the S3 client.
         reader_constructor: accepted for compatibility and ignored with a warning: there is one reader.
-        endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
+        endpoint_url: S3 endpoint; None for that of `s3client_config`, which says where it is looked for then.
         verify: compare every slice read with its CRC-32 in the index.
         weights_only: refuse pickled objects that ``torch.load(weights_only=True)`` refuses. False runs whatever
             code the checkpoint holds: only for checkpoints you trust.

@@ -20,7 +20,7 @@ const USUAL_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// wrote. Checkpoints further below count as well. Ages are by the service's clock. A shard file is deleted only if no
 /// index names it, read anew right before; an index that cannot be read ends it.
 ///
-/// Credentials come from the usual AWS places: environment, profile, container, instance.
+/// Credentials come from the usual AWS places: environment, profile, web identity, container, instance.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Where to look: s3://bucket/path, or s3://bucket for all of it

@@ -14,7 +14,7 @@ use crate::service::{Service, failure, runtime};
 
 /// Show the objects below a path as a tree of prefixes, with counts and sizes
 ///
-/// Credentials come from the usual AWS places: environment, profile, container, instance.
+/// Credentials come from the usual AWS places: environment, profile, web identity, container, instance.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// What to show: s3://bucket or s3://bucket/path

@@ -1,6 +1,7 @@
 //! `s3dcp._native`: the Python face of the Rust crates.
 //!
-//! Each submodule registers its own functions and classes; nothing here holds logic of its own.
+//! What Python sees is registered by the submodules below, each its own functions and classes and those that its methods
+//! give; the other submodules are what these are made of. Nothing here holds logic of its own.
 
 mod client;
 mod download;
