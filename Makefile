@@ -78,6 +78,7 @@ check-python: $(NATIVE)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest s3dcp._native
+	$(BIN)/python checks/circles.py
 
 format: $(VENV)/ready
 	cargo fmt --all

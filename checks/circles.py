@@ -44,22 +44,19 @@ def paths(tree: str) -> Iterator[str]:
 def rust_imports(crate: Path) -> Imports:
     """What each file of a crate names of the others."""
     sources = crate / "src"
-    modules = {}
+    modules: dict[tuple[str, ...], Path] = {}
     for path in sources.rglob("*.rs"):
-        parts = list(path.relative_to(sources).with_suffix("").parts)
-        if parts[-1] == "mod":
-            parts.pop()
-        if parts and parts[-1] in ("lib", "main"):
-            parts = []
-        modules[tuple(parts)] = path
+        name = path.relative_to(sources).with_suffix("").parts
+        is_root = name in (("lib",), ("main",))
+        modules[() if is_root else name[:-1] if name[-1] == "mod" else name] = path
     imports: Imports = {}
     for module, path in modules.items():
         text = without_tests(path.read_text())
-        named = [name for tree in re.findall(r"\buse\s+([^;]+);", text) for name in paths(tree)]
+        named = [used for tree in re.findall(r"\buse\s+([^;]+);", text) for used in paths(tree)]
         named += re.findall(r"\b(?:crate|super)(?:::\w+)+", re.sub(r"\buse\s+[^;]+;", "", text))
         found = set()
-        for name in named:
-            parts = tuple(part.strip() for part in name.split("::"))
+        for used in named:
+            parts = tuple(part.strip() for part in used.split("::"))
             if parts[0] == "crate":
                 parts = parts[1:]
             elif parts[0] in ("super", "self"):
@@ -91,7 +88,9 @@ def python_imports() -> Imports:
                 continue
             base = folder[: len(folder) - node.level + 1] + tuple((node.module or "").split(".") if node.module else ())
             for alias in node.names:
-                for parts in (base + (alias.name,), base):
+                if PACKAGE.joinpath(*base, alias.name).with_suffix(".pyi").is_file():
+                    continue  # native
+                for parts in ((*base, alias.name), base):
                     target = file_of(parts)
                     if target is not None:
                         found.add(target)
@@ -112,8 +111,9 @@ def at_import(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
 
 def file_of(parts: tuple[str, ...]) -> str | None:
     """The file of a module of the package."""
-    for path in (PACKAGE.joinpath(*parts).with_suffix(".py") if parts else None, PACKAGE.joinpath(*parts, "__init__.py")):
-        if path is not None and path.is_file():
+    place = PACKAGE.joinpath(*parts)
+    for path in (place.with_suffix(".py"), place / "__init__.py"):
+        if path.is_file():
             return str(path.relative_to(ROOT))
     return None
 
@@ -135,7 +135,7 @@ def circles(imports: Imports) -> list[list[str]]:
             elif other in stack:
                 lowest[file] = min(lowest[file], order[other])
         if lowest[file] == order[file]:
-            group = []
+            group: list[str] = []
             while not group or group[-1] != file:
                 group.append(stack.pop())
             if len(group) > 1:

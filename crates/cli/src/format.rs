@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytesize::ByteSize;
+
 /// A name with its control characters escaped, so that a key cannot play with the terminal.
 pub(crate) fn printable(name: &str) -> String {
     name.chars()
@@ -11,30 +13,13 @@ pub(crate) fn printable(name: &str) -> String {
 
 /// Bytes, in the unit that leaves the fewest digits.
 pub(crate) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let mut value = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
+    ByteSize(bytes).display().iec().to_string()
 }
 
-/// A time in its two largest units, as `--older-than` takes them; days from the second on.
+/// A time in its two largest units, as `--older-than` takes them.
 pub(crate) fn duration(time: Duration) -> String {
-    let seconds = time.as_secs();
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600, seconds / 60);
-    let (large, small) = match seconds {
-        0..60 => (format!("{seconds}s"), String::new()),
-        60..3600 => (format!("{minutes}m"), format!("{}s", seconds % 60)),
-        3600..172_800 => (format!("{hours}h"), format!("{}m", minutes % 60)),
-        _ => (format!("{days}d"), format!("{}h", hours % 24)),
-    };
-    if small.is_empty() || small.starts_with("0") { large } else { format!("{large} {small}") }
+    let whole = humantime::format_duration(Duration::from_secs(time.as_secs())).to_string();
+    whole.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
 /// Seconds as a person reads them.
@@ -48,19 +33,8 @@ pub(crate) fn seconds(time: Duration) -> String {
 
 /// Reads a time such as `90s`, `30m`, `2h` or `7d`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let unit = match text.chars().last() {
-        Some('s') => Some(1),
-        Some('m') => Some(60),
-        Some('h') => Some(3600),
-        Some('d') => Some(86_400),
-        _ => None,
-    };
-    let digits = text.get(..text.len().saturating_sub(1)).unwrap_or_default();
-    let number = digits.parse::<u64>().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()));
-    let seconds = number.zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
-    seconds
-        .map(Duration::from_secs)
-        .ok_or_else(|| "must be a whole number and one of s, m, h, d, such as 90s, 30m, 2h or 7d".to_owned())
+    humantime::parse_duration(text)
+        .map_err(|error| format!("must be a time such as 90s, 30m, 2h or 7d ({error})"))
 }
 
 /// Reads a number above 0.
@@ -69,19 +43,15 @@ pub(crate) fn parse_positive(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "must be a positive number".to_owned())
 }
 
+/// Most bytes that a size may be: 1 EiB.
+const LARGEST: u64 = 1 << 60;
+
 /// Reads a size such as `512`, `64MiB` or `1.5GiB`, in bytes.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, f64); 5] =
-        [("KiB", 1024.0), ("MiB", 1048576.0), ("GiB", 1073741824.0), ("TiB", 1099511627776.0), ("B", 1.0)];
-    let (number, unit) = UNITS
-        .iter()
-        .find_map(|(name, unit)| Some((text.strip_suffix(name)?.trim_end(), *unit)))
-        .unwrap_or((text, 1.0));
-    let digits = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    let bytes = number.parse::<f64>().ok().filter(|_| digits).map(|number| number * unit);
-    bytes.filter(|bytes| (1.0..=(1_u64 << 60) as f64).contains(bytes)).map(|bytes| bytes as u64).ok_or_else(
-        || "must be a number of bytes, or one with KiB, MiB, GiB or TiB, such as 64MiB".to_owned(),
-    )
+    let bytes = text.parse::<ByteSize>().ok().map(|size| size.as_u64());
+    bytes.filter(|bytes| (1..=LARGEST).contains(bytes)).ok_or_else(|| {
+        "must be a number of bytes, or one with KiB, MiB, GiB or TiB, such as 64MiB".to_owned()
+    })
 }
 
 #[cfg(test)]
@@ -90,12 +60,17 @@ mod tests {
 
     #[test]
     fn sizes_and_numbers_are_read_strictly() {
-        for (text, bytes) in
-            [("1", 1), ("512B", 512), ("64MiB", 64 << 20), ("1.5 GiB", 3 << 29), ("2TiB", 2 << 40)]
-        {
+        for (text, bytes) in [
+            ("1", 1),
+            ("512B", 512),
+            ("64MiB", 64 << 20),
+            ("1.5 GiB", 3 << 29),
+            ("2TiB", 2 << 40),
+            ("1 MB", 1_000_000),
+        ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "0", "MiB", "-1", "1e9", "1 MB", "NaN", "inf", "99999999TiB"] {
+        for text in ["", "0", "MiB", "-1", "1e9", "1 XB", "NaN", "inf", "99999999TiB"] {
             assert!(parse_size(text).is_err(), "{text}");
         }
         assert_eq!(parse_positive("2.5"), Ok(2.5));
@@ -116,7 +91,6 @@ mod tests {
         ] {
             assert_eq!(size(bytes), text);
         }
-        assert_eq!(size((1 << 20) - 1), "1.0 MiB");
     }
 
     #[test]
@@ -127,10 +101,10 @@ mod tests {
             (60, "1m"),
             (61, "1m 1s"),
             (3600, "1h"),
-            (86_400, "24h"),
-            (90_061, "25h 1m"),
-            (172_800, "2d"),
-            (200_000, "2d 7h"),
+            (86_400, "1day"),
+            (90_061, "1day 1h"),
+            (172_800, "2days"),
+            (200_000, "2days 7h"),
         ] {
             assert_eq!(duration(Duration::from_secs(seconds)), text);
         }
@@ -138,22 +112,14 @@ mod tests {
 
     #[test]
     fn a_time_to_read_has_a_number_and_a_unit() {
-        for (text, seconds) in [("0s", 0), ("90s", 90), ("30m", 1800), ("2h", 7200), ("7d", 604_800)] {
+        for (text, seconds) in
+            [("0s", 0), ("90s", 90), ("30m", 1800), ("2h", 7200), ("7d", 604_800), ("1h 30m", 5400)]
+        {
             assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)));
         }
-        for text in [
-            "",
-            "h",
-            "2",
-            "2 h",
-            "-1h",
-            "+1h",
-            "1.5h",
-            "2w",
-            "2hé",
-            "99999999999999999999s",
-            "9999999999999999999d",
-        ] {
+        for text in
+            ["", "h", "2", "-1h", "+1h", "1.5h", "2hé", "99999999999999999999s", "9999999999999999999d"]
+        {
             assert!(parse_duration(text).is_err(), "{text:?}");
         }
     }

@@ -28,4 +28,5 @@ mod partition;
 mod space;
 
 pub use limits::Limits;
-pub use space::{Access, KeySpace, PartitionView, SlowDown};
+pub use partition::Access;
+pub use space::{KeySpace, PartitionView, SlowDown};

@@ -6,7 +6,15 @@ use std::time::Duration;
 use crate::bucket::TokenBucket;
 use crate::heat::Heat;
 use crate::limits::Limits;
-use crate::space::Access;
+
+/// What a request counts as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// PUT, COPY, POST, DELETE.
+    Write,
+    /// GET, HEAD, and listings.
+    Read,
+}
 
 /// How many of the latest keys are remembered to find where to split.
 const REMEMBERED_KEYS: usize = 512;

@@ -5,16 +5,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use crate::limits::Limits;
-use crate::partition::Partition;
-
-/// What a request counts as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// PUT, COPY, POST, DELETE.
-    Write,
-    /// GET, HEAD, and listings.
-    Read,
-}
+use crate::partition::{Access, Partition};
 
 /// A request is one too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::fmt;
 use crc_fast::CrcAlgorithm;
 use s3s::crypto::{Checksum as _, Crc32, Crc32c, Crc64Nvme, Sha1, Sha256};
 use s3s::dto::{ChecksumAlgorithm, ChecksumType};
-use s3s::{S3Result, s3_error};
+use s3s::{S3Error, S3Result, s3_error};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,6 +232,11 @@ macro_rules! checksums_of {
 }
 
 pub(crate) use {checksums_of, set_checksum};
+
+/// The answer to bytes that are not those of their checksum.
+pub(crate) fn bad_digest(algorithm: Algorithm) -> S3Error {
+    s3_error!(BadDigest, "The {} you specified did not match the calculated checksum.", algorithm.name())
+}
 
 #[cfg(test)]
 mod tests {

@@ -17,10 +17,11 @@ use crate::backend::Backend;
 use crate::conditions::WriteCondition;
 use crate::disk::Disk;
 use crate::memory::Memory;
-use crate::multipart::{Completion, ListedPart, Part};
+use crate::multipart::{Completion, ListedPart};
 use crate::object::{self, Metadata, Object, Segment};
 use crate::send::Sender;
 use crate::store::Store;
+use crate::upload::Part;
 
 const BUCKET: &str = "bucket";
 

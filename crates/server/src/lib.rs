@@ -54,6 +54,7 @@ mod signature;
 mod stats;
 mod store;
 mod tls;
+mod upload;
 
 pub use config::{ServerConfig, Storage};
 pub use faults::{Fault, InvalidFault};

@@ -5,51 +5,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use s3s::crypto::{Checksum as _, Md5};
 use s3s::{S3Error, S3Result, s3_error};
 
-use crate::checksum::{Algorithm, Digest, ObjectChecksum};
+use crate::checksum::{Algorithm, Digest, ObjectChecksum, bad_digest};
 use crate::conditions::WriteCondition;
-use crate::object::{self, Metadata, Object, ObjectPart, Segment};
-use crate::receive::bad_digest;
+use crate::object::{self, Metadata, Object, ObjectPart};
 use crate::store::{Bucket, Store};
+use crate::upload::{Completed, Part, Upload, UploadChecksum};
 
 /// Every part but the last is at least this long.
 const MIN_PART_BYTES: u64 = 5 << 20;
 
 const COMPLETED_REMEMBERED: usize = 1024;
-
-/// Which checksum an upload was created for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct UploadChecksum {
-    pub(crate) algorithm: Algorithm,
-    pub(crate) composite: bool,
-}
-
-impl UploadChecksum {
-    pub(crate) const fn kind(self) -> &'static str {
-        if self.composite { s3s::dto::ChecksumType::COMPOSITE } else { s3s::dto::ChecksumType::FULL_OBJECT }
-    }
-}
-
-pub(crate) struct Upload {
-    pub(crate) initiated: SystemTime,
-    pub(crate) metadata: Metadata,
-    pub(crate) checksum: Option<UploadChecksum>,
-    pub(crate) parts: BTreeMap<i32, Part>,
-}
-
-#[derive(Clone)]
-pub(crate) struct Part {
-    pub(crate) etag: String,
-    pub(crate) size: u64,
-    pub(crate) modified: SystemTime,
-    pub(crate) digest: Option<Digest>,
-    pub(crate) md5: Option<[u8; 16]>,
-    pub(crate) segments: Vec<Segment>,
-}
 
 /// What a client lists when it completes an upload.
 pub(crate) struct ListedPart {
@@ -64,13 +33,6 @@ pub(crate) struct Completion {
     /// The checksum of the object, as the client has it.
     pub(crate) checksum: Option<(Algorithm, String)>,
     pub(crate) size: Option<u64>,
-}
-
-pub(crate) struct Completed {
-    bucket: String,
-    key: String,
-    upload_id: String,
-    object: Arc<Object>,
 }
 
 pub(crate) fn check_part_number(number: i32) -> S3Result<()> {
@@ -204,12 +166,6 @@ impl Store {
 impl Bucket {
     fn upload(&mut self, key: &str, upload_id: &str) -> S3Result<&mut Upload> {
         self.uploads.get_mut(&(key.to_owned(), upload_id.to_owned())).ok_or_else(no_such_upload)
-    }
-}
-
-impl Completed {
-    fn is(&self, bucket: &str, key: &str, upload_id: &str) -> bool {
-        self.upload_id == upload_id && self.bucket == bucket && self.key == key
     }
 }
 

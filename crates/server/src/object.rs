@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::checksum::{Digest, ObjectChecksum};
-use crate::disk::DataFile;
+use crate::disk::data_file::DataFile;
 
 /// A run of bytes of one object. Cheap to clone: copies share the bytes.
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use s3s::crypto::{Checksum as _, Md5};
 use s3s::dto::StreamingBlob;
 use s3s::{S3Error, S3ErrorCode, S3Result, StdError, TrailingHeaders, s3_error};
 
-use crate::checksum::{Algorithm, Digest, Hasher};
+use crate::checksum::{Algorithm, Digest, Hasher, bad_digest};
 use crate::object::Segment;
 use crate::stats::Counters;
 use crate::store::Store;
@@ -146,10 +146,6 @@ pub(crate) async fn receive(
     }
     let segments = writer.finish().await.map_err(failure)?;
     Ok(Received { segments, size, md5, digests })
-}
-
-pub(crate) fn bad_digest(algorithm: Algorithm) -> S3Error {
-    s3_error!(BadDigest, "The {} you specified did not match the calculated checksum.", algorithm.name())
 }
 
 fn hashers(announced: &Announced) -> Vec<Hasher> {

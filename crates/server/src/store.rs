@@ -15,8 +15,8 @@ use crate::backend::Backend;
 use crate::conditions::WriteCondition;
 use crate::failure::storage_failure;
 use crate::ids::Ids;
-use crate::multipart::{Completed, Upload};
 use crate::object::{self, Object};
+use crate::upload::{Completed, Upload};
 
 /// The longest key, in bytes.
 const MAX_KEY_BYTES: usize = 1024;

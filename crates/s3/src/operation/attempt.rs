@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_sigv4::http_request::SignableBody;
+use aws_smithy_types::base64;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use md5::{Digest, Md5};
@@ -25,7 +26,6 @@ use crate::http::body::BodyReader;
 use crate::http::limits::{Limits, deadline_passed, host_and_port};
 use crate::http::progress::Progress;
 use crate::operation::call::Call;
-use crate::protocol::checksum::base64;
 use crate::protocol::error_response::{Asked, error_inside, failure};
 use crate::transfer::payload::{Payload, PayloadBody};
 
@@ -406,7 +406,7 @@ async fn md5_of(body: &Payload) -> HeaderValue {
         md5.update(step);
         tokio::task::yield_now().await;
     }
-    HeaderValue::from_str(&base64(&md5.finalize())).expect("base64 is ASCII")
+    HeaderValue::from_str(&base64::encode(md5.finalize())).expect("base64 is ASCII")
 }
 
 fn finish(call: &Call, operation: &Operation, error: Error, elapsed: Duration) -> Error {

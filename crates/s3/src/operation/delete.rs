@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use aws_smithy_types::base64;
 use futures_util::stream::{self, StreamExt as _};
 use http::Method;
 use md5::{Digest, Md5};
@@ -13,7 +14,7 @@ use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::operation::attempt::Operation;
 use crate::operation::call::Call;
-use crate::protocol::checksum::{base64, crc32, crc32_text};
+use crate::protocol::checksum::{crc32, crc32_text};
 use crate::protocol::error_response::{failure_of_key, name, shortened};
 use crate::protocol::xml;
 
@@ -149,7 +150,7 @@ fn deletion_of(bucket: &str, keys: &[String]) -> Result<Call, Error> {
     let call = Call::new("DeleteObjects", Method::POST, bucket, None)?
         .about(&keys[0])
         .flag("delete")
-        .header("content-md5", &base64(&Md5::digest(document.as_bytes())))?
+        .header("content-md5", &base64::encode(Md5::digest(document.as_bytes())))?
         .checksum("x-amz-checksum-crc32", &crc32_text(crc32(document.as_bytes())))?
         .document(document)?
         .with_alternative();

@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{DataFile, at};
 use crate::checksum::ObjectChecksum;
+use crate::disk::data_file::DataFile;
+use crate::disk::path_error::at;
 use crate::object::{Metadata, Object, ObjectPart, Segment};
 
 const FORMAT: u32 = 1;

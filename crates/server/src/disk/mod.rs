@@ -15,11 +15,13 @@
 //!
 //! Nothing is `fsync`ed: what is kept survives the process, not a power cut.
 
-mod data_file;
+pub(crate) mod data_file;
 mod manifest;
+mod path_error;
 mod writer;
 
-pub(crate) use data_file::DataFile;
+use data_file::DataFile;
+use path_error::at;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -126,11 +128,6 @@ impl Disk {
         }
         Ok(())
     }
-}
-
-/// Puts the path into an error that was met there.
-fn at(path: &Path) -> impl Fn(io::Error) -> io::Error + Copy {
-    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 fn files_in(directory: &Path) -> io::Result<Vec<PathBuf>> {

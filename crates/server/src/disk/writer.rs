@@ -12,8 +12,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::DataFile;
 use crate::backend::BodyWriter;
+use crate::disk::data_file::DataFile;
 use crate::object::Segment;
 
 const BUFFER_BYTES: usize = 1 << 20;

@@ -9,8 +9,19 @@ use http_body::{Frame, SizeHint};
 use s3s::{Body, StdError};
 use tokio::time::Sleep;
 
-use super::strike::Dropped;
 use crate::link::Link;
+
+/// The connection is to close without an answer.
+#[derive(Debug)]
+pub(crate) struct Dropped;
+
+impl std::fmt::Display for Dropped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a scripted fault closes the connection")
+    }
+}
+
+impl std::error::Error for Dropped {}
 
 /// How long the connection has to send what came before it ends.
 const FLUSH: Duration = Duration::from_millis(20);

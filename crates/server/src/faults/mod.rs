@@ -13,8 +13,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fastrand::Rng;
 
+pub(crate) use body::Dropped;
 pub use rule::{Fault, InvalidFault};
-pub(crate) use strike::{Dropped, Scripted, Strike};
+pub(crate) use strike::{Scripted, Strike};
 pub(crate) use target::Target;
 
 /// The rules in force.

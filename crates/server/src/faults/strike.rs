@@ -9,21 +9,9 @@ use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use s3s::Body;
 
-use super::body::{Ending, Flipped, Shortened};
+use super::body::{Dropped, Ending, Flipped, Shortened};
 use super::rule::Action;
 use crate::link::Link;
-
-/// The connection is to close without an answer.
-#[derive(Debug)]
-pub(crate) struct Dropped;
-
-impl std::fmt::Display for Dropped {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a scripted fault closes the connection")
-    }
-}
-
-impl std::error::Error for Dropped {}
 
 /// An error to answer with.
 pub(crate) struct Scripted {

@@ -8,9 +8,10 @@ use super::listing::{Encoder, limit};
 use super::objects::{metadata_of, read_condition, source_of};
 use crate::checksum::{Algorithm, Digest, checksums_of, set_checksum};
 use crate::conditions::WriteCondition;
-use crate::multipart::{Completion, ListedPart, Part, UploadChecksum, check_part_number};
+use crate::multipart::{Completion, ListedPart, check_part_number};
 use crate::object;
 use crate::receive::Announced;
+use crate::upload::{Part, UploadChecksum};
 
 impl Service {
     pub(super) async fn create_multipart_upload(
