@@ -14,8 +14,8 @@ use crate::error::Error;
 use crate::protocol::address::join_key;
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
-use crate::transfer::network_estimate::Link;
-use crate::transfer::part_size::Pace;
+use crate::transfer::network_estimate::NetworkEstimate;
+use crate::transfer::part_size::Capacity;
 
 /// A client of one S3 service. Cloning is cheap, and clones share connections, credentials and limits.
 ///
@@ -32,7 +32,7 @@ pub(crate) struct Inner {
     pub(crate) store: Store,
     pub(crate) admission: Admission,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) link: Link,
+    pub(crate) network: NetworkEstimate,
     /// The service's clock minus ours, in milliseconds.
     pub(crate) clock_offset_ms: AtomicI64,
 }
@@ -53,7 +53,7 @@ impl Client {
             store: Store::new(config.checksum_headers, &|name| std::env::var(name).ok())?,
             admission: Admission::new(first, config.max_connections, config.max_in_flight_bytes, &counters),
             counters,
-            link: Link::default(),
+            network: NetworkEstimate::default(),
             clock_offset_ms: AtomicI64::new(0),
             config,
         };
@@ -68,15 +68,15 @@ impl Client {
     /// Bytes that one range should have when `total` bytes are to be read, in whole MiB of at least `smallest`:
     /// enough that waiting for answers does not show, and that not more than `requests_per_second` are sent.
     pub fn range_size(&self, total: u64, smallest: u64, requests_per_second: Option<f64>) -> u64 {
-        self.pace(requests_per_second).request_size(Some(total), smallest)
+        self.capacity(requests_per_second).request_size(Some(total), smallest)
     }
 
-    pub(crate) fn pace(&self, requests_per_second: Option<f64>) -> Pace {
+    pub(crate) fn capacity(&self, requests_per_second: Option<f64>) -> Capacity {
         let inner = &*self.inner;
-        Pace {
+        Capacity {
             connections: inner.admission.connections(),
-            latency: inner.link.latency(),
-            rate: inner.link.rate(),
+            latency: inner.network.latency(),
+            rate: inner.network.rate(),
             requests_per_second: requests_per_second.filter(|budget| *budget > 0.0),
             in_flight: inner.config.max_in_flight_bytes,
         }

@@ -44,6 +44,6 @@ pub use protocol::checksum::{crc32, crc32_combine};
 pub use protocol::conditions::{Condition, Conditions, Support};
 pub use stats::Stats;
 pub use transfer::download::{RangeRead, RangeSink, Space};
-pub use transfer::part_size::{Pace, PartPlan};
+pub use transfer::part_size::{Capacity, PartPlan};
 pub use transfer::payload::Payload;
 pub use transfer::upload::{Upload, UploadOptions, UploadOutput};

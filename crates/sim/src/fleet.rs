@@ -153,7 +153,7 @@ impl<'a> Fleet<'a> {
         let plan = PartPlan::new(
             scenario.part_size,
             Some(scenario.file_bytes()),
-            &scenario.pace(scenario.promised()),
+            &scenario.capacity(scenario.promised()),
         );
         let plan = (scenario.operation == Operation::Save).then_some(plan);
         for (number, prefix) in scenario.prefixes(round).into_iter().enumerate() {

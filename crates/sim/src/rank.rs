@@ -188,7 +188,7 @@ impl Rank {
             if file.parts > 0
                 && let Some(rate) = self.lanes.rate(now, &file.key)
             {
-                plan.grow(&scenario.pace(rate), Some(size - file.cut));
+                plan.grow(&scenario.capacity(rate), Some(size - file.cut));
             }
             let bytes = plan.part_size(file.parts + 1, file.cut).min(size - file.cut);
             if self.held > 0 && self.held + bytes > self.in_flight_bytes {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use s3dcp_partition::Limits;
 use s3dcp_prefix::{DefaultPrefixStrategy, PrefixStrategy};
-use s3dcp_s3::Pace;
+use s3dcp_s3::Capacity;
 
 /// What the ranks do in each round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -230,8 +230,8 @@ impl Scenario {
     }
 
     /// What s3dcp plans requests for, when a rank may send so many per second.
-    pub(crate) fn pace(&self, requests_per_second: f64) -> Pace {
-        Pace {
+    pub(crate) fn capacity(&self, requests_per_second: f64) -> Capacity {
+        Capacity {
             connections: self.network.connections,
             latency: self.network.latency,
             rate: self.network.connection_bytes_per_second,
@@ -257,7 +257,8 @@ impl Scenario {
 
     /// Bytes of one request of a load.
     pub(crate) fn range_size(&self) -> u64 {
-        let chosen = || self.pace(self.promised()).request_size(Some(self.bytes_per_rank), SMALLEST_RANGE);
+        let chosen =
+            || self.capacity(self.promised()).request_size(Some(self.bytes_per_rank), SMALLEST_RANGE);
         self.part_size.unwrap_or_else(chosen)
     }
 }

@@ -141,8 +141,8 @@ impl Client {
         let response = session.transport.send(request, &progress, limits.clone()).await?;
         let time = clock::now().duration_since(sent);
         match call.body.len() {
-            0 => inner.link.answered(time),
-            bytes => inner.link.carried(bytes, time),
+            0 => inner.network.answered(time),
+            bytes => inner.network.carried(bytes, time),
         }
         let (head, body) = response.into_parts();
         let mut body = BodyReader::new(body, limits);

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::http::body::{ReadInto, Received, Receiver};
-use crate::transfer::fetch::Feed;
+use crate::transfer::fetch::ObjectReceiver;
 use crate::transfer::upload::interrupted;
 
 /// Where the next bytes of a range go.
@@ -99,9 +99,9 @@ impl Drop for Revoke {
     }
 }
 
-struct SlotFeed(Slot);
+struct SlotReceiver(Slot);
 
-impl SlotFeed {
+impl SlotReceiver {
     fn with<T>(&self, use_sink: impl FnOnce(&mut dyn RangeSink) -> Result<T, Error>) -> Result<T, Error> {
         match self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             Some(sink) => use_sink(sink.as_mut()),
@@ -110,7 +110,7 @@ impl SlotFeed {
     }
 }
 
-impl Receiver for SlotFeed {
+impl Receiver for SlotReceiver {
     fn receive(&mut self, read: ReadInto<'_>) -> Result<Received, Error> {
         // The slot is held during the read, which waits for nothing.
         self.with(|sink| {
@@ -130,7 +130,7 @@ impl Receiver for SlotFeed {
     }
 }
 
-impl Feed for SlotFeed {
+impl ObjectReceiver for SlotReceiver {
     fn begin(&mut self, _headers: &HeaderMap, _length: Option<u64>) -> Result<(), Error> {
         Ok(())
     }
@@ -171,10 +171,10 @@ impl Client {
                 loop {
                     let job = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
                     let Some(job) = job else { return Ok(()) };
-                    let mut feed = SlotFeed(job.slot);
-                    client.fetch(&bucket, &job.key, Some(job.range), &mut feed).await?;
+                    let mut receiver = SlotReceiver(job.slot);
+                    client.fetch(&bucket, &job.key, Some(job.range), &mut receiver).await?;
                     // Its memory is done with: let go of it now, not at the end.
-                    feed.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    receiver.0.lock().unwrap_or_else(PoisonError::into_inner).take();
                 }
             });
         }

@@ -23,7 +23,7 @@ use crate::protocol::error_response::header;
 const MAX_RESERVED: u64 = 256 << 20;
 
 /// Where the bytes of a read go.
-pub(crate) trait Feed: Receiver {
+pub(crate) trait ObjectReceiver: Receiver {
     /// The first answer came: its headers, and the bytes to expect where known. An error ends the read.
     fn begin(&mut self, headers: &HeaderMap, length: Option<u64>) -> Result<(), Error>;
     /// Everything will come again from the first byte.
@@ -33,13 +33,13 @@ pub(crate) trait Feed: Receiver {
 }
 
 impl Client {
-    /// Reads an object (or a range) into `feed`; returns the headers of the first answer (none for an empty range).
+    /// Reads an object (or a range) into `receiver`; returns the headers of the first answer (none for an empty range).
     pub(crate) async fn fetch(
         &self,
         bucket: &str,
         key: &str,
         range: Option<Range<u64>>,
-        feed: &mut dyn Feed,
+        receiver: &mut dyn ObjectReceiver,
     ) -> Result<HeaderMap, Error> {
         let whole = Call::new("GetObject", Method::GET, bucket, Some(key))?;
         if let Some(range) = &range
@@ -49,26 +49,26 @@ impl Client {
                 let text = format!("a range must not end before it starts, not {range:?}");
                 return Err(whole.locate(Error::new(ErrorKind::Config, text)));
             }
-            return feed.finish().map(|()| HeaderMap::new()).map_err(|error| whole.locate(error));
+            return receiver.finish().map(|()| HeaderMap::new()).map_err(|error| whole.locate(error));
         }
         let mut operation = Operation::default();
-        let mut state = Progress { wanted: range, position: 0, headers: None };
+        let mut state = ReadState { wanted: range, position: 0, headers: None };
         let mut read_again = false;
         loop {
             let call = state.call(bucket, key)?;
-            let failure = match self.fetch_rest(&call, &mut operation, &mut state, feed).await {
-                Ok(()) => match feed.finish() {
+            let failure = match self.fetch_rest(&call, &mut operation, &mut state, receiver).await {
+                Ok(()) => match receiver.finish() {
                     Ok(()) => return Ok(state.headers.unwrap_or_default()),
                     Err(error) if error.kind() == ErrorKind::Corrupt && !read_again => {
                         read_again = true;
-                        state.restart(feed);
+                        state.restart(receiver);
                         Failure::new(Class::Transient, error)
                     }
                     Err(error) => Failure::fatal(error),
                 },
                 // The object was replaced while it was read: begin again with the new one. Or there is no telling.
                 Err(failure) if state.position > 0 && refuses_the_rest(&failure.error) => {
-                    state.restart(feed);
+                    state.restart(receiver);
                     Failure { class: Class::Transient, ..failure }
                 }
                 Err(failure) => failure,
@@ -81,8 +81,8 @@ impl Client {
         &self,
         call: &Call,
         operation: &mut Operation,
-        state: &mut Progress,
-        feed: &mut dyn Feed,
+        state: &mut ReadState,
+        receiver: &mut dyn ObjectReceiver,
     ) -> Result<(), Failure> {
         let mut answer = self.attempt(call, operation).await?;
         answer.permit.answered(Outcome::Admitted);
@@ -90,7 +90,7 @@ impl Client {
         self.understood(call, operation);
         if state.headers.is_none() {
             let length = state.wanted.as_ref().map(|range| range.end - range.start).or(expected);
-            feed.begin(&answer.headers, length).map_err(Failure::fatal)?;
+            receiver.begin(&answer.headers, length).map_err(Failure::fatal)?;
             state.headers = Some(std::mem::take(&mut answer.headers));
             if state.wanted.is_none() {
                 state.wanted = expected.map(|length| 0..length);
@@ -98,7 +98,7 @@ impl Client {
         }
         let mut received = 0u64;
         while let Some(count) =
-            answer.body.read(feed, expected.map_or(u64::MAX, |expected| expected - received)).await?
+            answer.body.read(receiver, expected.map_or(u64::MAX, |expected| expected - received)).await?
         {
             received += count as u64;
             self.inner.counters.add_received(count as u64);
@@ -122,7 +122,7 @@ fn refuses_the_rest(error: &Error) -> bool {
 }
 
 /// How far one read has come.
-struct Progress {
+struct ReadState {
     /// The range, of the whole object once its length is known.
     wanted: Option<Range<u64>>,
     /// Bytes delivered, from the range's start.
@@ -131,8 +131,8 @@ struct Progress {
     headers: Option<HeaderMap>,
 }
 
-impl Progress {
-    fn restart(&mut self, feed: &mut dyn Feed) {
+impl ReadState {
+    fn restart(&mut self, receiver: &mut dyn ObjectReceiver) {
         if let Some(headers) = self.headers.take()
             && !headers.contains_key("content-range")
         {
@@ -140,7 +140,7 @@ impl Progress {
             self.wanted = None;
         }
         self.position = 0;
-        feed.restart();
+        receiver.restart();
     }
 
     /// The request for what is missing.
@@ -282,7 +282,7 @@ impl Receiver for Buffer {
     }
 }
 
-impl Feed for Buffer {
+impl ObjectReceiver for Buffer {
     fn begin(&mut self, headers: &HeaderMap, length: Option<u64>) -> Result<(), Error> {
         self.check_length(length.unwrap_or(0))?;
         let reserved = length.unwrap_or(0).min(MAX_RESERVED);
@@ -336,7 +336,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("etag", "\"e1\"".parse().unwrap());
         headers.insert("content-range", "bytes 100-199/1000".parse().unwrap());
-        let mut progress = Progress { wanted: Some(100..200), position: 0, headers: None };
+        let mut progress = ReadState { wanted: Some(100..200), position: 0, headers: None };
         let call = progress.call("b", "k").unwrap();
         assert_eq!(call.headers["range"], "bytes=100-199");
         assert!(!call.headers.contains_key("if-match"));
@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_whole_object_is_asked_for_without_a_range_until_it_breaks() {
-        let mut progress = Progress { wanted: None, position: 0, headers: None };
+        let mut progress = ReadState { wanted: None, position: 0, headers: None };
         assert!(!progress.call("b", "k").unwrap().headers.contains_key("range"));
         progress.headers = Some(HeaderMap::new());
         progress.wanted = Some(0..50);

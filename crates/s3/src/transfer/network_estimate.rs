@@ -15,7 +15,7 @@ const WEIGHT: f64 = 0.2;
 
 /// Moving averages over the requests of a client.
 #[derive(Debug, Default)]
-pub(crate) struct Link {
+pub(crate) struct NetworkEstimate {
     seen: Mutex<Seen>,
 }
 
@@ -29,7 +29,7 @@ fn average(old: Option<f64>, new: f64) -> Option<f64> {
     Some(old.map_or(new, |old| old + WEIGHT * (new - old)))
 }
 
-impl Link {
+impl NetworkEstimate {
     /// The answer to a request without a body began after `time`.
     pub(crate) fn answered(&self, time: Duration) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,28 +65,28 @@ mod tests {
 
     #[test]
     fn latency_is_taken_out_of_the_rate() {
-        let link = Link::default();
-        link.answered(Duration::from_millis(20));
-        link.carried(9_000_000, Duration::from_millis(120));
-        assert!((link.rate() - 90e6).abs() < 1.0, "{}", link.rate());
+        let estimate = NetworkEstimate::default();
+        estimate.answered(Duration::from_millis(20));
+        estimate.carried(9_000_000, Duration::from_millis(120));
+        assert!((estimate.rate() - 90e6).abs() < 1.0, "{}", estimate.rate());
     }
 
     #[test]
     fn small_bodies_say_nothing_about_the_rate() {
-        let link = Link::default();
-        link.carried(1000, Duration::from_secs(1));
-        assert_eq!((link.rate(), link.latency()), (USUAL_RATE, USUAL_LATENCY));
+        let estimate = NetworkEstimate::default();
+        estimate.carried(1000, Duration::from_secs(1));
+        assert_eq!((estimate.rate(), estimate.latency()), (USUAL_RATE, USUAL_LATENCY));
     }
 
     #[test]
     fn averages_follow_a_change() {
-        let link = Link::default();
+        let estimate = NetworkEstimate::default();
         for _ in 0..40 {
-            link.answered(Duration::from_millis(100));
+            estimate.answered(Duration::from_millis(100));
         }
         for _ in 0..40 {
-            link.answered(Duration::from_millis(10));
+            estimate.answered(Duration::from_millis(10));
         }
-        assert!(link.latency() < Duration::from_millis(11), "{:?}", link.latency());
+        assert!(estimate.latency() < Duration::from_millis(11), "{:?}", estimate.latency());
     }
 }

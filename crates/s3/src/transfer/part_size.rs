@@ -20,7 +20,7 @@ const MAX_FOR_LATENCY: f64 = (32 << 20) as f64;
 
 /// What a transfer's speed depends on.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
+pub struct Capacity {
     /// Requests at once.
     pub connections: usize,
     /// Time until an answer begins.
@@ -33,7 +33,7 @@ pub struct Pace {
     pub in_flight: u64,
 }
 
-impl Pace {
+impl Capacity {
     /// Bytes of one request, in whole MiB from `smallest` to 5 GiB, of a transfer of `total` bytes (`None`: unknown).
     ///
     /// Of `n` requests, `n / budget` seconds pass for the budget and `total / n / rate` for the last connection; when
@@ -72,7 +72,7 @@ pub struct PartPlan {
 
 impl PartPlan {
     /// A plan for an object of about `size_hint` bytes (`None`: unknown). `explicit` is a valid part size.
-    pub fn new(explicit: Option<u64>, size_hint: Option<u64>, pace: &Pace) -> PartPlan {
+    pub fn new(explicit: Option<u64>, size_hint: Option<u64>, capacity: &Capacity) -> PartPlan {
         let smallest =
             |parts: u64| size_hint.unwrap_or(0).div_ceil(parts).next_multiple_of(MIB).min(MAX_PART_SIZE);
         let base = match explicit {
@@ -80,7 +80,7 @@ impl PartPlan {
                 size.max(smallest(MAX_PARTS))
             }
             Some(size) => size,
-            None => pace.request_size(size_hint, DEFAULT_PART_SIZE).max(smallest(USUAL_PARTS)),
+            None => capacity.request_size(size_hint, DEFAULT_PART_SIZE).max(smallest(USUAL_PARTS)),
         };
         // With a known size that fits, no doubling: the parts are as asked for.
         let whole = size_hint.filter(|hint| hint.div_ceil(base) <= MAX_PARTS);
@@ -89,9 +89,9 @@ impl PartPlan {
 
     /// Lets the parts from here on be larger, where the service takes fewer requests than was counted on. A given part size
     /// stays.
-    pub fn grow(&mut self, pace: &Pace, rest: Option<u64>) {
+    pub fn grow(&mut self, capacity: &Capacity, rest: Option<u64>) {
         if self.grows {
-            let larger = pace.request_size(rest, self.base);
+            let larger = capacity.request_size(rest, self.base);
             self.base = self.base.max(larger);
         }
     }
@@ -112,7 +112,7 @@ mod tests {
     use crate::config::MIN_PART_SIZE;
 
     /// What S3 is like, with nobody else there.
-    const USUAL: Pace = Pace {
+    const USUAL: Capacity = Capacity {
         connections: 32,
         latency: Duration::from_millis(20),
         rate: 85e6,
@@ -176,8 +176,8 @@ mod tests {
     #[test]
     fn slow_answers_ask_for_larger_requests() {
         let size = |millis| {
-            let pace = Pace { latency: Duration::from_millis(millis), ..USUAL };
-            pace.request_size(Some(100 * GIB), 4 * MIB) / MIB
+            let capacity = Capacity { latency: Duration::from_millis(millis), ..USUAL };
+            capacity.request_size(Some(100 * GIB), 4 * MIB) / MIB
         };
         assert_eq!([0, 1, 20, 50, 100, 1000].map(size), [4, 4, 15, 32, 32, 32]);
     }
@@ -191,21 +191,21 @@ mod tests {
     #[test]
     fn a_small_share_of_the_budget_asks_for_fewer_and_larger_requests() {
         let size = |ranks: f64, total| {
-            let pace = Pace { requests_per_second: Some(3500.0 / ranks), ..USUAL };
-            pace.request_size(Some(total), 16 * MIB) / MIB
+            let capacity = Capacity { requests_per_second: Some(3500.0 / ranks), ..USUAL };
+            capacity.request_size(Some(total), 16 * MIB) / MIB
         };
         assert_eq!(size(1.0, 16 * GIB), 16);
         assert_eq!(size(64.0, 16 * GIB), 48); // as fast as 32 connections are, 57 requests/s
         assert_eq!(size(8192.0, 700 * MIB), 365); // two requests each
         assert_eq!(size(1e6, 700 * MIB), 4027); // more than the file: one request
         assert_eq!(size(1e9, TIB), 5 * 1024);
-        let pace = Pace { requests_per_second: Some(5.0), in_flight: GIB, ..USUAL };
-        assert_eq!(pace.request_size(Some(16 * GIB), 16 * MIB) / MIB, 129); // eight of them fill what may be in flight
+        let capacity = Capacity { requests_per_second: Some(5.0), in_flight: GIB, ..USUAL };
+        assert_eq!(capacity.request_size(Some(16 * GIB), 16 * MIB) / MIB, 129); // eight of them fill what may be in flight
     }
 
     #[test]
     fn parts_grow_while_an_upload_is_under_way_unless_their_size_was_given() {
-        let slow = Pace { requests_per_second: Some(5.0), ..USUAL };
+        let slow = Capacity { requests_per_second: Some(5.0), ..USUAL };
         for (explicit, larger) in [(None, true), (Some(16 * MIB), false)] {
             let mut plan = plan(explicit, Some(4 * GIB));
             let before = plan.part_size(3, 32 * MIB);

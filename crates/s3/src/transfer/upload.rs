@@ -103,8 +103,8 @@ impl Client {
         let explicit = options.part_size.or(self.config().part_size);
         let failure = explicit.and_then(|size| check_part_size(size).err());
         let requests = self.held_back(bucket, key).into_iter().chain(options.requests_per_second);
-        let pace = self.pace(requests.reduce(f64::min));
-        let plan = PartPlan::new(explicit.filter(|_| failure.is_none()), options.size_hint, &pace);
+        let capacity = self.capacity(requests.reduce(f64::min));
+        let plan = PartPlan::new(explicit.filter(|_| failure.is_none()), options.size_hint, &capacity);
         Upload {
             client: self.clone(),
             bucket: bucket.to_owned(),
@@ -281,8 +281,8 @@ impl Upload {
         let offset = self.offset + self.current.len;
         let number = self.current.number + 1;
         if let Some(rate) = self.client.held_back(&self.bucket, &self.key) {
-            let pace = self.client.pace(Some(rate));
-            self.plan.grow(&pace, self.size_hint.map(|size| size.saturating_sub(offset)));
+            let capacity = self.client.capacity(Some(rate));
+            self.plan.grow(&capacity, self.size_hint.map(|size| size.saturating_sub(offset)));
         }
         let next = CurrentPart::new(number, self.plan.part_size(u64::from(number), offset));
         let part = std::mem::replace(&mut self.current, next);
