@@ -44,7 +44,7 @@ def test_ranks_that_share_a_cold_partition_use_it_waste_little_and_are_served_al
     jain = sum(admitted) ** 2 / (RANKS * sum(count**2 for count in admitted))
     found = f"{requests} requests, {used:.3f} of the budget, {refused / requests:.3f} refused, fairness {jain:.3f}"
     print(found)
-    assert requests >= 2_000, found
+    assert requests >= 1_500, f"too few to judge by: {found}"
     # On a machine of its own: 1.01 (with what was saved up before), 0.032 and 0.998.
     assert used >= 0.8, found
     assert refused <= 0.08 * requests, found
