@@ -1,11 +1,12 @@
 //! The layout of `torch.distributed.checkpoint` on S3.
 //!
+//! - Names: [`Layout`] writes, parses and checks every name of a checkpoint's objects; [`Target`] is where one save puts its index.
 //! - Tensor archives: [`TensorSpec`], [`archive_layout`], [`parse_archive_head`], [`ends_archive`].
 //! - Writing a shard file: [`ShardWriter`] with [`ItemChecksums`].
 //! - Reading: [`check_chunks`] sees that an index gives a tensor's every element once; [`plan_reads`] turns wanted bytes of items into ranges of shard files, [`BlockLayout`] takes blocks out of
 //!   rows.
 //! - The index: [`IndexWriter`] writes it, [`check_index`] judges it before Python unpickles it, [`read_facts`] reads
-//!   what this crate needs, [`resolve_key`] places its shard files.
+//!   what this crate needs.
 //! - Commit: [`prepare`] before a save, which looks at the path as [`observe`] does, [`commit`] at its end, [`discard`] when it fails.
 //! - What killed and failed saves leave: [`find_leftovers`] lists and deletes it.
 //!
@@ -18,11 +19,13 @@ mod chunks;
 mod clean_up;
 mod commit;
 mod conditions;
+mod delete;
 mod dtype;
 mod error;
 mod index;
 mod index_writer;
-mod keys;
+mod layout;
+mod named;
 mod nearby;
 mod observe;
 mod pickle;
@@ -43,7 +46,7 @@ pub use conditions::{ConditionalCommit, prepare};
 pub use dtype::DType;
 pub use index::{IndexFacts, MAX_INDEX_BYTES, check_index, read_facts, seal_index};
 pub use index_writer::{Index, IndexWriter, SealedIndex};
-pub use keys::{Target, resolve_key};
+pub use layout::{Layout, ShardName, Target, resolve_key};
 pub use nearby::{Nearby, nearby_checkpoints};
 pub use observe::{Observed, SeenIndex, observe};
 pub use pickle::allow::AllowList;

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::error::corrupt;
 use crate::index::{IndexFacts, MAX_INDEX_BYTES, read_facts};
-use crate::keys::{Target, folder_of, join, resolve_key};
+use crate::layout::{Layout, Target};
 
 /// HEAD requests under way at once.
 const CONCURRENT_HEADS: usize = 32;
@@ -52,12 +52,10 @@ pub struct Observed {
 pub async fn observe(client: &Client, target: &Target, overwrite: bool) -> Result<Observed, Error> {
     target.check()?;
     let bucket = &target.bucket;
-    let (key, root_key, folder) = (target.index_key(), target.root_key(), target.folder());
-    let has_root = target.epoch.is_some() && target.rank.is_none();
-    let root =
-        async { if has_root { see(client, bucket, &root_key, &target.path_key).await } else { Ok(None) } };
+    let (key, root_key) = (target.index_key(), target.root_key());
+    let root = async { if target.has_root() { see(client, bucket, &root_key).await } else { Ok(None) } };
     let (other_kind, index, root) =
-        tokio::join!(refuse_other_kind(client, target), see(client, bucket, &key, &folder), root);
+        tokio::join!(refuse_other_kind(client, target), see(client, bucket, &key), root);
     other_kind?;
     let index = index?;
     if let Some(seen) = &index
@@ -80,21 +78,22 @@ fn exists(target: &Target, key: &str, message: String) -> Error {
 
 /// A path holds one kind of checkpoint.
 async fn refuse_other_kind(client: &Client, target: &Target) -> Result<(), Error> {
-    let (name, kind) = match target.rank {
-        None => ("__0.metadata", "saved by each rank for itself (use_collectives=False)"),
-        Some(_) => (".metadata", "saved by all ranks together"),
+    let (rank, kind) = match target.rank {
+        None => (Some(0), "saved by each rank for itself (use_collectives=False)"),
+        Some(_) => (None, "saved by all ranks together"),
     };
-    let mut keys = vec![join(&target.path_key, name)];
+    let (layout, own) = (target.layout(), target.index_layout());
+    let mut keys = vec![layout.index_key(rank)];
     if target.epoch.is_some() {
-        keys.push(join(&target.folder(), name));
+        keys.push(own.index_key(rank));
     }
     let in_epochs = async {
         if target.rank.is_some() {
             return Ok(None);
         }
-        let mut folders = epoch_folders(client, &target.bucket, &target.path_key).await?;
-        folders.retain(|folder| *folder != target.folder());
-        let keys = folders.iter().map(|folder| join(folder, name)).collect();
+        let mut folders = epoch_folders(client, &target.bucket, &layout).await?;
+        folders.retain(|folder| *folder != own);
+        let keys = folders.iter().map(|folder| folder.index_key(rank)).collect();
         first_existing(client, &target.bucket, keys).await
     };
     let (here, in_epochs) = tokio::join!(first_existing(client, &target.bucket, keys), in_epochs);
@@ -107,14 +106,14 @@ async fn refuse_other_kind(client: &Client, target: &Target) -> Result<(), Error
     Ok(())
 }
 
-/// The `epoch_*` folders of a path, with their slashes.
+/// The folders of a path's epochs.
 pub(crate) async fn epoch_folders(
     client: &Client,
     bucket: &str,
-    path_key: &str,
-) -> Result<Vec<String>, Error> {
-    let listing = client.list_objects(bucket, &join(path_key, "epoch_"), Some("/")).await?;
-    Ok(listing.common_prefixes)
+    layout: &Layout,
+) -> Result<Vec<Layout>, Error> {
+    let listing = client.list_objects(bucket, &layout.epochs(), Some("/")).await?;
+    Ok(listing.common_prefixes.iter().map(|folder| Layout::new(folder)).collect())
 }
 
 async fn first_existing(client: &Client, bucket: &str, keys: Vec<String>) -> Result<Option<String>, Error> {
@@ -160,18 +159,13 @@ pub(crate) async fn get(
     }
 }
 
-/// The keys of the shard files that an index in `folder` names.
-pub(crate) fn named_keys(facts: &IndexFacts, folder: &str) -> Result<BTreeSet<String>, Error> {
-    facts.relative_paths.iter().map(|path| resolve_key(folder, path)).collect()
+/// The keys of the shard files that the index at `key` names.
+fn named_keys(facts: &IndexFacts, key: &str) -> Result<BTreeSet<String>, Error> {
+    Layout::beside(key).resolve_all(&facts.relative_paths)
 }
 
-/// Reads the index at `key`, which lies in `folder`; `None` when there is none.
-pub(crate) async fn see(
-    client: &Client,
-    bucket: &str,
-    key: &str,
-    folder: &str,
-) -> Result<Option<SeenIndex>, Error> {
+/// Reads the index at `key`; `None` when there is none.
+pub(crate) async fn see(client: &Client, bucket: &str, key: &str) -> Result<Option<SeenIndex>, Error> {
     let (body, etag) = match get(client, bucket, key).await {
         Ok(Some(found)) => found,
         Ok(None) => return Ok(None),
@@ -183,12 +177,9 @@ pub(crate) async fn see(
         Err(error) => return Err(error),
     };
     let seen = match read_facts(&body) {
-        Ok(facts) => SeenIndex {
-            etag,
-            keys: named_keys(&facts, folder).ok(),
-            save_id: facts.save_id,
-            epoch: facts.epoch,
-        },
+        Ok(facts) => {
+            SeenIndex { etag, keys: named_keys(&facts, key).ok(), save_id: facts.save_id, epoch: facts.epoch }
+        }
         // damaged: it can be replaced, and says nothing about what to clean up
         Err(_) => SeenIndex { etag, ..SeenIndex::default() },
     };
@@ -202,6 +193,6 @@ pub(crate) async fn read_named(
     key: &str,
 ) -> Result<Option<BTreeSet<String>>, Error> {
     let Some((body, _)) = get(client, bucket, key).await? else { return Ok(None) };
-    let named = read_facts(&body).and_then(|facts| named_keys(&facts, folder_of(key)));
+    let named = read_facts(&body).and_then(|facts| named_keys(&facts, key));
     named.map(Some).map_err(|error| corrupt(error.message().to_owned()).with_bucket(bucket).with_key(key))
 }
