@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use s3dcp_s3::{Client, DeleteFailure, Error};
 
+use crate::catalogue::named::Indexes;
 use crate::layout::Layout;
-use crate::named::Indexes;
 
 /// What can name the objects that are to go.
 pub(crate) enum NamedBy<'a> {

@@ -6,8 +6,9 @@
 
 use s3dcp_s3::{Client, Condition, Conditions, Error, ErrorKind, Found, Support};
 
+use crate::index::read::SeenIndex;
 use crate::layout::Target;
-use crate::observe::{Observed, SeenIndex, observe};
+use crate::save::observe::{Observed, observe};
 
 /// What to do about servers that do not honour the condition that a commit needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::stream::{self, StreamExt as _};
 use s3dcp_s3::{Client, Error, ObjectInfo};
 
+use crate::index::read::{epoch_folders, read_named};
 use crate::layout::{Layout, Name};
-use crate::observe::{epoch_folders, read_named};
 
 /// Listings under way at once.
 const CONCURRENT_LISTINGS: usize = 16;

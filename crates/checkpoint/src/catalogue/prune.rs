@@ -17,9 +17,9 @@ use std::time::{Duration, SystemTime};
 use futures_util::stream::{self, StreamExt as _};
 use s3dcp_s3::{Client, Error, ErrorKind, MultipartUpload, ObjectInfo};
 
-use crate::delete::{Deletion, NamedBy, delete_objects};
+use crate::catalogue::delete::{Deletion, NamedBy, delete_objects};
+use crate::catalogue::named::Indexes;
 use crate::layout::{Layout, Name};
-use crate::named::Indexes;
 
 /// Requests under way at once.
 const CONCURRENT_REQUESTS: usize = 16;

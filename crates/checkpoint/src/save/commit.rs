@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use s3dcp_s3::{Client, Condition, Error, ErrorKind, PutOptions, Support};
 
-use crate::clean_up::{CleanedUp, clean_up, discard_uncommitted};
-use crate::conditions::{ConditionalCommit, Protection};
-use crate::index::read_facts;
-use crate::index_writer::{Index, SealedIndex};
+use crate::index::judge::read_facts;
+use crate::index::read::{SeenIndex, get, see};
+use crate::index::write::{Index, SealedIndex};
 use crate::layout::Target;
-use crate::observe::{EXISTS, Observed, SeenIndex, get, see};
+use crate::save::clean_up::{CleanedUp, clean_up, discard_uncommitted};
+use crate::save::conditions::{ConditionalCommit, Protection};
+use crate::save::observe::{EXISTS, Observed};
 
 /// How often a 409 (another write of the same key under way) is tried again, with doubling pauses from the first.
 const CONFLICT_RETRIES: u32 = 5;

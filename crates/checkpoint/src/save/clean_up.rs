@@ -3,7 +3,7 @@
 //!
 //! After a commit, or one that failed, every index of the path is asked first ([`delete_objects`]). A save that failed
 //! before its commit deletes its own files without asking, because no index has ever heard of their save id. Files of
-//! killed jobs are not looked for here, but in [`prune`](crate::prune).
+//! killed jobs are not looked for here, but in [`prune`](crate::find_leftovers).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use s3dcp_s3::Client;
 
-use crate::delete::{NamedBy, Stopped, delete_objects};
-use crate::index_writer::Index;
+use crate::catalogue::delete::{NamedBy, Stopped, delete_objects};
+use crate::index::write::Index;
 use crate::layout::{Layout, Target};
-use crate::observe::Observed;
+use crate::save::observe::Observed;
 
 /// Longest time for giving up what a failed save wrote: whoever failed on a dead service should not wait for it again.
 const DISCARD_LIMIT: Duration = Duration::from_secs(30);
