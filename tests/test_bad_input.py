@@ -160,7 +160,7 @@ def test_the_client_config_of_the_reference_package_is_understood(store: Store) 
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "/x", "../x", "x/./y", "s3://x", "s3:/", "line\nbreak", "next\x85line"], ids=repr
+    "prefix", ["", "/x", "../x", "x/./y", "s3://x", "s3:/", "line\nbreak", "next\x85line", "half\ud800pair"], ids=repr
 )
 def test_a_prefix_under_which_nothing_could_be_read_is_refused(store: Store, failure, prefix: str) -> None:
     class Strategy(S3PrefixStrategyBase):

@@ -76,7 +76,7 @@ def test_the_settings_are_those_of_the_client_config() -> None:
     "name", ["max_attempts", "deadline", "connect_timeout", "read_timeout", "throughput_target_gbps"]
 )
 def test_the_engines_defaults_are_the_ones_of_python(name: str) -> None:
-    assert pages.default("crates/s3/src/config.rs", name) == getattr(S3ClientConfig(), name)
+    assert pages.default("crates/s3/src/config/mod.rs", name) == getattr(S3ClientConfig(), name)
 
 
 @pytest.mark.parametrize(("heading", "cls"), [("writer", S3StorageWriter), ("reader", S3StorageReader)])
@@ -367,7 +367,7 @@ def test_every_number_of_the_sizes_is_held() -> None:
         if not any(re.search(pattern, f"| {row[0]} | {row[1]} |") for pattern in patterns)
     ]
     assert unchecked == ["connections that any `throughput_target_gbps` asks for"]
-    source = (ROOT / S3 / "config.rs").read_text()
+    source = (ROOT / S3 / "config/mod.rs").read_text()
     low, high = map(int, re.search(r"asks for \| (\d+) to (\d+)", pages.text(REFERENCE)).groups())  # type: ignore[union-attr]
     assert f".clamp({low}.0, {high}.0)" in source
 

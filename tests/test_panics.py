@@ -74,6 +74,7 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     metadata = Metadata({}, None, {})
     index = _native.write_index(metadata, "id")
     partitions = _native.Partitions()
+    layout = _native.Layout("a")
     view, stats = server.partitions()[0], server.stats()
     numeric = _native.NumericPrefixes(10, 4, 10, None)
     robin = _native.RoundRobinPrefixes(["a", "b"], None)
@@ -101,7 +102,7 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "Uploads.shard_writer": writer,
         "Uploads.__enter__": uploads.__enter__,
         "Uploads.__exit__": lambda: uploads.__exit__(None, None, None),
-        "Client.discard": lambda: client.discard(bucket, [], []),
+        "Client.discard": lambda: client.discard(bucket, "path", [], []),
         "Client.observe": lambda: client.observe(bucket, "path", None, None, True, "off"),
         "Client.commit": lambda: client.commit(bucket, "path", None, None, observed, index, "off"),
         "Client.share_pace": lambda: client.share_pace(True, bucket, "path", 2),
@@ -142,7 +143,11 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "archive_layout": lambda: _native.archive_layout("float32", [1]),
         "check_chunks": lambda: _native.check_chunks({}, Metadata, []),
         "chunks_hold": lambda: _native.chunks_hold(metadata, []),
-        "resolve_key": lambda: _native.resolve_key("a", "b"),
+        "Layout.new": lambda: _native.Layout("a"),
+        "Layout.index_key": lambda: layout.index_key(None),
+        "Layout.prefix_fault": lambda: layout.prefix_fault("b"),
+        "Layout.shard_file": lambda: layout.shard_file("b", 0, "0123456789abcdef"),
+        "Layout.resolve": lambda: layout.resolve("b"),
         "parse_s3_uri": lambda: _native.parse_s3_uri("s3://b/k", "path"),
         "simulate_prefixes": lambda: _native.simulate_prefixes(
             ["a"], 1, files_per_rank=1, part_size=None, partitions=1, load=False, network_gbps=1.0

@@ -256,12 +256,14 @@ class ShardFile:
         return result
 
 
-def discard(client: _native.Client, bucket: str, files: list[ShardFile], keys: Iterable[str] = ()) -> None:
-    """Give up a save that no index can name: abort its uploads, delete its `files` and those of `keys`.
+def discard(
+    client: _native.Client, bucket: str, path_key: str, files: list[ShardFile], relative_paths: Iterable[str] = ()
+) -> None:
+    """Give up a save that no index can name: abort its uploads, delete its `files` and those of `relative_paths`.
 
     It raises nothing of its own and takes half a minute at most, on a dead service too.
     """
-    left = client.discard(bucket, [file.give_up() for file in files], list(keys))
+    left = client.discard(bucket, path_key, [file.give_up() for file in files], list(relative_paths))
     if left:
         logger.warning(
             "%d shard files of a save that failed may stay, s3://%s/%s first: s3dcp prune finds them",

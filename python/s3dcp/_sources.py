@@ -114,7 +114,7 @@ class Index:
     ) -> None:
         self._client = client
         self._bucket = bucket
-        self._path_key = path_key
+        self._names = _native.Layout(path_key)
         self._metadata = metadata
         self._verify = verify
         self._is_part = is_part
@@ -148,7 +148,7 @@ class Index:
         """The key of a shard file named in the index."""
         key = self._keys.get(relative_path)
         if key is None:
-            key = self._keys[relative_path] = _native.resolve_key(self._path_key, relative_path)
+            key = self._keys[relative_path] = self._names.resolve(relative_path)
         return key
 
     def judge(

@@ -324,7 +324,7 @@ class S3StorageReader(FileSystemReader):
 
 
 def _index_key(path_key: str, rank: int | None) -> str:
-    return _native.join_key(path_key, ".metadata" if rank is None else f"__{rank}.metadata")
+    return _native.Layout(path_key).index_key(rank)
 
 
 def _is_missing_key(error: Exception) -> bool:

@@ -15,7 +15,6 @@ import logging
 import os
 import secrets
 import threading
-import unicodedata
 import warnings
 from typing import Any, Literal
 
@@ -83,6 +82,11 @@ class _Save:
         return None if epoch is None else str(epoch)
 
     @property
+    def layout(self) -> _native.Layout:
+        """The names of what this save writes."""
+        return _native.Layout(self.path_key)
+
+    @property
     def index_rank(self) -> int | None:
         """The rank of the index this process commits: None for the one index of all ranks."""
         return None if self.use_collectives else self.rank
@@ -99,7 +103,7 @@ class _Save:
 
     def prefix(self, ranks: int) -> str:
         """This rank's prefix among `ranks`, checked."""
-        return _checked_prefix(_bind(self.strategy, ranks), self.rank, self.path_key)
+        return _checked_prefix(_bind(self.strategy, ranks), self.rank, self.layout)
 
 
 class S3StorageWriter(FileSystemWriter):
@@ -260,9 +264,9 @@ class S3StorageWriter(FileSystemWriter):
         save = self._save
         save.require(save.observed, "prepare_local_plan", "prepare_global_plan")
         ranks = len(plans) if save.use_collectives else world_size()
-        bound = _bind(save.strategy, ranks)
+        bound, layout = _bind(save.strategy, ranks), save.layout
         for rank in range(ranks) if save.use_collectives else (save.rank,):
-            _checked_prefix(bound, rank, save.path_key)
+            _checked_prefix(bound, rank, layout)
         save.plan_data = _PlanData(ranks)
         return [dataclasses.replace(plan, storage_data=save.plan_data) for plan in plans]
 
@@ -291,8 +295,7 @@ class S3StorageWriter(FileSystemWriter):
         ):
             try:
                 for number, file in enumerate(files):
-                    name = f"{prefix}{number}-{save.save_id}.distcp"
-                    key = _native.join_key(save.path_key, name)
+                    key, name = save.layout.shard_file(prefix, number, save.save_id)
                     shard = ShardFile(uploads, key, name, self.transforms, file.nbytes, requests_per_second)
                     open_files.append(shard)
                     results += shard.write(file, resolver)
@@ -300,7 +303,7 @@ class S3StorageWriter(FileSystemWriter):
                 for shard in open_files:
                     shard.wait()
             except BaseException:
-                discard(client, save.bucket, open_files)
+                discard(client, save.bucket, save.path_key, open_files)
                 raise
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
@@ -328,7 +331,7 @@ class S3StorageWriter(FileSystemWriter):
                 index = _native.write_index(metadata, save.save_id)
             except BaseException:
                 names = {info.relative_path for info in metadata.storage_data.values()}
-                discard(self.fs.client, save.bucket, [], [_native.join_key(save.path_key, name) for name in names])
+                discard(self.fs.client, save.bucket, save.path_key, [], names)
                 raise
         committed = self.fs.client.commit(
             save.bucket, save.path_key, save.epoch, save.index_rank, save.observed, index, self.conditional_commit
@@ -369,20 +372,10 @@ def _bind(strategy: S3PrefixStrategyBase, ranks: int) -> S3PrefixStrategyBase:
     return strategy.bind(ranks) if isinstance(strategy, S3PrefixStrategyBase) else strategy
 
 
-def _checked_prefix(strategy: S3PrefixStrategyBase, rank: int, path_key: str) -> str:
-    """The strategy's prefix for `rank`, refused where it would leave the checkpoint's path or S3's limits."""
+def _checked_prefix(strategy: S3PrefixStrategyBase, rank: int, layout: _native.Layout) -> str:
+    """The strategy's prefix for `rank`, refused where shard files cannot have it."""
     prefix = strategy(rank)
-    where = f"prefix_strategy={strategy!r}: prefix {prefix!r} of rank {rank}"
-    if not isinstance(prefix, str) or not prefix:
-        raise ConfigError(f"{where} must be a string that is not empty")
-    segments = prefix.split("/")
-    if prefix.startswith("/") or any(part in (".", "..") for part in segments):
-        raise ConfigError(f"{where} would leave the checkpoint's path")
-    if "://" in prefix:
-        raise ConfigError(f"{where} holds '://', which readers take for another place")
-    if any(unicodedata.category(char) == "Cc" for char in prefix):
-        raise ConfigError(f"{where} holds a control character")
-    room_for_name = len("4294967295-0123456789abcdef.distcp")
-    if (length := len(_native.join_key(path_key, prefix).encode()) + room_for_name) > 1024:
-        raise ConfigError(f"{where} makes keys of {length} bytes; S3 allows 1024")
+    fault = layout.prefix_fault(prefix) if isinstance(prefix, str) else "must be a string that is not empty"
+    if fault is not None:
+        raise ConfigError(f"prefix_strategy={strategy!r}: prefix {prefix!r} of rank {rank} {fault}")
     return prefix

@@ -421,3 +421,16 @@ async fn a_save_is_given_up_after_its_uploads_ended_and_tells_what_may_stay() {
     let client = bed.through(1, |_| Action::Answer(403, "AccessDenied")).await;
     assert_eq!(discard(&client, BUCKET, vec![std::future::ready(())], keys.clone()).await, keys);
 }
+
+#[tokio::test]
+async fn a_save_that_is_given_up_deletes_shard_files_alone() {
+    let bed = Bed::start().await;
+    let others = ["run/.metadata", "run/__0.metadata", "run/notes.txt"].map(str::to_owned);
+    for key in others.iter().chain([&shard("__0_0")]) {
+        bed.put(key, "bytes").await;
+    }
+    let keys: Vec<String> = others.iter().cloned().chain([shard("__0_0")]).collect();
+    let uploads: Vec<std::future::Ready<()>> = Vec::new();
+    assert!(discard(&bed.client, BUCKET, uploads, keys).await.is_empty());
+    assert_eq!(bed.keys().await, others);
+}

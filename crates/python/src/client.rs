@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyList};
 use s3dcp_checkpoint::{
-    ConditionalCommit, MAX_INDEX_BYTES, Target, commit, discard, nearby_checkpoints, prepare,
+    ConditionalCommit, Layout, MAX_INDEX_BYTES, Target, commit, discard, nearby_checkpoints, prepare,
 };
 use s3dcp_entry::entry;
 use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption};
@@ -281,16 +281,20 @@ impl Client {
         Ok(Uploads::new(self.engine(py)?, bucket))
     }
 
-    /// Give up a save that no index can name: abort its uploads and delete its files, those of `keys` too; the keys
-    /// that may stay. See `s3dcp_checkpoint::discard`.
+    /// Give up a save to a path that no index can name: abort its uploads and delete its files, those with these
+    /// names too; the keys that may stay. See `s3dcp_checkpoint::discard`.
     fn discard(
         &self,
         py: Python<'_>,
         bucket: &str,
+        path_key: &str,
         writers: Vec<PyRefMut<'_, ShardWriter>>,
-        mut keys: Vec<String>,
+        relative_paths: Vec<String>,
     ) -> PyResult<Vec<String>> {
         let engine = self.engine(py)?;
+        let layout = Layout::new(path_key);
+        let mut keys: Vec<String> =
+            relative_paths.iter().filter_map(|path| layout.resolve(path).ok()).collect();
         let mut uploads = Vec::with_capacity(writers.len());
         for mut writer in writers {
             let (ended, key) = writer.stop();

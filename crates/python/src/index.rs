@@ -215,13 +215,6 @@ fn dtype_names(py: Python<'_>) -> PyResult<Bound<'_, PyFrozenSet>> {
     PyFrozenSet::new(py, DType::all().map(DType::torch_name))
 }
 
-/// The key of `relative_path`, seen from an index below `base_key`.
-#[entry]
-#[pyfunction]
-fn resolve_key(py: Python<'_>, base_key: &str, relative_path: &str) -> PyResult<String> {
-    s3dcp_checkpoint::resolve_key(base_key, relative_path).map_err(|error| to_python(py, &error))
-}
-
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("SLICE_BYTES", s3dcp_checkpoint::SLICE_SIZE)?;
     module.add("ARCHIVE_END_BYTES", s3dcp_checkpoint::MAX_END)?;
@@ -235,6 +228,5 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(check_index, module)?)?;
     module.add_function(wrap_pyfunction!(write_index, module)?)?;
     module.add_function(wrap_pyfunction!(default_globals, module)?)?;
-    module.add_function(wrap_pyfunction!(dtype_names, module)?)?;
-    module.add_function(wrap_pyfunction!(resolve_key, module)?)
+    module.add_function(wrap_pyfunction!(dtype_names, module)?)
 }

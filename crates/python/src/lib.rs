@@ -9,6 +9,7 @@ mod errors;
 mod gc;
 mod index;
 mod index_writer;
+mod layout;
 mod memory;
 mod panics;
 mod pool;
@@ -30,6 +31,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     memory::register(module)?;
     gc::register(module)?;
     index::register(module)?;
+    layout::register(module)?;
     prefix::register(module)?;
     simulate::register(module)?;
     server::register(module)?;

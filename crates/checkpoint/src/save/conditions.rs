@@ -6,8 +6,9 @@
 
 use s3dcp_s3::{Client, Condition, Conditions, Error, ErrorKind, Found, Support};
 
-use crate::keys::{Target, join, probe_name};
-use crate::observe::{Observed, SeenIndex, observe};
+use crate::index::read::SeenIndex;
+use crate::layout::Target;
+use crate::save::observe::{Observed, observe};
 
 /// What to do about servers that do not honour the condition that a commit needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +41,7 @@ pub async fn prepare(
     let Some((conditions, notes)) = found else { return Ok(observed) };
     observed.notes = notes;
     if mode == ConditionalCommit::Require {
-        let root = (target.epoch.is_some() && target.rank.is_none()).then_some(&observed.root);
+        let root = target.has_root().then_some(&observed.root);
         for seen in [Some(&observed.index), root].into_iter().flatten() {
             let condition = wanted(seen.as_ref());
             let support = conditions.support(&condition);
@@ -56,7 +57,7 @@ pub async fn prepare(
 
 /// What the server does, and a note where the object that asked it stays.
 async fn conditions(client: &Client, target: &Target) -> (Conditions, Vec<String>) {
-    let key = join(&target.path_key, &probe_name(fastrand::u64(..)));
+    let key = target.layout().probe_key(fastrand::u64(..));
     let Found { conditions, left } = client.conditions(&target.bucket, &key).await;
     let note = |error| format!("the probe object s3://{}/{key} could not be deleted: {error}", target.bucket);
     (conditions, left.into_iter().map(note).collect())

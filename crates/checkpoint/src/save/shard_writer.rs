@@ -17,8 +17,8 @@ use s3dcp_s3::{Error, ErrorKind, Upload, UploadOutput, crc32, crc32_combine};
 
 use crate::archive::spec::TensorSpec;
 use crate::archive::write::Archive;
-use crate::checksums::{Accumulator, ItemChecksums, crc32_extend};
 use crate::error::config;
+use crate::index::checksums::{Accumulator, ItemChecksums, crc32_extend};
 
 /// Runs below this many bytes are copied into the gathering buffer, where they need no owner: an archive has 1.6 KB
 /// around its data anyway.

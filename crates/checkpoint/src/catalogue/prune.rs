@@ -17,13 +17,12 @@ use std::time::{Duration, SystemTime};
 use futures_util::stream::{self, StreamExt as _};
 use s3dcp_s3::{Client, Error, ErrorKind, MultipartUpload, ObjectInfo};
 
-use crate::keys::{is_index, is_probe, is_shard_file, join, parent};
-use crate::observe::{epoch_folders, read_named};
+use crate::catalogue::delete::{Deletion, NamedBy, delete_objects};
+use crate::catalogue::named::Indexes;
+use crate::layout::{Layout, Name};
 
 /// Requests under way at once.
 const CONCURRENT_REQUESTS: usize = 16;
-/// Indexes in memory at once; that of a large job has some 100 MB.
-const CONCURRENT_INDEXES: usize = 4;
 /// Shard files of a round: what one request deletes, or more where there are many, as listing takes its time then.
 const ROUND: usize = 1000;
 const ROUNDS: usize = 10;
@@ -59,7 +58,7 @@ pub struct Leftover {
 #[derive(Debug)]
 pub struct Leftovers {
     bucket: String,
-    path_key: String,
+    layout: Layout,
     /// What is as old as the limit or older, by kind and key.
     pub old: Vec<Leftover>,
     /// How many more are younger, and stay.
@@ -93,10 +92,10 @@ pub async fn find_leftovers(
     path_key: &str,
     older_than: Duration,
 ) -> Result<Leftovers, Error> {
-    let prefix = join(path_key, "");
-    let listing = client.list_objects(bucket, &prefix, None).await?;
+    let layout = Layout::new(path_key);
+    let listing = client.list_objects(bucket, layout.folder(), None).await?;
     let mut uploads_unlisted = None;
-    let uploads = match client.list_multipart_uploads(bucket, &prefix).await {
+    let uploads = match client.list_multipart_uploads(bucket, layout.folder()).await {
         Err(error) if error.not_understood() => {
             uploads_unlisted = Some(error);
             Vec::new()
@@ -111,23 +110,25 @@ pub async fn find_leftovers(
         time.and_then(|time| now.duration_since(time).ok()).unwrap_or(Duration::ZERO)
     };
     let mut indexes = Indexes::default();
-    let mut shard_files: BTreeSet<String> =
-        of_name(&listing.objects, is_shard_file).map(|object| object.key.clone()).collect();
-    indexes.spare_named(client, bucket, path_key, &listing.objects, &mut shard_files).await?;
+    let own_shard_files =
+        || listing.objects.iter().filter(|object| Name::of(&object.key).is_own_shard_file());
+    let mut shard_files: BTreeSet<String> = own_shard_files().map(|object| object.key.clone()).collect();
+    indexes.spare_of_listed(client, bucket, &layout, &listing.objects, &mut shard_files).await?;
     let leftover = |kind: LeftoverKind, object: &ObjectInfo| Leftover {
         kind,
         key: object.key.clone(),
         bytes: object.size,
         age: age(object.last_modified),
     };
-    let mut found: Vec<Leftover> = of_name(&listing.objects, is_shard_file)
+    let mut found: Vec<Leftover> = own_shard_files()
         .filter(|object| shard_files.contains(&object.key))
         .map(|object| leftover(LeftoverKind::ShardFile, object))
         .collect();
-    found.extend(of_name(&listing.objects, is_probe).map(|object| leftover(LeftoverKind::Probe, object)));
-    let mut uploads = stream::iter(uploads.into_iter().filter(|upload| is_shard_file(name_of(&upload.key))))
-        .map(|upload| measure(client, bucket, upload, &age))
-        .buffered(CONCURRENT_REQUESTS);
+    let probes = listing.objects.iter().filter(|object| Name::of(&object.key) == Name::Probe);
+    found.extend(probes.map(|object| leftover(LeftoverKind::Probe, object)));
+    let own = uploads.into_iter().filter(|upload| Name::of(&upload.key).is_own_shard_file());
+    let mut uploads =
+        stream::iter(own).map(|upload| measure(client, bucket, upload, &age)).buffered(CONCURRENT_REQUESTS);
     while let Some(upload) = uploads.next().await {
         match upload {
             // Without its parts it has no age.
@@ -140,14 +141,7 @@ pub async fn find_leftovers(
     found.retain(|leftover| leftover.age >= older_than);
     let younger = all - found.len();
     found.sort_by(|one, other| (&one.kind, &one.key).cmp(&(&other.kind, &other.key)));
-    Ok(Leftovers {
-        bucket: bucket.to_owned(),
-        path_key: path_key.to_owned(),
-        old: found,
-        younger,
-        uploads_unlisted,
-        indexes,
-    })
+    Ok(Leftovers { bucket: bucket.to_owned(), layout, old: found, younger, uploads_unlisted, indexes })
 }
 
 /// An upload with the size and age of its parts; `None` when it has ended meanwhile.
@@ -180,12 +174,17 @@ impl Leftovers {
         let (probes, uploads): (Vec<_>, Vec<_>) =
             others.into_iter().partition(|leftover| leftover.kind == LeftoverKind::Probe);
         self.abort(client, uploads, &mut pruned).await;
-        pruned.stopped = self.delete_objects(client, probes, &mut pruned).await.err();
+        let (bucket, layout) = (&self.bucket, &self.layout);
+        let of = |leftovers: &[Leftover]| leftovers.iter().map(|one| one.key.clone()).collect::<Vec<_>>();
+        let deletion = delete_objects(client, bucket, layout, of(&probes), NamedBy::Nothing).await;
+        pruned.note(probes, deletion);
         let round = ROUND.max(shard_files.len().div_ceil(ROUNDS));
         let mut shard_files = shard_files.into_iter().peekable();
         while pruned.stopped.is_none() && shard_files.peek().is_some() {
-            let files = shard_files.by_ref().take(round).collect();
-            pruned.stopped = self.delete_unnamed(client, files, &mut pruned).await.err();
+            let files: Vec<Leftover> = shard_files.by_ref().take(round).collect();
+            let named_by = NamedBy::Any(&mut self.indexes);
+            let deletion = delete_objects(client, bucket, layout, of(&files), named_by).await;
+            pruned.note(files, deletion);
         }
         pruned
     }
@@ -205,125 +204,25 @@ impl Leftovers {
             }
         }
     }
+}
 
-    /// One round.
-    async fn delete_unnamed(
-        &mut self,
-        client: &Client,
-        files: Vec<Leftover>,
-        pruned: &mut Pruned,
-    ) -> Result<(), Error> {
-        let prefix = join(&self.path_key, "");
-        let listing = client.list_objects(&self.bucket, &prefix, None).await?;
-        let mut unnamed = files.iter().map(|file| file.key.clone()).collect();
-        let (bucket, path_key) = (&self.bucket, &self.path_key);
-        self.indexes.spare_named(client, bucket, path_key, &listing.objects, &mut unnamed).await?;
-        let (files, named) = files.into_iter().partition(|file| unnamed.contains(&file.key));
-        pruned.named.extend::<Vec<_>>(named);
-        self.delete_objects(client, files, pruned).await
-    }
-
-    async fn delete_objects(
-        &self,
-        client: &Client,
-        objects: Vec<Leftover>,
-        pruned: &mut Pruned,
-    ) -> Result<(), Error> {
-        if objects.is_empty() {
-            return Ok(());
-        }
-        let keys: Vec<String> = objects.iter().map(|object| object.key.clone()).collect();
-        let failures = client.delete_objects(&self.bucket, &keys).await?;
-        let mut reasons: BTreeMap<String, String> = failures
+impl Pruned {
+    /// Notes how the deletion of these went.
+    fn note(&mut self, leftovers: Vec<Leftover>, deletion: Deletion) {
+        let Deletion { named, failed, stopped, .. } = deletion;
+        let mut reasons: BTreeMap<String, String> = failed
             .into_iter()
             .map(|failure| (failure.key, format!("{} {}", failure.code, failure.message)))
             .collect();
-        for object in objects {
-            match reasons.remove(&object.key) {
-                None => pruned.deleted.push(object),
-                Some(reason) => pruned.failed.push((object, reason)),
+        for leftover in leftovers {
+            if named.contains(&leftover.key) {
+                self.named.push(leftover);
+            } else if let Some(reason) = reasons.remove(&leftover.key) {
+                self.failed.push((leftover, reason));
+            } else if stopped.is_none() {
+                self.deleted.push(leftover);
             }
         }
-        Ok(())
+        self.stopped = stopped.map(|stopped| stopped.error);
     }
-}
-
-/// The indexes read so far, each with the ETag that it had in a listing.
-#[derive(Debug, Default)]
-struct Indexes {
-    read: BTreeMap<String, String>,
-}
-
-impl Indexes {
-    /// Takes out of `keys` what an index names, of those in `listed` and above the path; one that was read before and is
-    /// still the same is not read again. What an earlier call took out must not be in `keys`.
-    async fn spare_named(
-        &mut self,
-        client: &Client,
-        bucket: &str,
-        path_key: &str,
-        listed: &[ObjectInfo],
-        keys: &mut BTreeSet<String>,
-    ) -> Result<(), Error> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let mut indexes = above(client, bucket, path_key).await.map_err(unreadable)?;
-        indexes.extend(of_name(listed, is_index).cloned());
-        indexes.retain(|index| index.etag.is_none() || self.read.get(&index.key) != index.etag.as_ref());
-        let mut reads = stream::iter(indexes)
-            .map(|index| async { (read_named(client, bucket, &index.key).await, index) })
-            .buffered(CONCURRENT_INDEXES);
-        while let Some((named, index)) = reads.next().await {
-            if let Some(named) = named.map_err(unreadable)? {
-                keys.retain(|key| !named.contains(key));
-            }
-            self.read.insert(index.key, index.etag.unwrap_or_default());
-        }
-        Ok(())
-    }
-}
-
-fn unreadable(error: Error) -> Error {
-    let message =
-        format!("an index that may name shard files cannot be read, so none is deleted: {}", error.message());
-    error.with_message(message)
-}
-
-/// The indexes of the folders above a path and of their epochs, which may name files below it.
-async fn above(client: &Client, bucket: &str, path_key: &str) -> Result<Vec<ObjectInfo>, Error> {
-    let mut found = Vec::new();
-    let path = join(path_key, "");
-    let mut folder = path.as_str();
-    while let Some(above) = parent(folder) {
-        folder = above;
-        let mut folders = epoch_folders(client, bucket, folder).await?;
-        folders.push(folder.to_owned());
-        let mut listings = stream::iter(folders)
-            .map(|folder| indexes_in(client, bucket, folder))
-            .buffered(CONCURRENT_REQUESTS);
-        while let Some(indexes) = listings.next().await {
-            found.extend(indexes?);
-        }
-    }
-    Ok(found)
-}
-
-/// The indexes directly in a folder.
-async fn indexes_in(client: &Client, bucket: &str, folder: String) -> Result<Vec<ObjectInfo>, Error> {
-    let mut found = Vec::new();
-    for prefix in [".metadata", "__"] {
-        let listing = client.list_objects(bucket, &join(&folder, prefix), Some("/")).await?;
-        found.extend(listing.objects.into_iter().filter(|object| is_index(name_of(&object.key))));
-    }
-    Ok(found)
-}
-
-/// The objects with such a name.
-fn of_name(objects: &[ObjectInfo], matches: impl Fn(&str) -> bool) -> impl Iterator<Item = &ObjectInfo> {
-    objects.iter().filter(move |object| matches(name_of(&object.key)))
-}
-
-fn name_of(key: &str) -> &str {
-    key.rsplit_once('/').map_or(key, |(_, name)| name)
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use s3dcp_s3::{Payload, crc32, crc32_combine};
 
-use crate::index::{TRAILER, trailer};
+use crate::index::seal::{TRAILER, trailer};
 use crate::pickle::write::{PickleWriter, text_opcode};
 
 /// Writes the pickle of an index.

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use s3dcp_s3::{Client, Condition, Error, ErrorKind, PutOptions, Support};
 
-use crate::clean_up::{clean_up, discard_uncommitted};
-use crate::conditions::{ConditionalCommit, Protection};
-use crate::index::read_facts;
-use crate::index_writer::{Index, SealedIndex};
-use crate::keys::Target;
-use crate::observe::{EXISTS, Observed, SeenIndex, get, see};
+use crate::index::judge::read_facts;
+use crate::index::read::{SeenIndex, get, see};
+use crate::index::write::{Index, SealedIndex};
+use crate::layout::Target;
+use crate::save::clean_up::{CleanedUp, clean_up, discard_uncommitted};
+use crate::save::conditions::{ConditionalCommit, Protection};
+use crate::save::observe::{EXISTS, Observed};
 
 /// How often a 409 (another write of the same key under way) is tried again, with doubling pauses from the first.
 const CONFLICT_RETRIES: u32 = 5;
@@ -60,7 +61,7 @@ pub async fn commit(
         target,
         key: target.index_key(),
         seen: observed.index.clone(),
-        index: index.seal(if target.epoch.is_some() { "../" } else { "" }),
+        index: index.seal(target.to_path()),
         save_id: index.save_id(),
         maybe_applied: false,
     };
@@ -70,7 +71,7 @@ pub async fn commit(
         }
         return Err(error);
     }
-    if target.epoch.is_some() && target.rank.is_none() {
+    if target.has_root() {
         let root = IndexCommit {
             key: target.root_key(),
             seen: observed.root.clone(),
@@ -86,10 +87,12 @@ pub async fn commit(
             error.with_message(message)
         })?;
     }
-    let mut committed = Committed { warnings: observed.notes.clone(), ..Committed::default() };
-    committed.warnings.append(&mut protection.warnings);
-    clean_up(client, target, observed, &mut committed).await;
-    Ok(committed)
+    let CleanedUp { warnings, deleted, left } = clean_up(client, target, observed).await;
+    Ok(Committed {
+        warnings: [observed.notes.clone(), protection.warnings, warnings].concat(),
+        deleted,
+        left,
+    })
 }
 
 /// The write of one index.
@@ -196,7 +199,7 @@ impl IndexCommit<'_> {
                 Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::Conflict) => {}
                 result => return result,
             }
-            root.seen = see(self.client, &self.target.bucket, &root.key, &self.target.path_key).await?;
+            root.seen = see(self.client, &self.target.bucket, &root.key).await?;
             match self.outcome().await {
                 Outcome::Ours => {}
                 Outcome::Unknown(error) => return Err(error),

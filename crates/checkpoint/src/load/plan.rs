@@ -13,31 +13,10 @@ use std::sync::Arc;
 
 use s3dcp_s3::{Error, RangeRead};
 
-use crate::checksums::{ItemChecksums, SLICE_SIZE};
 use crate::error::{config, corrupt};
-use crate::read_sink::{Check, Names, Of, ReadSink, Target, share};
-
-/// Memory that a piece of an item goes to.
-pub trait Destination: Send {
-    /// Takes bytes at `offset` from the piece's first byte. Within one range bytes come in order; when a range is
-    /// read again they come again.
-    fn write(&mut self, offset: u64, bytes: &[u8]);
-
-    /// The piece's memory from `offset` on, to be filled in place of a `write`; empty (the default) where bytes must
-    /// be written.
-    fn memory(&mut self, offset: u64) -> &mut [u8] {
-        let _ = offset;
-        &mut []
-    }
-
-    /// Cuts this destination at `at`: `self` keeps what lies before, the answer takes what lies from there on, with
-    /// offsets from its own first byte. Both are then written at the same time by different requests. `None` (the
-    /// default) leaves it whole, and its writers take turns.
-    fn split(&mut self, at: u64) -> Option<Box<dyn Destination>> {
-        let _ = at;
-        None
-    }
-}
+use crate::index::checksums::{ItemChecksums, SLICE_SIZE};
+use crate::load::destination::Destination;
+use crate::load::sink::{Check, Names, Of, ReadSink, Target, share};
 
 /// Some bytes of an item, and where they go.
 pub struct Piece {

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use futures_util::stream::{self, StreamExt as _};
-use s3dcp_s3::{Client, join_key};
+use s3dcp_s3::Client;
 use tokio::time::timeout;
 
-use crate::keys::parent;
+use crate::layout::Layout;
 
 /// HEAD requests under way at once.
 const CONCURRENT_HEADS: usize = 32;
@@ -50,13 +50,13 @@ impl fmt::Display for Nearby {
 
 /// Looks for checkpoints in the folders just below the path `path_key`, and in those above it.
 pub async fn nearby_checkpoints(client: &Client, bucket: &str, path_key: &str) -> Nearby {
-    let path = join_key(path_key, "");
+    let path = Layout::new(path_key);
     let mut nearby = Nearby::default();
     let below = async {
         // Whoever may not list can still load.
-        let Ok(listing) = client.list_first_page(bucket, &path, Some("/")).await else { return };
+        let Ok(listing) = client.list_first_page(bucket, path.folder(), Some("/")).await else { return };
         let mut folders = stream::iter(listing.common_prefixes)
-            .map(|folder| checkpoint_in(client, bucket, folder))
+            .map(|folder| checkpoint_in(client, bucket, Layout::new(&folder)))
             .buffered(CONCURRENT_HEADS);
         while let Some(found) = folders.next().await {
             nearby.below.extend(found);
@@ -77,15 +77,15 @@ pub async fn nearby_checkpoints(client: &Client, bucket: &str, path_key: &str) -
 }
 
 /// The folders above one, the nearest first.
-fn folders_above(path: &str) -> Vec<String> {
-    std::iter::successors(parent(path), |folder| parent(folder)).take(MOST_ABOVE).map(str::to_owned).collect()
+fn folders_above(path: &Layout) -> Vec<Layout> {
+    std::iter::successors(path.above(), Layout::above).take(MOST_ABOVE).collect()
 }
 
 /// The URI of the checkpoint in a folder, if there is one that can be seen.
-async fn checkpoint_in(client: &Client, bucket: &str, folder: String) -> Option<String> {
-    for index in [".metadata", "__0.metadata"] {
-        if client.head_object(bucket, &join_key(&folder, index)).await.is_ok() {
-            return Some(uri(bucket, &folder));
+async fn checkpoint_in(client: &Client, bucket: &str, folder: Layout) -> Option<String> {
+    for rank in [None, Some(0)] {
+        if client.head_object(bucket, &folder.index_key(rank)).await.is_ok() {
+            return Some(uri(bucket, folder.folder()));
         }
     }
     None
@@ -94,7 +94,7 @@ async fn checkpoint_in(client: &Client, bucket: &str, folder: String) -> Option<
 /// How a person writes a folder: without its slash, where that is the same folder.
 fn uri(bucket: &str, folder: &str) -> String {
     let bare = folder.strip_suffix('/').unwrap_or(folder);
-    format!("s3://{bucket}/{}", if join_key(bare, "") == folder { bare } else { folder })
+    format!("s3://{bucket}/{}", if Layout::new(bare).folder() == folder { bare } else { folder })
 }
 
 #[cfg(test)]
@@ -129,7 +129,7 @@ mod tests {
         ] {
             assert_eq!(uri("b", folder), text);
             let (_, key) = s3dcp_s3::parse_s3_uri(text).unwrap();
-            assert_eq!(join_key(&key, ""), folder);
+            assert_eq!(Layout::new(&key).folder(), folder);
         }
     }
 }

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use s3dcp_s3::{Error, RangeSink, Space};
 
-use crate::checksums::crc32_extend;
 use crate::error::corrupt;
-use crate::read_plan::Destination;
+use crate::index::checksums::crc32_extend;
+use crate::load::destination::Destination;
 
 /// Shortest run that is read into its memory, in bytes: below it, a copy costs less than a read of its own.
 const DIRECT: u64 = 32 << 10;

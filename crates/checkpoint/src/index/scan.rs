@@ -14,11 +14,11 @@ use std::collections::BTreeSet;
 
 use s3dcp_s3::Error;
 
-use super::allow::{AllowList, FILE_SYSTEM, METADATA, Trust};
-use super::machine::{self, Builder};
-use super::opcode::Op;
 use crate::error::corrupt;
-use crate::index::IndexFacts;
+use crate::index::allow::{AllowList, FILE_SYSTEM, METADATA, Trust};
+use crate::index::facts::IndexFacts;
+use crate::pickle::machine::{self, Builder};
+use crate::pickle::opcode::Op;
 
 /// Deepest nesting of tuples and frozen sets, which Python hashes by recursion.
 const MAX_DEPTH: u8 = 100;

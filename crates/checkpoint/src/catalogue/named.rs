@@ -1,0 +1,166 @@
+//! Which keys no index names: the one answer, for whoever deletes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::stream::{self, StreamExt as _};
+use s3dcp_s3::{Client, Error, ObjectInfo};
+
+use crate::index::read::{epoch_folders, read_named};
+use crate::layout::{Layout, Name};
+
+/// Listings under way at once.
+const CONCURRENT_LISTINGS: usize = 16;
+/// Indexes in memory at once; that of a large job has some 100 MB.
+const CONCURRENT_INDEXES: usize = 4;
+
+/// The indexes read so far, each with the ETag that it had in a listing.
+#[derive(Debug, Default)]
+pub(crate) struct Indexes {
+    read: BTreeMap<String, Option<String>>,
+}
+
+/// An index to read.
+struct Found {
+    key: String,
+    /// As a listing says it; `None` for one that no listing showed, and where the service gives none.
+    etag: Option<String>,
+}
+
+impl Indexes {
+    /// Takes out of `keys` what an index of the path names, of its epochs, or of a rank there. The `first` are read
+    /// first, and nothing more once no key is left.
+    ///
+    /// # Errors
+    /// Of an index that cannot be read, with its key; else those of the requests.
+    pub(crate) async fn spare_of_path(
+        &mut self,
+        client: &Client,
+        bucket: &str,
+        layout: &Layout,
+        first: Vec<String>,
+        keys: &mut BTreeSet<String>,
+    ) -> Result<(), Error> {
+        let unlisted = |key| Found { key, etag: None };
+        for index in first {
+            self.spare(client, bucket, vec![unlisted(index)], keys).await?;
+        }
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut folders = vec![layout.clone()];
+        folders.extend(epoch_folders(client, bucket, layout).await?);
+        for folder in folders {
+            self.spare(client, bucket, vec![unlisted(folder.index_key(None))], keys).await?;
+            if keys.is_empty() {
+                return Ok(());
+            }
+            let listing = client.list_objects(bucket, &folder.rank_indexes(), Some("/")).await?;
+            let ranks = listing.objects.into_iter().map(|object| object.key);
+            for index in ranks.filter(|key| Name::of(key) == Name::RankIndex) {
+                self.spare(client, bucket, vec![unlisted(index)], keys).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out of `keys` what any index names, below the path or above it: lists them, and reads those that are new or
+    /// other since the last look.
+    ///
+    /// # Errors
+    /// Those of [`Indexes::spare_of_listed`].
+    pub(crate) async fn spare_of_any(
+        &mut self,
+        client: &Client,
+        bucket: &str,
+        layout: &Layout,
+        keys: &mut BTreeSet<String>,
+    ) -> Result<(), Error> {
+        let listing = client.list_objects(bucket, layout.folder(), None).await?;
+        self.spare_of_listed(client, bucket, layout, &listing.objects, keys).await
+    }
+
+    /// The same where what lies below the path was `listed`. What an earlier look took out must not be in `keys`.
+    ///
+    /// # Errors
+    /// Of an index that cannot be read: its own kind, with its key.
+    pub(crate) async fn spare_of_listed(
+        &mut self,
+        client: &Client,
+        bucket: &str,
+        layout: &Layout,
+        listed: &[ObjectInfo],
+        keys: &mut BTreeSet<String>,
+    ) -> Result<(), Error> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        // Whether these are still the same nobody can tell.
+        self.read.retain(|_, etag| etag.is_some());
+        let mut indexes = above(client, bucket, layout).await.map_err(unreadable)?;
+        indexes.extend(indexes_of(listed));
+        self.spare(client, bucket, indexes, keys).await.map_err(unreadable)
+    }
+
+    /// Takes out of `keys` what these indexes name, but for those that were read before and are still the same.
+    async fn spare(
+        &mut self,
+        client: &Client,
+        bucket: &str,
+        mut indexes: Vec<Found>,
+        keys: &mut BTreeSet<String>,
+    ) -> Result<(), Error> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        indexes.retain(|index| self.read.get(&index.key) != Some(&index.etag));
+        let mut reads = stream::iter(indexes)
+            .map(|index| async { (read_named(client, bucket, &index.key).await, index) })
+            .buffered(CONCURRENT_INDEXES);
+        while let Some((named, index)) = reads.next().await {
+            if let Some(named) = named? {
+                keys.retain(|key| !named.contains(key));
+            }
+            self.read.insert(index.key, index.etag);
+        }
+        Ok(())
+    }
+}
+
+fn unreadable(error: Error) -> Error {
+    let message =
+        format!("an index that may name shard files cannot be read, so none is deleted: {}", error.message());
+    error.with_message(message)
+}
+
+/// The indexes of the folders above a path and of their epochs, which may name files below it.
+async fn above(client: &Client, bucket: &str, layout: &Layout) -> Result<Vec<Found>, Error> {
+    let mut found = Vec::new();
+    let mut folder = layout.clone();
+    while let Some(above) = folder.above() {
+        let mut folders = epoch_folders(client, bucket, &above).await?;
+        folders.push(above.clone());
+        let mut listings = stream::iter(folders)
+            .map(|folder| indexes_in(client, bucket, folder))
+            .buffered(CONCURRENT_LISTINGS);
+        while let Some(indexes) = listings.next().await {
+            found.extend(indexes?);
+        }
+        folder = above;
+    }
+    Ok(found)
+}
+
+/// The indexes directly in a folder.
+async fn indexes_in(client: &Client, bucket: &str, folder: Layout) -> Result<Vec<Found>, Error> {
+    let mut found = Vec::new();
+    for prefix in [folder.index_key(None), folder.rank_indexes()] {
+        let listing = client.list_objects(bucket, &prefix, Some("/")).await?;
+        found.extend(indexes_of(&listing.objects));
+    }
+    Ok(found)
+}
+
+fn indexes_of(objects: &[ObjectInfo]) -> impl Iterator<Item = Found> {
+    let indexes = objects.iter().filter(|object| Name::of(&object.key).is_index());
+    indexes.map(|index| Found { key: index.key.clone(), etag: index.etag.clone() })
+}

@@ -1,0 +1,48 @@
+//! Judges the bytes of an index before anything is unpickled, and reads from them what this crate needs.
+
+use s3dcp_s3::Error;
+
+use crate::error::corrupt;
+use crate::index::allow::AllowList;
+use crate::index::facts::IndexFacts;
+use crate::index::scan::{Others, Survey};
+use crate::index::seal::sealed_pickle;
+
+/// Walks an index; with it whether a trailer vouches for the bytes.
+fn survey<'a>(bytes: &'a [u8], allow: &AllowList, others: Others) -> Result<(Survey<'a>, bool), Error> {
+    let sealed = sealed_pickle(bytes)?;
+    let survey = Survey::of(sealed.unwrap_or(bytes), allow, others)?;
+    Ok((survey, sealed.is_some()))
+}
+
+/// Sees that the bytes of an index may be unpickled: every opcode is known, every global on the list, the trailer
+/// fits if there is one, and what comes out is a checkpoint's `Metadata` whose items have a name, offset and length.
+///
+/// # Errors
+/// `Corrupt`, saying what was refused; also for an index whose items carry checksums while its trailer is missing.
+pub fn check_index(bytes: &[u8], allow: &AllowList) -> Result<(), Error> {
+    let (survey, sealed) = survey(bytes, allow, Others::Refused)?;
+    let has_checksums = survey.check()?;
+    if has_checksums && !sealed {
+        return Err(cut_off());
+    }
+    Ok(())
+}
+
+fn cut_off() -> Error {
+    corrupt("index: its trailer is missing, the end was cut off")
+}
+
+/// Reads the facts from the bytes of an index, without unpickling it. Which globals it names does not matter here.
+///
+/// # Errors
+/// `Corrupt` for a trailer that does not fit and a pickle that is malformed or no checkpoint metadata, for items that
+/// name no shard file, and for an index whose items carry checksums while its trailer is missing (it was cut off).
+pub fn read_facts(index: &[u8]) -> Result<IndexFacts, Error> {
+    let (survey, sealed) = survey(index, &AllowList::default_globals(), Others::Ignored)?;
+    let facts = survey.facts()?;
+    if facts.has_checksums && !sealed {
+        return Err(cut_off());
+    }
+    Ok(facts)
+}

@@ -1,0 +1,104 @@
+//! Deletes the shard files that a replaced index named and that no index names any more, and those of a save that
+//! failed.
+//!
+//! After a commit, or one that failed, every index of the path is asked first ([`delete_objects`]). A save that failed
+//! before its commit deletes its own files without asking, because no index has ever heard of their save id. Files of
+//! killed jobs are not looked for here, but in [`prune`](crate::find_leftovers).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use s3dcp_s3::Client;
+
+use crate::catalogue::delete::{NamedBy, Stopped, delete_objects};
+use crate::index::write::Index;
+use crate::layout::{Layout, Target};
+use crate::save::observe::Observed;
+
+/// Longest time for giving up what a failed save wrote: whoever failed on a dead service should not wait for it again.
+const DISCARD_LIMIT: Duration = Duration::from_secs(30);
+
+/// Gives up a save of which no index can name anything: waits until `uploads` are aborted, then deletes the shard files
+/// of `keys`. Takes 30 seconds at most; the keys of files that may stay.
+pub async fn discard(
+    client: &Client,
+    bucket: &str,
+    uploads: Vec<impl Future<Output = ()>>,
+    keys: Vec<String>,
+) -> Vec<String> {
+    let discarded = async {
+        join_all(uploads).await;
+        let everywhere = Layout::new("");
+        let deletion = delete_objects(client, bucket, &everywhere, keys.clone(), NamedBy::Nothing).await;
+        match deletion.stopped {
+            Some(Stopped { left, .. }) => left,
+            None => deletion.failed.into_iter().map(|failure| failure.key).collect(),
+        }
+    };
+    let discarded = tokio::time::timeout(DISCARD_LIMIT, discarded).await;
+    discarded.unwrap_or(keys)
+}
+
+/// Deletes the shard files of a save whose index was not written and never will be, as far as that goes in 30 seconds.
+pub(crate) async fn discard_uncommitted(
+    client: &Client,
+    target: &Target,
+    observed: &Observed,
+    index: &Index,
+) {
+    let layout = target.layout();
+    let keys: Vec<String> = index.shard_files().filter_map(|file| layout.resolve(file).ok()).collect();
+    // What stays is found by a prune; the save has its own error to report.
+    let discarded = delete_objects(client, &target.bucket, &layout, keys, named_by(target, observed));
+    let _in_time = tokio::time::timeout(DISCARD_LIMIT, discarded).await;
+}
+
+/// The indexes of the path, those that are likely to name what a commit replaced first.
+fn named_by(target: &Target, observed: &Observed) -> NamedBy<'static> {
+    let mut likely = vec![target.index_key(), target.root_key()];
+    if let Some(epoch) = observed.root.as_ref().and_then(|root| root.epoch) {
+        likely.push(target.layout().epoch(epoch).index_key(None));
+    }
+    NamedBy::Path(likely)
+}
+
+/// What became of the files of a replaced index.
+#[derive(Default)]
+pub(crate) struct CleanedUp {
+    /// For the user: what went less well than it should.
+    pub(crate) warnings: Vec<String>,
+    /// Keys of those that are gone.
+    pub(crate) deleted: Vec<String>,
+    /// Keys of those that nothing names and that could not be deleted.
+    pub(crate) left: Vec<String>,
+}
+
+pub(crate) async fn clean_up(client: &Client, target: &Target, observed: &Observed) -> CleanedUp {
+    let mut cleaned = CleanedUp::default();
+    let mut keys = BTreeSet::new();
+    for seen in [&observed.index, &observed.root].into_iter().flatten() {
+        match &seen.keys {
+            Some(named) => keys.extend(named.iter().cloned()),
+            None => cleaned
+                .warnings
+                .push("the replaced index could not be read: the shard files it named stay".to_owned()),
+        }
+    }
+    let (layout, named_by) = (target.layout(), named_by(target, observed));
+    let deletion = delete_objects(client, &target.bucket, &layout, keys, named_by).await;
+    if let Some(Stopped { error, left, asked }) = deletion.stopped {
+        let count = left.len();
+        let stay = if asked { "may stay" } else { "stay" };
+        cleaned.warnings.push(format!("{count} shard files of the replaced checkpoint {stay}: {error}"));
+        cleaned.left = left;
+        return cleaned;
+    }
+    if !deletion.failed.is_empty() {
+        let count = deletion.failed.len();
+        cleaned.warnings.push(format!("{count} shard files of the replaced checkpoint could not be deleted"));
+    }
+    cleaned.deleted = deletion.deleted;
+    cleaned.left = deletion.failed.into_iter().map(|failure| failure.key).collect();
+    cleaned
+}

@@ -1,0 +1,7 @@
+//! A save: what it finds at its path, its shard files, its commit, and what it deletes.
+
+pub(crate) mod clean_up;
+pub(crate) mod commit;
+pub(crate) mod conditions;
+pub(crate) mod observe;
+pub(crate) mod shard_writer;

@@ -1,0 +1,120 @@
+//! What a save finds at its path before it writes anything: may it go on, and what will its index replace?
+//!
+//! A checkpoint exists exactly when its index does, so everything here is about indexes. The answer is kept until
+//! the commit, which makes its write conditional on it.
+
+use s3dcp_s3::{Client, Error, ErrorKind};
+use tokio::task::JoinSet;
+
+use crate::index::read::{SeenIndex, epoch_folders, see};
+use crate::layout::Target;
+
+/// HEAD requests under way at once.
+const CONCURRENT_HEADS: usize = 32;
+/// How every refusal begins where there is a checkpoint: torch's words, which programs look for in the text.
+pub(crate) const EXISTS: &str = "Checkpoint already exists";
+
+/// What planning saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The index that the commit will replace.
+    pub index: Option<SeenIndex>,
+    /// With an epoch: `<path>/.metadata`, which names the epoch committed last.
+    pub root: Option<SeenIndex>,
+    /// For the user, at the commit: what went less well than it should.
+    pub notes: Vec<String>,
+}
+
+/// Looks at the path of a save.
+///
+/// # Errors
+/// `AlreadyExists` when `overwrite` is false and there is an index where this save's will be, or, with an epoch, a
+/// `<path>/.metadata` that is no epoch's; and, whatever `overwrite` says, when the path holds the other kind of
+/// checkpoint (with one index per rank, or with one for all). `Config` for a path or epoch that cannot be part of a
+/// key. Else those of the requests; nothing has been written then.
+pub async fn observe(client: &Client, target: &Target, overwrite: bool) -> Result<Observed, Error> {
+    target.check()?;
+    let bucket = &target.bucket;
+    let (key, root_key) = (target.index_key(), target.root_key());
+    let root = async { if target.has_root() { see(client, bucket, &root_key).await } else { Ok(None) } };
+    let (other_kind, index, root) =
+        tokio::join!(refuse_other_kind(client, target), see(client, bucket, &key), root);
+    other_kind?;
+    let index = index?;
+    if let Some(seen) = &index
+        && !overwrite
+    {
+        let by = seen.save_id.as_ref().map_or_else(String::new, |id| format!(" Its save id is {id}."));
+        return Err(exists(target, &key, format!("{EXISTS} and self.overwrite=False.{by}")));
+    }
+    let root = root?;
+    if root.as_ref().is_some_and(|seen| seen.epoch.is_none()) && !overwrite {
+        let message = format!("{EXISTS} and self.overwrite=False. It has no epoch.");
+        return Err(exists(target, &root_key, message));
+    }
+    Ok(Observed { index, root, notes: Vec::new() })
+}
+
+fn exists(target: &Target, key: &str, message: String) -> Error {
+    Error::new(ErrorKind::AlreadyExists, message).with_bucket(&target.bucket).with_key(key)
+}
+
+/// A path holds one kind of checkpoint.
+async fn refuse_other_kind(client: &Client, target: &Target) -> Result<(), Error> {
+    let (rank, kind) = match target.rank {
+        None => (Some(0), "saved by each rank for itself (use_collectives=False)"),
+        Some(_) => (None, "saved by all ranks together"),
+    };
+    let (layout, own) = (target.layout(), target.index_layout());
+    let mut keys = vec![layout.index_key(rank)];
+    if target.epoch.is_some() {
+        keys.push(own.index_key(rank));
+    }
+    let in_epochs = async {
+        if target.rank.is_some() {
+            return Ok(None);
+        }
+        let mut folders = epoch_folders(client, &target.bucket, &layout).await?;
+        folders.retain(|folder| *folder != own);
+        let keys = folders.iter().map(|folder| folder.index_key(rank)).collect();
+        first_existing(client, &target.bucket, keys).await
+    };
+    let (here, in_epochs) = tokio::join!(first_existing(client, &target.bucket, keys), in_epochs);
+    // A listing that fails says why; the answer to a HEAD has no room for it.
+    let in_epochs = in_epochs?;
+    if let Some(key) = here?.or(in_epochs) {
+        let message = format!("{EXISTS}, {kind}, and one path holds one kind");
+        return Err(exists(target, &key, message));
+    }
+    Ok(())
+}
+
+async fn first_existing(client: &Client, bucket: &str, keys: Vec<String>) -> Result<Option<String>, Error> {
+    let mut waiting = keys.into_iter();
+    let mut heads = JoinSet::new();
+    loop {
+        while heads.len() < CONCURRENT_HEADS
+            && let Some(key) = waiting.next()
+        {
+            let (client, bucket) = (client.clone(), bucket.to_owned());
+            heads.spawn(async move {
+                match client.head_object(&bucket, &key).await {
+                    Ok(_) => Ok(Some(key)),
+                    Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(error),
+                }
+            });
+        }
+        match heads.join_next().await {
+            None => return Ok(None),
+            Some(Ok(Ok(None))) => {}
+            Some(Ok(found)) => return found,
+            Some(Err(failure)) => {
+                return Err(Error::new(
+                    ErrorKind::Interrupted,
+                    format!("a HEAD request ended early: {failure}"),
+                ));
+            }
+        }
+    }
+}
