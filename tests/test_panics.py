@@ -76,8 +76,6 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     partitions = _native.Partitions()
     layout = _native.Layout("a")
     view, stats = server.partitions()[0], server.stats()
-    numeric = _native.NumericPrefixes(10, 4, 10, None)
-    robin = _native.RoundRobinPrefixes(["a", "b"], None)
     settings: dict[str, Any] = dict.fromkeys(
         ["region", "endpoint_url", "profile", "server_side_encryption", "sse_kms_key_id", "storage_class", "ca_bundle"]
     )
@@ -152,17 +150,13 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "simulate_prefixes": lambda: _native.simulate_prefixes(
             ["a"], 1, files_per_rank=1, part_size=None, partitions=1, load=False, network_gbps=1.0
         ),
-        "check_user_prefix": lambda: _native.check_user_prefix("x", "a"),
-        "digits_needed": lambda: _native.digits_needed(10, 1),
+        "prefix": lambda: _native.prefix(("default", None, None), 1),
+        "prefixes": lambda: _native.prefixes(("default", None, None), range(1)),
         "numeric_pattern": lambda: _native.numeric_pattern(10, 1, 1),
-        "numeric_patterns": lambda: _native.numeric_patterns(10, 0, 1, 1),
-        "numeric_prefixes": lambda: _native.numeric_prefixes(10, 1, 1, None, (0, 1, 1)),
-        "round_robin_prefixes": lambda: _native.round_robin_prefixes(["a"], None, (0, 1, 1)),
-        "default_prefixes": lambda: _native.default_prefixes((0, 1, 1)),
-        "NumericPrefixes.new": lambda: _native.NumericPrefixes(10, 4, 10, None),
-        "NumericPrefixes.__call__": lambda: numeric(1),
-        "RoundRobinPrefixes.new": lambda: _native.RoundRobinPrefixes(["a"], None),
-        "RoundRobinPrefixes.__call__": lambda: robin(1),
+        "digits_needed": lambda: _native.digits_needed(10, 1),
+        "check_integer": lambda: _native.check_integer("x", 1, 0, 1),
+        "check_epoch": lambda: _native.check_epoch(1),
+        "check_user_prefixes": lambda: _native.check_user_prefixes("x", ["a"], None),
         "Partitions.new": lambda: _native.Partitions(),
         "Partitions.__repr__": lambda: repr(partitions),
         "PartitionView.__repr__": lambda: repr(view),

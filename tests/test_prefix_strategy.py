@@ -27,6 +27,7 @@ from s3dcp import (
     NumericPrefixStrategy,
     RoundRobinPrefixStrategy,
     S3PrefixStrategyBase,
+    description,
     s3_prefix_strategy,
 )
 
@@ -650,6 +651,6 @@ def test_other_integer_types_are_taken():
 
 
 def test_the_examples_in_the_docstrings_hold():
-    results = doctest.testmod(s3_prefix_strategy)
-    assert results.attempted >= 12
-    assert results.failed == 0
+    results = [doctest.testmod(module) for module in (s3_prefix_strategy, description)]
+    assert sum(result.attempted for result in results) >= 12
+    assert all(result.attempted and not result.failed for result in results)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import s3_prefix_strategy
 from ._native import __version__
 from .client_config import S3ClientConfig
 from .errors import (
@@ -28,14 +29,7 @@ from .errors import (
     Throttled,
     Timeout,
 )
-from .s3_prefix_strategy import (
-    BinaryPrefixStrategy,
-    DefaultPrefixStrategy,
-    HexPrefixStrategy,
-    NumericPrefixStrategy,
-    RoundRobinPrefixStrategy,
-    S3PrefixStrategyBase,
-)
+from .s3_prefix_strategy import *  # noqa: F403 - whatever is a strategy there is one here
 
 if TYPE_CHECKING:
     from .file_system import S3FileSystem
@@ -45,26 +39,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlreadyExists",
-    "BinaryPrefixStrategy",
     "ConfigError",
     "Conflict",
     "ConnectionFailed",
     "Corrupt",
-    "DefaultPrefixStrategy",
     "Denied",
     "FastLoadPlanner",
     "FastSavePlanner",
-    "HexPrefixStrategy",
     "InternalError",
     "Interrupted",
     "NotFound",
-    "NumericPrefixStrategy",
     "PreconditionFailed",
-    "RoundRobinPrefixStrategy",
     "S3ClientConfig",
     "S3DcpError",
     "S3FileSystem",
-    "S3PrefixStrategyBase",
     "S3StorageReader",
     "S3StorageWriter",
     "ServiceError",
@@ -72,6 +60,7 @@ __all__ = [
     "Timeout",
     "__version__",
 ]
+__all__ += s3_prefix_strategy.__all__
 
 _NEEDS_TORCH = {
     "FastLoadPlanner": "planner",

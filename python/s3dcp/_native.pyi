@@ -8,6 +8,7 @@ from ._transfer import Batch
 
 __all__ = [
     "ARCHIVE_END_BYTES",
+    "DEFAULT_MIN_PREFIX_LENGTH",
     "MAX_BASE",
     "MAX_KEY_BYTES",
     "SLICE_BYTES",
@@ -19,13 +20,11 @@ __all__ = [
     "GcPause",
     "Index",
     "Layout",
-    "NumericPrefixes",
     "ObjectInfo",
     "Observed",
     "PaceShare",
     "PartitionView",
     "Partitions",
-    "RoundRobinPrefixes",
     "Server",
     "ServerStats",
     "ShardWriter",
@@ -37,11 +36,12 @@ __all__ = [
     "_rehearse_panic",
     "archive_layout",
     "check_chunks",
+    "check_epoch",
     "check_index",
-    "check_user_prefix",
+    "check_integer",
+    "check_user_prefixes",
     "chunks_hold",
     "default_globals",
-    "default_prefixes",
     "digits_needed",
     "dtype_names",
     "end_gc_pauses",
@@ -50,11 +50,10 @@ __all__ = [
     "main",
     "memory_in_use",
     "numeric_pattern",
-    "numeric_patterns",
-    "numeric_prefixes",
     "parse_archive_head",
     "parse_s3_uri",
-    "round_robin_prefixes",
+    "prefix",
+    "prefixes",
     "simulate_prefixes",
     "write_index",
 ]
@@ -64,32 +63,16 @@ __version__: str
 # Prefix strategies
 MAX_KEY_BYTES: int
 MAX_BASE: int
+DEFAULT_MIN_PREFIX_LENGTH: int
 
 def _rehearse_panic(entry: str | None) -> None: ...
-def check_user_prefix(argument: str, text: str) -> None: ...
-def digits_needed(base: int, count: int) -> int: ...
+def prefix(formula: tuple[str, Any, int | None], rank: int) -> str: ...
+def prefixes(formula: tuple[str, Any, int | None], ranks: Iterable[int]) -> list[str]: ...
 def numeric_pattern(base: int, number: int, length: int) -> str: ...
-def numeric_patterns(base: int, start: int, stop: int, length: int) -> list[str]: ...
-def numeric_prefixes(
-    base: int,
-    prefix_count: int,
-    length: int,
-    epoch_num: int | None,
-    ranks: tuple[int, int, int],
-) -> list[str]: ...
-def round_robin_prefixes(user_prefixes: list[str], epoch_num: int | None, ranks: tuple[int, int, int]) -> list[str]: ...
-
-@final
-class NumericPrefixes:
-    def __new__(cls, base: int, prefix_count: int, length: int, epoch_num: int | None) -> NumericPrefixes: ...
-    def __call__(self, rank: object) -> str | None: ...
-
-@final
-class RoundRobinPrefixes:
-    def __new__(cls, user_prefixes: list[str] | tuple[str, ...], epoch_num: int | None) -> RoundRobinPrefixes: ...
-    def __call__(self, rank: object) -> str | None: ...
-
-def default_prefixes(ranks: tuple[int, int, int]) -> list[str]: ...
+def digits_needed(base: int, count: int) -> int: ...
+def check_integer(argument: str, value: object, min: int, max: int) -> int: ...
+def check_epoch(value: object) -> int | None: ...
+def check_user_prefixes(argument: str, prefixes: object, epoch_num: int | None) -> list[str] | tuple[str, ...]: ...
 
 # The simulator
 def simulate_prefixes(

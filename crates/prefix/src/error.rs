@@ -9,9 +9,9 @@ pub enum PrefixError {
     /// A number outside its limits, both inclusive.
     OutOfRange {
         /// The argument's name, as in the constructor.
-        argument: &'static str,
-        /// What was given.
-        value: u64,
+        argument: String,
+        /// What was given, as it prints.
+        value: String,
         /// The smallest value that works.
         min: u64,
         /// The largest value that works.
@@ -30,6 +30,8 @@ pub enum PrefixError {
     TooLong {
         /// The argument that makes it long.
         argument: String,
+        /// What was given, as it prints.
+        value: String,
         /// Length of the prefix in bytes of UTF-8, for a rank of one digit where the rank is not known yet.
         bytes: usize,
     },
@@ -39,8 +41,9 @@ impl PrefixError {
     /// The name of the refused argument, with its position where it is one of several.
     pub fn argument(&self) -> &str {
         match self {
-            Self::OutOfRange { argument, .. } => argument,
-            Self::BadText { argument, .. } | Self::TooLong { argument, .. } => argument,
+            Self::OutOfRange { argument, .. }
+            | Self::BadText { argument, .. }
+            | Self::TooLong { argument, .. } => argument,
         }
     }
 }
@@ -49,19 +52,44 @@ impl fmt::Display for PrefixError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OutOfRange { argument, value, min, max } => {
-                write!(f, "{argument} must be an integer from {min} to {max}, got {value}")
+                write!(f, "{argument} must be an integer from {min} to {max}, got {}", Cut(value))
             }
             Self::BadText { argument, value, reason } => {
-                let shown: String = value.chars().take(80).collect();
-                let more = if shown.len() < value.len() { "..." } else { "" };
-                write!(f, "{argument} {reason}, got {shown:?}{more}")
+                write!(f, "{argument} {reason}, got {:?}", Cut(value))
             }
-            Self::TooLong { argument, bytes } => write!(
+            Self::TooLong { argument, value, bytes } => write!(
                 f,
-                "{argument} makes a prefix of {bytes} bytes; a whole key on S3 has at most {} bytes",
-                crate::MAX_KEY_BYTES
+                "{argument} makes a prefix of {bytes} bytes; a whole key on S3 has at most {} bytes, got {}",
+                crate::key::MAX_KEY_BYTES,
+                Cut(value)
             ),
         }
+    }
+}
+
+/// A text of any length, cut where it is long.
+pub struct Cut<'a>(pub &'a str);
+
+impl Cut<'_> {
+    fn head(&self) -> (&str, &str) {
+        match self.0.char_indices().nth(100) {
+            Some((end, _)) => (&self.0[..end], "..."),
+            None => (self.0, ""),
+        }
+    }
+}
+
+impl fmt::Display for Cut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (head, more) = self.head();
+        write!(f, "{head}{more}")
+    }
+}
+
+impl fmt::Debug for Cut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (head, more) = self.head();
+        write!(f, "{head:?}{more}")
     }
 }
 

@@ -28,19 +28,20 @@
 //! Every strategy computes a prefix from its few numbers alone: a million prefixes take no more memory than one.
 //! The crate is pure (no clock, no socket, no dependency) and joins nothing to a bucket or a path.
 
-mod default;
 mod error;
+mod key;
 mod numeric;
-mod round_robin;
+mod strategies;
 mod strategy;
 mod text;
 
-pub use default::DefaultPrefixStrategy;
-pub use error::PrefixError;
+pub use error::{Cut, PrefixError};
 pub use numeric::{
     BinaryPrefixStrategy, DEFAULT_MIN_PREFIX_LENGTH, FixedBasePrefixStrategy, HexPrefixStrategy, MAX_BASE,
-    MIN_BASE, NumericOptions, NumericPrefixStrategy, digits_needed, push_pattern,
+    MIN_BASE, NumericOptions, NumericPrefixStrategy, digits_needed, numeric_pattern,
 };
-pub use round_robin::RoundRobinPrefixStrategy;
-pub use strategy::PrefixStrategy;
-pub use text::{MAX_KEY_BYTES, check_user_prefix};
+// Whatever stands there is a strategy and is public: a new one changes nothing here.
+pub use key::MAX_KEY_BYTES;
+pub use strategies::*;
+pub use strategy::{Number, PrefixStrategy, pattern_index, write_any_prefix};
+pub use text::check_user_prefix;

@@ -8,8 +8,8 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 
 use crate::error::PrefixError;
-use crate::strategy::{PrefixStrategy, push_tail, shortest_tail_bytes, wrap};
-use crate::text::MAX_KEY_BYTES;
+use crate::key::MAX_KEY_BYTES;
+use crate::strategy::{Number, PrefixStrategy, check_room, pattern_index, push_prefix};
 
 /// The smallest base.
 pub const MIN_BASE: u32 = 2;
@@ -75,16 +75,22 @@ impl NumericPrefixStrategy {
             in_range("prefix_count", count, 1, u64::MAX)?;
         }
         let strategy = Self::with_count(base, options, options.prefix_count.unwrap_or(1));
-        let bytes = strategy.length + "/".len() + shortest_tail_bytes(options.epoch_num);
-        if bytes > MAX_KEY_BYTES {
-            return Err(PrefixError::TooLong { argument: "min_prefix_length".to_owned(), bytes });
-        }
+        strategy.check_room(options.epoch_num.map(Number::Small))?;
         Ok(strategy)
     }
 
     fn with_count(base: u32, options: NumericOptions, count: u64) -> Self {
         let length = options.min_prefix_length.max(digits_needed(base, count));
         Self { base, options, count, length }
+    }
+
+    /// Refuses an epoch, of any size, that leaves no key room for a prefix.
+    ///
+    /// # Errors
+    /// [`PrefixError::TooLong`].
+    pub fn check_room(&self, epoch_num: Option<Number<'_>>) -> Result<(), PrefixError> {
+        let asked = &self.options.min_prefix_length;
+        check_room("min_prefix_length", asked, self.length + "/".len(), epoch_num)
     }
 
     /// The base of the patterns, 2 to 36.
@@ -139,9 +145,7 @@ impl PrefixStrategy for NumericPrefixStrategy {
     }
 
     fn write_prefix(&self, rank: i64, out: &mut String) {
-        push_pattern(self.base, wrap(rank, self.count), self.length, out);
-        out.push('/');
-        push_tail(self.options.epoch_num, rank, out);
+        push_prefix(self, rank, out);
     }
 
     /// Counts up in place, digit by digit, where neighbours differ in a few.
@@ -151,7 +155,7 @@ impl PrefixStrategy for NumericPrefixStrategy {
             // Whatever stands there is the prefix of the rank before.
             let mut bytes = std::mem::take(&mut prefix).into_bytes();
             let follows = rank > 0
-                && wrap(rank, self.count) > 0
+                && pattern_index(rank, self.count) > 0
                 && bytes.len() > self.length
                 && count_up(bytes[..self.length].iter_mut(), self.base)
                 && count_up(rank_digits(&mut bytes), 10);
@@ -164,10 +168,13 @@ impl PrefixStrategy for NumericPrefixStrategy {
         }
     }
 
-    fn pattern(&self, rank: i64) -> String {
-        let mut pattern = String::with_capacity(self.length);
-        push_pattern(self.base, wrap(rank, self.count), self.length, &mut pattern);
-        pattern
+    fn pattern_count(&self) -> u64 {
+        self.count
+    }
+
+    fn write_pattern(&self, index: u64, out: &mut String) {
+        push_pattern(self.base, index, self.length, out);
+        out.push('/');
     }
 
     fn epoch_num(&self) -> Option<i64> {
@@ -231,8 +238,12 @@ impl<const BASE: u32> PrefixStrategy for FixedBasePrefixStrategy<BASE> {
         self.0.for_each_prefix(ranks, visit);
     }
 
-    fn pattern(&self, rank: i64) -> String {
-        self.0.pattern(rank)
+    fn pattern_count(&self) -> u64 {
+        self.0.pattern_count()
+    }
+
+    fn write_pattern(&self, index: u64, out: &mut String) {
+        self.0.write_pattern(index, out);
     }
 
     fn epoch_num(&self) -> Option<i64> {
@@ -258,10 +269,22 @@ pub fn digits_needed(base: u32, count: u64) -> usize {
     digits
 }
 
+/// `number` in `base`, least significant digit first, then zeros up to `length` digits.
+///
+/// # Errors
+/// [`PrefixError::OutOfRange`] for a base outside 2 to 36, or a length beyond that of a key.
+pub fn numeric_pattern(base: u32, number: u64, length: usize) -> Result<String, PrefixError> {
+    in_range("base", base.into(), MIN_BASE.into(), MAX_BASE.into())?;
+    in_range("length", length as u64, 0, MAX_KEY_BYTES as u64)?;
+    let mut pattern = String::with_capacity(length);
+    push_pattern(base, number, length, &mut pattern);
+    Ok(pattern)
+}
+
 /// Appends `number` in `base`, least significant digit first, then zeros up to `length` digits.
 ///
 /// A number of more than `length` digits is written in full. `base` must be 2 to 36.
-pub fn push_pattern(base: u32, number: u64, length: usize, out: &mut String) {
+fn push_pattern(base: u32, number: u64, length: usize, out: &mut String) {
     debug_assert!((MIN_BASE..=MAX_BASE).contains(&base));
     let mut digits = [b'0'; u64::BITS as usize];
     let mut significant = 0;
@@ -305,12 +328,11 @@ fn rank_digits(prefix: &mut [u8]) -> impl Iterator<Item = &mut u8> {
     prefix.iter_mut().rev().skip("_".len()).take_while(|byte| byte.is_ascii_digit())
 }
 
-fn in_range(argument: &'static str, value: u64, min: u64, max: u64) -> Result<(), PrefixError> {
+fn in_range(argument: &str, value: u64, min: u64, max: u64) -> Result<(), PrefixError> {
     if (min..=max).contains(&value) {
-        Ok(())
-    } else {
-        Err(PrefixError::OutOfRange { argument, value, min, max })
+        return Ok(());
     }
+    Err(PrefixError::OutOfRange { argument: argument.to_owned(), value: value.to_string(), min, max })
 }
 
 #[cfg(test)]
@@ -359,7 +381,7 @@ mod tests {
         let refused = HexPrefixStrategy::new(longer).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "min_prefix_length makes a prefix of 1025 bytes; a whole key on S3 has at most 1024 bytes"
+            "min_prefix_length makes a prefix of 1025 bytes; a whole key on S3 has at most 1024 bytes, got 1020"
         );
         let with_epoch = NumericOptions { epoch_num: Some(0), ..longest };
         assert_eq!(HexPrefixStrategy::new(with_epoch).unwrap_err().argument(), "min_prefix_length");

@@ -1,8 +1,11 @@
 //! The trait all strategies share.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::num::NonZeroU64;
 use std::ops::Range;
+
+use crate::error::PrefixError;
+use crate::key::MAX_KEY_BYTES;
 
 /// Gives each rank the key prefix of its shard files.
 ///
@@ -46,10 +49,23 @@ pub trait PrefixStrategy: Debug + Send + Sync {
         }
     }
 
+    /// How many patterns ranks are dealt out over: rank `r` gets number `r % pattern_count`. At least 1.
+    fn pattern_count(&self) -> u64 {
+        1
+    }
+
+    /// Appends pattern number `index`, below [`pattern_count`](Self::pattern_count), and the `/` after it; nothing where
+    /// there are no patterns.
+    fn write_pattern(&self, index: u64, out: &mut String) {
+        let _ = (index, out);
+    }
+
     /// The part of the prefix that spreads ranks, such as `a000000000`; empty when nothing does.
     fn pattern(&self, rank: i64) -> String {
-        let _ = rank;
-        String::new()
+        let mut pattern = String::new();
+        self.write_pattern(pattern_index(rank, self.pattern_count()), &mut pattern);
+        pattern.pop();
+        pattern
     }
 
     /// The epoch that stands in every prefix, if any.
@@ -64,8 +80,34 @@ pub trait PrefixStrategy: Debug + Send + Sync {
     }
 }
 
-/// The remainder of `rank` by `count`, never negative.
-pub(crate) fn wrap(rank: i64, count: u64) -> u64 {
+/// The formula of every strategy of this crate: the pattern of `rank`, the epoch if there is one, and the rank.
+pub(crate) fn push_prefix(strategy: &impl PrefixStrategy, rank: i64, out: &mut String) {
+    strategy.write_pattern(pattern_index(rank, strategy.pattern_count()), out);
+    push_tail(strategy.epoch_num().map(Number::Small), Number::Small(rank), out);
+}
+
+/// The same for a rank and an epoch of any size, with the `index` of the pattern that the rank gets.
+///
+/// # Errors
+/// [`PrefixError::TooLong`], in the name of the rank, where no key could hold the prefix.
+pub fn write_any_prefix(
+    strategy: &dyn PrefixStrategy,
+    index: u64,
+    epoch_num: Option<Number<'_>>,
+    rank: Number<'_>,
+    out: &mut String,
+) -> Result<(), PrefixError> {
+    let start = out.len();
+    strategy.write_pattern(index, out);
+    push_tail(epoch_num, rank, out);
+    match out.len() - start {
+        ..=MAX_KEY_BYTES => Ok(()),
+        bytes => Err(PrefixError::TooLong { argument: "rank".to_owned(), value: rank.to_string(), bytes }),
+    }
+}
+
+/// The number of the pattern that `rank` gets of `count`: the remainder, never negative.
+pub fn pattern_index(rank: i64, count: u64) -> u64 {
     match u64::try_from(rank) {
         Ok(rank) => rank % count,
         // -1 is the last one: count - 1 - ((-rank - 1) % count), and !rank is -rank - 1.
@@ -73,23 +115,67 @@ pub(crate) fn wrap(rank: i64, count: u64) -> u64 {
     }
 }
 
+/// A rank or an epoch as it stands in a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Number<'a> {
+    /// One of 64 bits.
+    Small(i64),
+    /// The text of any other.
+    Text(&'a str),
+}
+
+impl fmt::Display for Number<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Small(number) => write!(f, "{number}"),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+impl Number<'_> {
+    fn push(self, out: &mut String) {
+        match self {
+            Self::Small(number) => push_integer(number, out),
+            Self::Text(text) => out.push_str(text),
+        }
+    }
+}
+
 /// Appends `epoch_<num>/` if there is an epoch, then `__<rank>_`: the tail of every prefix.
-pub(crate) fn push_tail(epoch_num: Option<i64>, rank: i64, out: &mut String) {
+fn push_tail(epoch_num: Option<Number<'_>>, rank: Number<'_>, out: &mut String) {
     if let Some(epoch_num) = epoch_num {
         out.push_str("epoch_");
-        push_integer(epoch_num, out);
+        epoch_num.push(out);
         out.push('/');
     }
     out.push_str("__");
-    push_integer(rank, out);
+    rank.push(out);
     out.push('_');
 }
 
-/// Bytes of the tail for a rank of one digit: the shortest it can be.
-pub(crate) fn shortest_tail_bytes(epoch_num: Option<i64>) -> usize {
-    let mut tail = String::new();
-    push_tail(epoch_num, 0, &mut tail);
-    tail.len()
+/// Refuses a pattern of so many bytes, its `/` included, that no key has room for it with the epoch and a rank of one
+/// digit. The error names `argument` and its `value`, or `epoch_num` where the epoch is the longer of the two.
+///
+/// # Errors
+/// [`PrefixError::TooLong`].
+pub(crate) fn check_room(
+    argument: &str,
+    value: &dyn fmt::Display,
+    pattern: usize,
+    epoch_num: Option<Number<'_>>,
+) -> Result<(), PrefixError> {
+    let mut tail = String::with_capacity(64);
+    push_tail(epoch_num, Number::Small(0), &mut tail);
+    let bytes = pattern + tail.len();
+    if bytes <= MAX_KEY_BYTES {
+        return Ok(());
+    }
+    let (argument, value) = match epoch_num {
+        Some(epoch) if tail.len() - "__0_".len() > pattern => ("epoch_num".to_owned(), epoch.to_string()),
+        _ => (argument.to_owned(), value.to_string()),
+    };
+    Err(PrefixError::TooLong { argument, value, bytes })
 }
 
 fn push_integer(number: i64, out: &mut String) {
@@ -120,7 +206,7 @@ mod tests {
         for rank in [i64::MIN, i64::MIN + 1, -17, -16, -1, 0, 1, 15, 16, i64::MAX] {
             for count in [1, 2, 3, 16, 17, 1 << 40, u64::MAX] {
                 let expected = i128::from(rank).rem_euclid(i128::from(count));
-                assert_eq!(i128::from(wrap(rank, count)), expected, "{rank} % {count}");
+                assert_eq!(i128::from(pattern_index(rank, count)), expected, "{rank} % {count}");
             }
         }
     }

@@ -1,9 +1,7 @@
 //! What a prefix's text may be, so that its keys stay below the checkpoint's path and every client can name them.
 
 use crate::error::PrefixError;
-
-/// The longest key S3 takes, in bytes of UTF-8.
-pub const MAX_KEY_BYTES: usize = 1_024;
+use crate::strategy::{Number, check_room};
 
 /// Checks one prefix that a user named; `argument` says which in the error, such as `user_prefixes[2]`.
 ///
@@ -12,14 +10,17 @@ pub const MAX_KEY_BYTES: usize = 1_024;
 /// # Errors
 /// [`PrefixError::BadText`] for a prefix that is empty, starts with `/`, has a segment `.` or `..` (clients resolve
 /// those, so the key would leave the checkpoint's path), or holds `://` (a reader would take it for another place) or a
-/// control character (which XML listings cannot carry).
-pub fn check_user_prefix(argument: &str, text: &str) -> Result<(), PrefixError> {
-    match fault(text) {
-        None => Ok(()),
-        Some(reason) => {
-            Err(PrefixError::BadText { argument: argument.to_owned(), value: text.to_owned(), reason })
-        }
+/// control character (which XML listings cannot carry); [`PrefixError::TooLong`] for one that no key could hold with
+/// this epoch.
+pub fn check_user_prefix(
+    argument: &str,
+    text: &str,
+    epoch_num: Option<Number<'_>>,
+) -> Result<(), PrefixError> {
+    if let Some(reason) = fault(text) {
+        return Err(PrefixError::BadText { argument: argument.to_owned(), value: text.to_owned(), reason });
     }
+    check_room(argument, &format_args!("{text:?}"), text.len() + "/".len(), epoch_num)
 }
 
 fn fault(text: &str) -> Option<&'static str> {
@@ -48,7 +49,7 @@ mod tests {
             "", "/", "/p", ".", "..", "p/..", "p/./q", "p/../", "s3://p", "s3:/", "a\0b", "a\nb", "a\u{7f}",
             "a\u{85}b",
         ] {
-            assert_eq!(check_user_prefix("p[2]", text).unwrap_err().argument(), "p[2]", "{text:?}");
+            assert_eq!(check_user_prefix("p[2]", text, None).unwrap_err().argument(), "p[2]", "{text:?}");
         }
     }
 
@@ -56,13 +57,14 @@ mod tests {
     fn dots_slashes_and_letters_elsewhere_are_fine() {
         for text in ["p", "p/", "p//q", "...", ".hidden", "v1.2/..x", "ä/日本", " ", "a b", "a%2Fb", "a\\b"]
         {
-            check_user_prefix("p", text).unwrap();
+            check_user_prefix("p", text, None).unwrap();
         }
     }
 
     #[test]
     fn a_long_value_is_cut_in_the_error_text() {
-        let refused = check_user_prefix("p", &("/".to_owned() + &"é".repeat(500))).unwrap_err().to_string();
+        let refused =
+            check_user_prefix("p", &("/".to_owned() + &"é".repeat(500)), None).unwrap_err().to_string();
         assert!(refused.ends_with("\"...") && refused.len() < 300, "{refused}");
     }
 }

@@ -1,8 +1,48 @@
-//! Prefixes that the user names, dealt out to the ranks in turn.
+//! The strategies besides the numeric ones: what each puts in front of the rank.
+//!
+//! A strategy says how many patterns it has and writes one of them; the rest of a prefix is the same for all.
 
 use crate::error::PrefixError;
-use crate::strategy::{PrefixStrategy, push_tail, shortest_tail_bytes, wrap};
-use crate::text::{MAX_KEY_BYTES, check_user_prefix};
+use crate::strategy::{Number, PrefixStrategy, push_prefix};
+use crate::text::check_user_prefix;
+
+/// `__<rank>_`, the names that torch itself gives shard files: every rank side by side under the checkpoint's path.
+///
+/// ```
+/// use s3dcp_prefix::{DefaultPrefixStrategy, PrefixStrategy};
+/// assert_eq!(DefaultPrefixStrategy.generate_prefix(7), "__7_");
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct DefaultPrefixStrategy;
+
+impl PrefixStrategy for DefaultPrefixStrategy {
+    fn generate_prefix(&self, rank: i64) -> String {
+        let mut prefix = String::new();
+        self.write_prefix(rank, &mut prefix);
+        prefix
+    }
+
+    fn write_prefix(&self, rank: i64, out: &mut String) {
+        push_prefix(self, rank, out);
+    }
+}
+
+/// `<pattern>/__<rank>_`, with the one pattern that was chosen elsewhere and goes unchecked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GivenPrefixStrategy(pub String);
+
+impl PrefixStrategy for GivenPrefixStrategy {
+    fn generate_prefix(&self, rank: i64) -> String {
+        let mut prefix = String::new();
+        push_prefix(self, rank, &mut prefix);
+        prefix
+    }
+
+    fn write_pattern(&self, _index: u64, out: &mut String) {
+        out.push_str(&self.0);
+        out.push('/');
+    }
+}
 
 /// `<user prefix>/__<rank>_`, or `<user prefix>/epoch_<num>/__<rank>_` with an epoch: rank `r` gets user prefix
 /// `r % len`.
@@ -36,17 +76,12 @@ impl RoundRobinPrefixStrategy {
     ) -> Result<Self, PrefixError> {
         let user_prefixes: Vec<String> = user_prefixes.into_iter().map(Into::into).collect();
         if user_prefixes.is_empty() {
-            let max = u64::MAX;
-            return Err(PrefixError::OutOfRange { argument: "len(user_prefixes)", value: 0, min: 1, max });
+            let (argument, value) = ("len(user_prefixes)".to_owned(), "0".to_owned());
+            return Err(PrefixError::OutOfRange { argument, value, min: 1, max: u64::MAX });
         }
-        let tail_bytes = "/".len() + shortest_tail_bytes(epoch_num);
         for (position, user_prefix) in user_prefixes.iter().enumerate() {
             let argument = format!("user_prefixes[{position}]");
-            check_user_prefix(&argument, user_prefix)?;
-            let bytes = user_prefix.len() + tail_bytes;
-            if bytes > MAX_KEY_BYTES {
-                return Err(PrefixError::TooLong { argument, bytes });
-            }
+            check_user_prefix(&argument, user_prefix, epoch_num.map(Number::Small))?;
         }
         Ok(Self { user_prefixes, epoch_num })
     }
@@ -54,10 +89,6 @@ impl RoundRobinPrefixStrategy {
     /// The prefixes, in the order in which they are dealt out.
     pub fn user_prefixes(&self) -> &[String] {
         &self.user_prefixes
-    }
-
-    fn of(&self, rank: i64) -> &str {
-        &self.user_prefixes[wrap(rank, self.user_prefixes.len() as u64) as usize]
     }
 }
 
@@ -69,13 +100,16 @@ impl PrefixStrategy for RoundRobinPrefixStrategy {
     }
 
     fn write_prefix(&self, rank: i64, out: &mut String) {
-        out.push_str(self.of(rank));
-        out.push('/');
-        push_tail(self.epoch_num, rank, out);
+        push_prefix(self, rank, out);
     }
 
-    fn pattern(&self, rank: i64) -> String {
-        self.of(rank).to_owned()
+    fn pattern_count(&self) -> u64 {
+        self.user_prefixes.len() as u64
+    }
+
+    fn write_pattern(&self, index: u64, out: &mut String) {
+        out.push_str(&self.user_prefixes[index as usize]);
+        out.push('/');
     }
 
     fn epoch_num(&self) -> Option<i64> {
@@ -86,6 +120,7 @@ impl PrefixStrategy for RoundRobinPrefixStrategy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::MAX_KEY_BYTES;
 
     #[test]
     fn a_trailing_slash_stays() {
