@@ -200,6 +200,7 @@ fn push_integer(number: i64, out: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{DefaultPrefixStrategy, RoundRobinPrefixStrategy};
 
     #[test]
     fn the_remainder_is_that_of_python() {
@@ -218,5 +219,32 @@ mod tests {
             push_integer(number, &mut out);
             assert_eq!(out, number.to_string());
         }
+    }
+
+    #[test]
+    fn ranks_and_epochs_of_any_size_stand_as_their_text() {
+        let strategy = RoundRobinPrefixStrategy::new(["a", "b"], None).unwrap();
+        let (epoch, rank) = (Number::Text("True"), Number::Text("18446744073709551617"));
+        let mut prefix = String::new();
+        write_any_prefix(&strategy, 1, Some(epoch), rank, &mut prefix).unwrap();
+        assert_eq!(prefix, "b/epoch_True/__18446744073709551617_");
+    }
+
+    #[test]
+    fn what_makes_a_prefix_too_long_is_named() {
+        let digits = "7".repeat(1_019);
+        let mut prefix = String::new();
+        let write = |rank, prefix: &mut String| {
+            write_any_prefix(&DefaultPrefixStrategy, 0, None, Number::Text(rank), prefix)
+        };
+        write(&digits, &mut prefix).unwrap();
+        let refused = write(&"7".repeat(1_022), &mut prefix).unwrap_err();
+        assert_eq!(refused.argument(), "rank");
+
+        let refused = check_room("user_prefixes[0]", &"p", 2, Some(Number::Text(&digits))).unwrap_err();
+        assert_eq!(refused.argument(), "epoch_num");
+        let refused = check_room("user_prefixes[0]", &"p", 1_020, Some(Number::Small(1))).unwrap_err();
+        assert_eq!(refused.argument(), "user_prefixes[0]");
+        check_room("user_prefixes[0]", &"p", 1_020, None).unwrap();
     }
 }

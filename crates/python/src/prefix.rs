@@ -244,9 +244,12 @@ fn refused(error: PrefixError) -> PyErr {
 }
 
 fn value_error(argument: &str, why: &str, value: &Bound<'_, PyAny>) -> PyErr {
-    let shown = match value.repr() {
-        Ok(text) => s3dcp_prefix::Cut(&text.to_string_lossy()).to_string(),
-        Err(_) => "an int too large to print".to_owned(),
+    let shown = match (value.repr(), value.get_type().name()) {
+        (Ok(text), _) => s3dcp_prefix::Cut(&text.to_string_lossy()).to_string(),
+        // Python refuses to print an integer of very many digits.
+        (Err(_), kind) => {
+            format!("a {} too large to print", kind.map_or_else(|_| "value".into(), |kind| kind.to_string()))
+        }
     };
     PyValueError::new_err(format!("{argument} {why}, got {shown}"))
 }
