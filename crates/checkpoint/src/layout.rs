@@ -12,6 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
 use s3dcp_prefix::MAX_KEY_BYTES;
 use s3dcp_s3::{Error, join_key};
@@ -294,6 +295,14 @@ fn save_id(stem: &str) -> Option<&str> {
 
 fn id_text(id: u64) -> String {
     format!("{id:016x}")
+}
+
+/// The id of a new save, which no other has: from the system's randomness, and other in a forked child.
+pub(crate) fn new_save_id() -> String {
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.write_u64(fastrand::u64(..));
+    id_text(hasher.finish())
 }
 
 /// 64 bits in lower-case hexadecimal.

@@ -7,7 +7,8 @@
 //!   rows.
 //! - The index: [`IndexWriter`] writes it, [`check_index`] judges it before Python unpickles it, [`read_facts`] reads
 //!   what this crate needs.
-//! - Commit: [`prepare`] before a save, which looks at the path as [`observe`] does, [`commit`] at its end, [`discard`] when it fails.
+//! - A save: [`Save`] begins, writes shard files and commits or is given up. Its steps are [`prepare`], which looks at the path
+//!   as [`observe`] does, [`commit`], and [`discard`] when it fails.
 //! - What killed and failed saves leave: [`find_leftovers`] lists and deletes it.
 //!
 //! Errors are the engine's, [`s3dcp_s3::Error`].
@@ -42,6 +43,7 @@ pub use load::chunks::{Chunk, Cover, check_chunks, has_all};
 pub use load::destination::Destination;
 pub use load::plan::{ItemHead, ItemRead, Piece, ReadOptions, plan_reads};
 pub use pickle::write::{PickleWriter, ValueStart};
+pub use save::begin::{Save, SaveOptions, Shard};
 pub use save::clean_up::discard;
 pub use save::commit::{Committed, commit};
 pub use save::conditions::{ConditionalCommit, prepare};

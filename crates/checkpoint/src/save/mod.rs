@@ -1,5 +1,6 @@
 //! A save: what it finds at its path, its shard files, its commit, and what it deletes.
 
+pub(crate) mod begin;
 pub(crate) mod clean_up;
 pub(crate) mod commit;
 pub(crate) mod conditions;

@@ -193,6 +193,11 @@ fn parse(head: &[u8]) -> Head {
 
 /// An index of one item in each of these files.
 pub(crate) fn index(save_id: &str, epoch: Option<u8>, files: &[&str]) -> Index {
+    index_writer(save_id, epoch, files).finish(save_id)
+}
+
+/// The same, not finished.
+pub(crate) fn index_writer(save_id: &str, epoch: Option<u8>, files: &[&str]) -> IndexWriter {
     let mut writer = IndexWriter::new();
     let object = |writer: &mut IndexWriter, module: &str, class: &str| {
         writer.pickle.global(module, class);
@@ -232,7 +237,7 @@ pub(crate) fn index(save_id: &str, epoch: Option<u8>, files: &[&str]) -> Index {
         writer.pickle.set_items();
         writer.pickle.build();
     }
-    writer.finish(save_id)
+    writer
 }
 
 /// The bytes of such an index.
