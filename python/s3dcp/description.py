@@ -50,7 +50,7 @@ class Description:
 
 
 def describe(
-    strategy: S3PrefixStrategyBase,
+    self: S3PrefixStrategyBase,
     world_size: int,
     bytes_per_rank: int = 1 << 30,
     *,
@@ -84,7 +84,7 @@ def describe(
     world_size = _native.check_integer("world_size", world_size, 1, 1 << 20)
     if not 0 < network_gbps < math.inf:
         raise ValueError(f"network_gbps must be a positive number, got {network_gbps!r}")
-    prefixes = strategy.bind(world_size).prefixes(range(world_size))
+    prefixes = self.bind(world_size).prefixes(range(world_size))
     directories = Counter(prefix.rpartition("/")[0] for prefix in prefixes)
     seconds, ideal, requests, refused, at_end, request_bytes = _native.simulate_prefixes(
         prefixes,

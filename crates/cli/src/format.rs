@@ -117,9 +117,7 @@ mod tests {
         {
             assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)));
         }
-        for text in
-            ["", "h", "2", "-1h", "+1h", "1.5h", "2hé", "99999999999999999999s", "9999999999999999999d"]
-        {
+        for text in ["", "h", "2", "-1h", "+1h", "2hé", "99999999999999999999s", "9999999999999999999d"] {
             assert!(parse_duration(text).is_err(), "{text:?}");
         }
     }
