@@ -121,7 +121,7 @@ def test_a_stream_that_is_open_at_a_fork_stays_the_parents(store: Store) -> None
 
 def try_download(downloads: Any, download: Any) -> list[str]:
     """What a child can do with a download of its parent."""
-    another = partial(downloads.start, Batch(), None, 1000.0)
+    another = partial(downloads.start, Batch(), None)
     return [type(raised_by(call)).__name__ for call in (download.wait, another, downloads.close)]
 
 
@@ -134,7 +134,7 @@ def test_a_download_under_way_at_a_fork_stays_the_parents(store: Store, s3dcp_se
         batch = Batch()
         batch.add("x", f"{store.path}/object.distcp", 0, 100, None, 0, 100, target.data_ptr())
         downloads = client.downloads(store.bucket, False)
-        download = downloads.start(batch, target, 1000.0)
+        download = downloads.start(batch, target)
         between.wait_for(holds_data)
         assert Child(try_download, downloads, download).result() == ["Interrupted", "Interrupted", "NoneType"]
         held.go_on.set()

@@ -234,7 +234,7 @@ def test_a_download_whose_start_is_never_noted_is_stopped(store: Store, s3dcp_se
     jobs.save(saved, store.uri)
 
     def start(self: _transfer.Transfer, batch: Batch, memory: object) -> None:
-        self.downloads.start(batch, memory, 1000.0)
+        self.downloads.start(batch, memory)
         raise Struck
 
     monkeypatch.setattr(_transfer.Transfer, "_download", start)
@@ -279,7 +279,7 @@ def test_downloads_that_nobody_holds_any_more_are_stopped(store: Store, s3dcp_se
     s3dcp_server.inject("silence on=GetObject")
     try:
         downloads = S3FileSystem(REGION).client.downloads(store.bucket, False)
-        downloads.start(batch, target, 1000.0)
+        downloads.start(batch, target)
         assert _native.memory_in_use() != NOTHING
         del downloads
         assert _native.memory_in_use() == NOTHING
@@ -338,4 +338,4 @@ def test_none_can_be_started_once_a_load_has_ended(store: Store) -> None:
     with downloads:
         pass
     with pytest.raises(Interrupted):
-        downloads.start(Batch(), None, 1000.0)
+        downloads.start(Batch(), None)

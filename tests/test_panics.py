@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from s3dcp import InternalError, S3DcpError, _native, testing
+from s3dcp import InternalError, S3ClientConfig, S3DcpError, _native, testing
 from s3dcp._client import client_for
 from s3dcp._transfer import Batch
 
@@ -65,7 +65,7 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     buffer = pool.acquire(1.0)
     assert buffer is not None
     batch = Batch()
-    download = downloads.start(batch, memory, 0.0)
+    download = downloads.start(batch, memory)
     download.wait()
     share = client.share_pace(True, bucket, "path", 2)
     observed = client.observe(bucket, "path", None, None, True, "off")
@@ -76,14 +76,8 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     partitions = _native.Partitions()
     layout = _native.Layout("a")
     view, stats = server.partitions()[0], server.stats()
-    settings: dict[str, Any] = dict.fromkeys(
-        ["region", "endpoint_url", "profile", "server_side_encryption", "sse_kms_key_id", "storage_class", "ca_bundle"]
-    )
-    settings |= dict.fromkeys(["force_path_style", "unsigned", "requester_pays"], False)
-    settings |= dict.fromkeys(["deadline", "connect_timeout", "read_timeout", "throughput_target_gbps"], 1.0)
-    settings |= {"max_attempts": 1, "max_connections": None, "part_size": None, "checksum_headers": None}
     return {
-        "Client.new": lambda: _native.Client(**settings),
+        "Client.new": lambda: _native.Client(None, None, S3ClientConfig()),
         "Client.get_object": lambda: client.get_object(bucket, "k"),
         "Client.head_object": lambda: client.head_object(bucket, "k"),
         "Client.list_objects": lambda: client.list_objects(bucket, ""),
@@ -93,7 +87,7 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "Client.nearby_checkpoints": lambda: client.nearby_checkpoints(bucket, "path"),
         "Client.downloads": lambda: client.downloads(bucket, False),
         "Client.uploads": lambda: client.uploads(bucket),
-        "Downloads.start": lambda: downloads.start(batch, memory, 0.0),
+        "Downloads.start": lambda: downloads.start(batch, memory),
         "Downloads.__enter__": downloads.__enter__,
         "Downloads.__exit__": lambda: downloads.__exit__(None, None, None),
         "Downloads.close": downloads.close,

@@ -38,7 +38,7 @@ def upload(size):
 def download(size):
     batch = Batch()
     batch.add("x", "k", 0, size, None, 0, size, tensor.data_ptr())
-    client.downloads("bucket", False).start(batch, tensor, 1000.0).wait()
+    client.downloads("bucket", False).start(batch, tensor).wait()
 """
 
 

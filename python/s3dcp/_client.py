@@ -41,26 +41,7 @@ def client_for(
     with _lock:
         made_in, client = _clients.pop(settings, (None, None))
         if client is None or made_in != environment:
-            client = _native.Client(
-                region=region or None,
-                endpoint_url=endpoint_url,
-                force_path_style=config.force_path_style,
-                unsigned=config.unsigned,
-                profile=config.profile,
-                requester_pays=config.requester_pays,
-                server_side_encryption=config.server_side_encryption,
-                sse_kms_key_id=config.sse_kms_key_id,
-                storage_class=config.storage_class,
-                checksum_headers=config.checksum_headers,
-                ca_bundle=config.ca_bundle,
-                max_attempts=config.max_attempts,
-                deadline=config.deadline,
-                connect_timeout=config.connect_timeout,
-                read_timeout=config.read_timeout,
-                max_connections=config.max_connections,
-                throughput_target_gbps=config.throughput_target_gbps,
-                part_size=config.part_size,
-            )
+            client = _native.Client(region or None, endpoint_url, config)
         _clients[settings] = (environment, client)
         dropped = [_clients.popitem(last=False) for _ in range(len(_clients) - _CLIENTS_KEPT)]
     del dropped  # connections close outside of the lock

@@ -27,7 +27,6 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 
 from . import _native
 from ._blocks import Dim, Packed, apart, boxes, joined
-from ._request_budget import READS_PER_SECOND, world_size
 from ._resolve import answers_like
 from ._sources import Index, Layout, Source
 from ._transfer import SLOT_BYTES, Batch, BlockRequest, Transfer
@@ -79,7 +78,6 @@ class Fetch:
     def run(self, plan: LoadPlan, planner: LoadPlanner) -> None:
         """Load every item of `plan`; returns when all bytes are in place and verified."""
         items = list(_in_file_order(plan.items, self._index.infos(plan.items)))
-        self._transfer.requests_per_second = READS_PER_SECOND / world_size()
         layouts, foreign = self._index.judge(items, _state(planner))
         sources = self._index.foreign_sources(foreign)
         with self._transfer.downloads:

@@ -122,7 +122,6 @@ class ShardFile:
         relative_path: the file's name in the index.
         transforms: torch's stream extensions; with any, items are serialised through their streams.
         size_hint: bytes expected, from which the size of a part follows.
-        requests_per_second: this file's share of S3's budget, which parts grow to stay within.
     """
 
     def __init__(
@@ -132,11 +131,10 @@ class ShardFile:
         relative_path: str,
         transforms: _StorageWriterTransforms,
         size_hint: int,
-        requests_per_second: float,
     ) -> None:
         self._relative_path = relative_path
         self._transforms = transforms
-        self._native = uploads.shard_writer(key, size_hint, requests_per_second)
+        self._native = uploads.shard_writer(key, size_hint)
         self._stager = Stager(self._native.part_size)
 
     def write(self, plan: FilePlan, resolver: Resolver) -> list[WriteResult]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from . import _native
-from ._request_budget import world_size
+from ._ranks import world_size
 
 logger = logging.getLogger(__name__)
 

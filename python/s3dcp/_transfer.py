@@ -17,7 +17,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from . import _native
-from ._request_budget import READS_PER_SECOND
+from ._ranks import world_size
 from ._staging import host_buffer
 
 SLOT_BYTES = _native.SLICE_BYTES
@@ -93,14 +93,12 @@ class Transfer:
 
     Attributes:
         downloads: to be used in a ``with`` block around all else; after it nothing is written any more.
-        requests_per_second: this rank's share of S3's budget, which ranges grow to stay within.
         direct: the batch for reads that go straight to their place; `send_direct` sends it.
         staged: the batch for reads into memory from `stage`.
     """
 
     def __init__(self, client: _native.Client, bucket: str, verify: bool) -> None:
-        self.downloads = client.downloads(bucket, verify)
-        self.requests_per_second = READS_PER_SECOND
+        self.downloads = client.downloads(bucket, verify, world_size())
         self.direct = Batch()
         self._kept: list[torch.Tensor] = []
         self._direct_running: deque[_native.Download] = deque()
@@ -147,7 +145,7 @@ class Transfer:
         self._direct_running.append(self._download(batch, kept))
 
     def _download(self, batch: Batch, memory: object) -> _native.Download:
-        return self.downloads.start(batch, memory, self.requests_per_second)
+        return self.downloads.start(batch, memory)
 
     def at_last(self, step: Step) -> None:
         """Do this when everything has arrived."""

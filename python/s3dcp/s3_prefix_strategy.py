@@ -24,11 +24,11 @@ from __future__ import annotations
 import abc
 import copy
 import operator
-import sys
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
 from . import _native
+from ._ranks import world_size
 from .description import describe
 
 __all__ = [
@@ -202,7 +202,7 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
             value = _length(name, value)
         elif name == "prefix_count":
             given = value is not None
-            value = _native.check_integer(name, value if given else _world_size(), 1, _MAX_COUNT)
+            value = _native.check_integer(name, value if given else world_size(), 1, _MAX_COUNT)
             self._prefix_count_given = given
         super().__setattr__(name, value)
         if name in ("base", "min_prefix_len", "prefix_count"):
@@ -396,14 +396,6 @@ class RoundRobinPrefixStrategy(S3PrefixStrategyBase):
 
 def _length(name: str, value: object) -> int:
     return _native.check_integer(name, value, 1, _native.MAX_KEY_BYTES)
-
-
-def _world_size() -> int:
-    """The world size if torch.distributed is up, else 1; torch that was never imported is not up."""
-    dist = sys.modules.get("torch.distributed")
-    if dist is None or not dist.is_available() or not dist.is_initialized():
-        return 1
-    return int(dist.get_world_size())
 
 
 def _repr(strategy: S3PrefixStrategyBase, **given: object) -> str:

@@ -29,7 +29,7 @@ from torch.futures import Future
 from . import _native
 from ._gc import GcPause
 from ._progress import Progress, ProgressCallback
-from ._request_budget import WRITES_PER_SECOND, world_size
+from ._ranks import world_size
 from ._resolve import Resolver
 from ._shards import ShardFile, discard, split_into_files
 from ._shared_pace import SharedPace
@@ -286,17 +286,16 @@ class S3StorageWriter(FileSystemWriter):
         resolver = Resolver(planner)
         total = sum(file.nbytes for file in files)
         prefix = save.prefix(plan_data.ranks)
-        requests_per_second = WRITES_PER_SECOND / plan_data.ranks / max(len(files), 1)
         with (
             Progress(self.progress, "save", client, "bytes_sent", total, save.rank),
             SharedPace(client, True, save.bucket, save.path_key),
             # Whatever unwinds, also while files are discarded: after this nothing reads the tensors.
-            client.uploads(save.bucket) as uploads,
+            client.uploads(save.bucket, (plan_data.ranks, len(files))) as uploads,
         ):
             try:
                 for number, file in enumerate(files):
                     key, name = save.layout.shard_file(prefix, number, save.save_id)
-                    shard = ShardFile(uploads, key, name, self.transforms, file.nbytes, requests_per_second)
+                    shard = ShardFile(uploads, key, name, self.transforms, file.nbytes)
                     open_files.append(shard)
                     results += shard.write(file, resolver)
                     shard.start_finishing()

@@ -20,10 +20,12 @@
 //! assert_eq!(lane.take(start), Err(start + Duration::from_secs_f64(0.5 / rate)));
 //! ```
 
+mod budget;
 mod lane;
 mod lanes;
 mod share;
 
+pub use budget::share_of_budget;
 pub use lane::Lane;
 pub use lanes::{Lanes, folder};
 pub use share::Share;

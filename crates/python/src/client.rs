@@ -1,8 +1,7 @@
 //! `_native.Client`: the engine and the commit, for Python.
 
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyList};
@@ -10,12 +9,13 @@ use s3dcp_checkpoint::{
     ConditionalCommit, Layout, MAX_INDEX_BYTES, Target, commit, discard, nearby_checkpoints, prepare,
 };
 use s3dcp_entry::entry;
-use s3dcp_s3::{ClientConfig, Error, ErrorKind, ServerSideEncryption};
+use s3dcp_s3::{ClientConfig, Error, ErrorKind};
 
 use crate::download::{Download, Downloads, Order, Running, whole_range};
 use crate::errors::{about, to_python};
 use crate::index::Index;
 use crate::runtime::{OfProcess, wait};
+use crate::settings::Settings;
 use crate::shard_writer::{ShardWriter, Uploads};
 
 /// Size, ETag and age of an object.
@@ -137,57 +137,15 @@ impl Client {
 #[entry]
 #[pymethods]
 impl Client {
+    /// `settings`: an `S3ClientConfig`, whose `endpoint_url` the caller has settled already.
     #[new]
-    #[pyo3(signature = (*, region, endpoint_url, force_path_style, unsigned, profile, requester_pays,
-        server_side_encryption, sse_kms_key_id, storage_class, checksum_headers, ca_bundle, max_attempts, deadline,
-        connect_timeout, read_timeout, max_connections, throughput_target_gbps, part_size))]
-    #[expect(clippy::too_many_arguments, reason = "one keyword per field of S3ClientConfig")]
     fn new(
         py: Python<'_>,
         region: Option<String>,
         endpoint_url: Option<String>,
-        force_path_style: bool,
-        unsigned: bool,
-        profile: Option<String>,
-        requester_pays: bool,
-        server_side_encryption: Option<&str>,
-        sse_kms_key_id: Option<String>,
-        storage_class: Option<String>,
-        checksum_headers: Option<bool>,
-        ca_bundle: Option<PathBuf>,
-        max_attempts: u32,
-        deadline: f64,
-        connect_timeout: f64,
-        read_timeout: f64,
-        max_connections: Option<usize>,
-        throughput_target_gbps: f64,
-        part_size: Option<u64>,
+        settings: Settings,
     ) -> PyResult<Self> {
-        let defaults = ClientConfig::default();
-        let config = ClientConfig {
-            region,
-            endpoint_url,
-            force_path_style,
-            unsigned,
-            profile,
-            requester_pays,
-            server_side_encryption: match server_side_encryption {
-                None => None,
-                Some("AES256") => Some(ServerSideEncryption::Aes256),
-                Some(_) => Some(ServerSideEncryption::AwsKms { key_id: sse_kms_key_id }),
-            },
-            storage_class,
-            checksum_headers,
-            ca_bundle,
-            max_attempts,
-            deadline: seconds(deadline),
-            connect_timeout: seconds(connect_timeout),
-            read_timeout: seconds(read_timeout),
-            max_connections: max_connections.unwrap_or(defaults.max_connections),
-            throughput_target_gbps,
-            part_size,
-            ..defaults
-        };
+        let config = settings.config(region, endpoint_url);
         let engine = s3dcp_s3::Client::new(config.clone()).map_err(|error| to_python(py, &error))?;
         Ok(Self { config, live: Mutex::new(OfProcess::new(engine)) })
     }
@@ -271,14 +229,17 @@ impl Client {
         Ok(buffers)
     }
 
-    /// The downloads of one load from `bucket`, to be used in a `with` block.
-    fn downloads(&self, py: Python<'_>, bucket: &str, verify: bool) -> PyResult<Downloads> {
-        Ok(Downloads::new(self.engine(py)?, bucket, verify))
+    /// The downloads of one load from `bucket` by so many ranks, to be used in a `with` block.
+    #[pyo3(signature = (bucket, verify, ranks=1))]
+    fn downloads(&self, py: Python<'_>, bucket: &str, verify: bool, ranks: u64) -> PyResult<Downloads> {
+        Ok(Downloads::new(self.engine(py)?, bucket, verify, ranks))
     }
 
-    /// The uploads of one save to `bucket`, to be used in a `with` block.
-    fn uploads(&self, py: Python<'_>, bucket: &str) -> PyResult<Uploads> {
-        Ok(Uploads::new(self.engine(py)?, bucket))
+    /// The uploads of one save to `bucket`, to be used in a `with` block. `alike`: the ranks that save at once, and the files of
+    /// each, between which S3's budget is divided (None: it is not).
+    #[pyo3(signature = (bucket, alike=None))]
+    fn uploads(&self, py: Python<'_>, bucket: &str, alike: Option<(u64, u64)>) -> PyResult<Uploads> {
+        Ok(Uploads::new(self.engine(py)?, bucket, alike))
     }
 
     /// Give up a save to a path that no index can name: abort its uploads and delete its files, those with these
@@ -366,10 +327,6 @@ impl Client {
             bytes_received: stats.bytes_received,
         })
     }
-}
-
-fn seconds(value: f64) -> Duration {
-    Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX)
 }
 
 /// Bucket and key of an `s3://` URI; `argument` is named in the error.

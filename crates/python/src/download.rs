@@ -10,7 +10,7 @@ use s3dcp_checkpoint::{
     BlockDim, BlockLayout, Destination, ItemChecksums, ItemHead, ItemRead, Piece, ReadOptions, plan_reads,
 };
 use s3dcp_entry::entry;
-use s3dcp_s3::{Client, Error, ErrorKind};
+use s3dcp_s3::{Client, Error, ErrorKind, share_of_budget};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::errors::{about, shown, to_python};
@@ -271,14 +271,16 @@ pub(crate) struct Downloads {
     engine: OfProcess<Client>,
     bucket: String,
     verify: bool,
+    /// Ranks that load at once, as far as is known.
+    ranks: u64,
     /// None once closed.
     running: Mutex<Option<Vec<Arc<Running>>>>,
 }
 
 impl Downloads {
-    pub(crate) fn new(engine: Client, bucket: &str, verify: bool) -> Self {
+    pub(crate) fn new(engine: Client, bucket: &str, verify: bool, ranks: u64) -> Self {
         let engine = OfProcess::new(engine);
-        Self { engine, bucket: bucket.to_owned(), verify, running: Mutex::new(Some(Vec::new())) }
+        Self { engine, bucket: bucket.to_owned(), verify, ranks, running: Mutex::new(Some(Vec::new())) }
     }
 
     fn running(&self) -> MutexGuard<'_, Option<Vec<Arc<Running>>>> {
@@ -290,19 +292,13 @@ impl Downloads {
 #[pymethods]
 impl Downloads {
     /// Start fetching a batch of reads into `memory`, whatever owns it, which is kept alive as long as the download.
-    fn start(
-        &self,
-        py: Python<'_>,
-        batch: Batch<'_>,
-        memory: Py<PyAny>,
-        requests_per_second: f64,
-    ) -> PyResult<Download> {
+    fn start(&self, py: Python<'_>, batch: Batch<'_>, memory: Py<PyAny>) -> PyResult<Download> {
         let engine = self.engine.get().ok_or_else(|| to_python(py, &forked("the load")))?;
         let reads = batch.reads()?;
         let order = Order {
             bucket: &self.bucket,
             verify: self.verify,
-            requests_per_second: Some(requests_per_second),
+            requests_per_second: Some(share_of_budget(false, self.ranks, 1)),
         };
         let mut running = self.running();
         let Some(group) = running.as_mut() else {

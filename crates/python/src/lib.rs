@@ -16,6 +16,7 @@ mod pool;
 mod prefix;
 mod runtime;
 mod server;
+mod settings;
 mod shard_writer;
 mod simulate;
 mod staging;

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyTuple};
 use s3dcp_checkpoint::{DType, ItemRecord, TensorSpec};
 use s3dcp_entry::entry;
-use s3dcp_s3::{Client, Error, ErrorKind, UploadOptions, UploadOutput};
+use s3dcp_s3::{Client, Error, ErrorKind, UploadOptions, UploadOutput, share_of_budget};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -260,13 +260,17 @@ impl Drop for ShardWriter {
 pub(crate) struct Uploads {
     engine: OfProcess<Client>,
     bucket: String,
+    /// Writes per second that each writer should keep to; `None`: as many as it likes.
+    requests_per_second: Option<f64>,
     writers: Mutex<Vec<Py<ShardWriter>>>,
 }
 
 impl Uploads {
-    pub(crate) fn new(engine: Client, bucket: &str) -> Self {
+    /// `alike`: the ranks that save at once, and the files of each, where they are known.
+    pub(crate) fn new(engine: Client, bucket: &str, alike: Option<(u64, u64)>) -> Self {
         let engine = OfProcess::new(engine);
-        Self { engine, bucket: bucket.to_owned(), writers: Mutex::new(Vec::new()) }
+        let requests_per_second = alike.map(|(ranks, files)| share_of_budget(true, ranks, files));
+        Self { engine, bucket: bucket.to_owned(), requests_per_second, writers: Mutex::new(Vec::new()) }
     }
 
     fn writers(&self) -> MutexGuard<'_, Vec<Py<ShardWriter>>> {
@@ -277,19 +281,11 @@ impl Uploads {
 #[entry]
 #[pymethods]
 impl Uploads {
-    /// A writer of one object, of about `size_hint` bytes (0: not known), that should send at most
-    /// `requests_per_second` (None: as many as it likes).
-    #[pyo3(signature = (key, size_hint, requests_per_second=None))]
-    fn shard_writer(
-        &self,
-        py: Python<'_>,
-        key: &str,
-        size_hint: u64,
-        requests_per_second: Option<f64>,
-    ) -> PyResult<Py<ShardWriter>> {
+    /// A writer of one object, of about `size_hint` bytes (0: not known).
+    fn shard_writer(&self, py: Python<'_>, key: &str, size_hint: u64) -> PyResult<Py<ShardWriter>> {
         let options = UploadOptions {
             size_hint: (size_hint > 0).then_some(size_hint),
-            requests_per_second,
+            requests_per_second: self.requests_per_second,
             ..UploadOptions::default()
         };
         let engine = self.engine.get().ok_or_else(|| to_python(py, &forked("the save")))?;

@@ -42,6 +42,7 @@ pub use operation::object::{GetOutput, ObjectInfo, PutOptions, PutOutput};
 pub use protocol::address::{join_key, parse_s3_uri};
 pub use protocol::checksum::{crc32, crc32_combine};
 pub use protocol::conditions::{Condition, Conditions, Support};
+pub use s3dcp_pacing::share_of_budget;
 pub use stats::Stats;
 pub use transfer::download::{RangeRead, RangeSink, Space};
 pub use transfer::part_size::{Capacity, PartPlan};

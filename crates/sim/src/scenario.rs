@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use s3dcp_partition::Limits;
 use s3dcp_prefix::{DefaultPrefixStrategy, PrefixStrategy};
-use s3dcp_s3::Capacity;
+use s3dcp_s3::{Capacity, share_of_budget};
 
 /// What the ranks do in each round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -243,10 +243,9 @@ impl Scenario {
     /// Requests per second that a file is planned for: s3dcp counts on one partition, and on what AWS promises for it, whatever
     /// the limits are here.
     pub(crate) fn promised(&self) -> f64 {
-        let (promised, ranks) = (Limits::default(), f64::from(self.world_size));
         match self.operation {
-            Operation::Save => promised.writes_per_second / ranks / f64::from(self.files_per_rank),
-            Operation::Load => promised.reads_per_second / ranks,
+            Operation::Save => share_of_budget(true, self.world_size.into(), self.files_per_rank.into()),
+            Operation::Load => share_of_budget(false, self.world_size.into(), 1),
         }
     }
 

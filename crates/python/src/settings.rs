@@ -1,0 +1,63 @@
+//! The settings of a client, as Python has them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use s3dcp_s3::{ClientConfig, ServerSideEncryption};
+
+/// An `S3ClientConfig` of Python, which has checked its fields; it says what each is.
+#[derive(FromPyObject)]
+pub(crate) struct Settings {
+    throughput_target_gbps: f64,
+    part_size: Option<u64>,
+    unsigned: bool,
+    force_path_style: bool,
+    max_attempts: u32,
+    profile: Option<String>,
+    requester_pays: bool,
+    server_side_encryption: Option<String>,
+    sse_kms_key_id: Option<String>,
+    storage_class: Option<String>,
+    checksum_headers: Option<bool>,
+    ca_bundle: Option<PathBuf>,
+    deadline: f64,
+    connect_timeout: f64,
+    read_timeout: f64,
+    max_connections: Option<usize>,
+}
+
+impl Settings {
+    /// The engine's settings.
+    pub(crate) fn config(self, region: Option<String>, endpoint_url: Option<String>) -> ClientConfig {
+        let defaults = ClientConfig::default();
+        ClientConfig {
+            region,
+            endpoint_url,
+            force_path_style: self.force_path_style,
+            unsigned: self.unsigned,
+            profile: self.profile,
+            requester_pays: self.requester_pays,
+            server_side_encryption: match self.server_side_encryption.as_deref() {
+                None => None,
+                Some("AES256") => Some(ServerSideEncryption::Aes256),
+                Some(_) => Some(ServerSideEncryption::AwsKms { key_id: self.sse_kms_key_id }),
+            },
+            storage_class: self.storage_class,
+            checksum_headers: self.checksum_headers,
+            ca_bundle: self.ca_bundle,
+            max_attempts: self.max_attempts,
+            deadline: seconds(self.deadline),
+            connect_timeout: seconds(self.connect_timeout),
+            read_timeout: seconds(self.read_timeout),
+            max_connections: self.max_connections.unwrap_or(defaults.max_connections),
+            throughput_target_gbps: self.throughput_target_gbps,
+            part_size: self.part_size,
+            ..defaults
+        }
+    }
+}
+
+fn seconds(value: f64) -> Duration {
+    Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX)
+}
