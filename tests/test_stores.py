@@ -130,6 +130,9 @@ def test_what_is_known_of_one_store_is_not_taken_for_another() -> None:
         assert save(1.0, None, conditional_commit="require") == []
         honours.inject("error:501/NotImplemented header=x-amz-checksum-*")
         assert save(2.0, None) == []
+    refusing = testing.server([BUCKET], faults=["error:501/NotImplemented header=if-*"])
+    with refusing, pytest.raises(CheckpointException, match="conditional_commit"):
+        save(1.0, None, conditional_commit="require")
 
 
 @pytest.mark.parametrize("refusal", ["501/NotImplemented", "400/InvalidArgument", "412/PreconditionFailed"])
