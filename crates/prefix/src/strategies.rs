@@ -3,7 +3,7 @@
 //! A strategy says how many patterns it has and writes one of them; the rest of a prefix is the same for all.
 
 use crate::error::PrefixError;
-use crate::strategy::{Number, PrefixStrategy, push_prefix};
+use crate::strategy::{Number, PrefixStrategy, prefix_of, push_prefix};
 use crate::text::check_user_prefix;
 
 /// `__<rank>_`, the names that torch itself gives shard files: every rank side by side under the checkpoint's path.
@@ -17,9 +17,7 @@ pub struct DefaultPrefixStrategy;
 
 impl PrefixStrategy for DefaultPrefixStrategy {
     fn generate_prefix(&self, rank: i64) -> String {
-        let mut prefix = String::new();
-        self.write_prefix(rank, &mut prefix);
-        prefix
+        prefix_of(self, rank)
     }
 
     fn write_prefix(&self, rank: i64, out: &mut String) {
@@ -33,9 +31,7 @@ pub struct GivenPrefixStrategy(pub String);
 
 impl PrefixStrategy for GivenPrefixStrategy {
     fn generate_prefix(&self, rank: i64) -> String {
-        let mut prefix = String::new();
-        push_prefix(self, rank, &mut prefix);
-        prefix
+        prefix_of(self, rank)
     }
 
     fn write_pattern(&self, _index: u64, out: &mut String) {
@@ -94,9 +90,7 @@ impl RoundRobinPrefixStrategy {
 
 impl PrefixStrategy for RoundRobinPrefixStrategy {
     fn generate_prefix(&self, rank: i64) -> String {
-        let mut prefix = String::new();
-        self.write_prefix(rank, &mut prefix);
-        prefix
+        prefix_of(self, rank)
     }
 
     fn write_prefix(&self, rank: i64, out: &mut String) {

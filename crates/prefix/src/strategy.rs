@@ -86,7 +86,14 @@ pub(crate) fn push_prefix(strategy: &impl PrefixStrategy, rank: i64, out: &mut S
     push_tail(strategy.epoch_num().map(Number::Small), Number::Small(rank), out);
 }
 
-/// The same for a rank and an epoch of any size, with the `index` of the pattern that the rank gets.
+/// The prefix that [`push_prefix`] appends.
+pub(crate) fn prefix_of(strategy: &impl PrefixStrategy, rank: i64) -> String {
+    let mut prefix = String::new();
+    push_prefix(strategy, rank, &mut prefix);
+    prefix
+}
+
+/// The same as [`push_prefix`] for a rank and an epoch of any size, with the `index` of the pattern that the rank gets.
 ///
 /// # Errors
 /// [`PrefixError::TooLong`], in the name of the rank, where no key could hold the prefix.

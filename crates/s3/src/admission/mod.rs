@@ -139,10 +139,7 @@ impl Permit {
     pub(crate) fn answered(&self, outcome: Outcome) {
         match outcome {
             Outcome::Admitted => self.pacing.admitted(&self.keys),
-            Outcome::Refused => {
-                self.counters.add_throttled();
-                self.pacing.refused(&self.keys, self.sent);
-            }
+            Outcome::Refused => self.refused(std::slice::from_ref(&*self.keys)),
         }
     }
 

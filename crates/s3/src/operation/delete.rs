@@ -95,8 +95,8 @@ impl Client {
             let again: HashSet<&str> = passing.iter().map(|(_, refused)| &refused.key[..]).collect();
             left.retain(|key| again.contains(&key[..]));
             let (reasons, refused): (Vec<_>, Vec<_>) = passing.into_iter().unzip();
-            let throttled = |failure: &Failure| failure.class == Class::Throttled;
-            let worst = reasons.into_iter().reduce(|one, other| if throttled(&other) { other } else { one });
+            // The service asks for fewer requests with whatever else is wrong.
+            let worst = reasons.into_iter().max_by_key(|failure| failure.class == Class::Throttled);
             if let Some(worst) = worst.filter(|_| !left.is_empty())
                 && let Err(error) = self.recover(&call, &mut operation, worst).await
             {
