@@ -14,7 +14,7 @@ import s3torchconnector
 from torch.distributed.checkpoint import FileSystemWriter
 
 import s3dcp
-from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter
+from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, checkpoint_id
 from s3dcp._plan_check import replacements
 from workers import fault_matrix, pages
 from workers.pages import ROOT, constant
@@ -128,7 +128,7 @@ def test_the_planners_take_torchs_arguments() -> None:
 def variables_read() -> set[str]:
     """The environment variables that the product reads by name."""
     found = set()
-    for path in [*ROOT.glob("crates/*/src/**/*.rs"), *ROOT.glob("python/s3dcp/**/*.py")]:
+    for path in [*ROOT.glob("crates/*/src/**/*.rs"), *ROOT.glob("python/**/*.py")]:
         if path.name != "testing.py":  # which sets them
             found |= set(re.findall(r'"((?:AWS|S3DCP)_[A-Z0-9_]+|HOME)"', pages.code(path)))
     return found
@@ -140,10 +140,19 @@ def test_the_variables_on_the_page_are_those_that_are_read() -> None:
     assert set(told) == variables_read()
 
 
+def test_the_settings_without_a_writer_are_those_of_configure() -> None:
+    whole = pages.text(REFERENCE).partition("## Without a writer or reader")[2].partition("\n## ")[0]
+    arguments, variables = whole.split("\n\n")[1:3]
+    named = re.findall(r"`(\w+)`", arguments.partition(", for\n")[0])
+    assert set(named) == {*inspect.signature(s3dcp.configure).parameters}
+    told = set(re.findall(r"`([a-z_]+)`", variables)) - {"default", "binary", "hex"}
+    assert told == set(checkpoint_id.PARSERS)
+
+
 @pytest.mark.parametrize("page", pages.PAGES)
 def test_no_page_names_a_variable_that_nobody_reads(page: str) -> None:
     named = set(re.findall(r"\b(?:AWS|S3DCP)_[A-Z][A-Z0-9_]*[A-Z0-9]\b", pages.text(page)))
-    read = variables_read()
+    read = variables_read() | {f"S3DCP_{name.upper()}" for name in checkpoint_id.PARSERS}
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
     tests += (ROOT / "crates/cli/tests/docs.rs").read_text()
     assert [name for name in named if name not in read and not (name.startswith("S3DCP_") and name in tests)] == []

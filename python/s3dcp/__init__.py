@@ -10,8 +10,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from s3dcp_autoload import register
+
 from . import s3_prefix_strategy
 from ._native import __version__
+from .checkpoint_id import configure
 from .client_config import S3ClientConfig
 from .errors import (
     AlreadyExists,
@@ -59,6 +62,8 @@ __all__ = [
     "Throttled",
     "Timeout",
     "__version__",
+    "configure",
+    "register",
 ]
 __all__ += s3_prefix_strategy.__all__
 
