@@ -8,7 +8,7 @@
 )]
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 
@@ -119,7 +119,8 @@ pub(crate) fn wait<T: Send>(
     future: impl Future<Output = Result<T, Error>> + Send,
 ) -> PyResult<T> {
     let handle = handle()?;
-    let mut future = pin!(future);
+    // One type for all, so that waiting is compiled once for each result and not for each call.
+    let mut future: Pin<&mut (dyn Future<Output = Result<T, Error>> + Send)> = pin!(future);
     loop {
         let step = py.detach(|| {
             handle.block_on(async { tokio::time::timeout(SIGNAL_INTERVAL, future.as_mut()).await })

@@ -7,6 +7,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -70,6 +72,15 @@ impl Server {
     /// # Panics
     /// When called outside a tokio runtime.
     pub async fn start(config: ServerConfig) -> io::Result<Self> {
+        Self::start_boxed(config).await
+    }
+
+    /// Boxed, so that the server is compiled here once, rather than in every crate that starts one.
+    fn start_boxed(config: ServerConfig) -> BoxFuture<'static, io::Result<Self>> {
+        Self::open(config).boxed()
+    }
+
+    async fn open(config: ServerConfig) -> io::Result<Self> {
         let backend: Box<dyn Backend> = match &config.storage {
             Storage::Memory => Box::new(Memory),
             Storage::Disk(directory) => {

@@ -5,6 +5,9 @@
 
 use std::path::Path;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+
 use crate::auth::credentials::CredentialCache;
 use crate::config::ClientConfig;
 use crate::config::environment::Environment;
@@ -25,11 +28,15 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Settles everything.
+    /// Settles everything. Boxed, so that it is compiled in this crate alone.
     ///
     /// # Errors
     /// `Config`, naming the setting.
-    pub(crate) async fn open(config: &ClientConfig) -> Result<Session, Error> {
+    pub(crate) fn open(config: &ClientConfig) -> BoxFuture<'_, Result<Session, Error>> {
+        Session::settled(config).boxed()
+    }
+
+    async fn settled(config: &ClientConfig) -> Result<Session, Error> {
         let environment = Environment::of_process();
         let (endpoint, region) = settle(config, &environment).await?;
         let bundle = bundle(config, &environment)?;

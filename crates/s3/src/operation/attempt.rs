@@ -2,6 +2,8 @@
 //!
 //! [`Client::attempt`] is one try, [`Client::recover`] what happens between two. Operations whose answer is small use
 //! [`Client::execute`]; downloads drive the two themselves, because they go on where a broken answer ended.
+//!
+//! Both are boxed: what is behind them is compiled here once, rather than in every crate that awaits an operation.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,6 +13,8 @@ use aws_credential_types::Credentials;
 use aws_sigv4::http_request::SignableBody;
 use aws_smithy_types::base64;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use md5::{Digest, Md5};
 
@@ -122,7 +126,15 @@ impl Client {
 
     /// Sends the request once. Every status but success is a failure; what a success says of the load is still to be told to
     /// its permit.
-    pub(crate) async fn attempt(&self, call: &Call, operation: &mut Operation) -> Result<Answer, Failure> {
+    pub(crate) fn attempt<'a>(
+        &'a self,
+        call: &'a Call,
+        operation: &'a mut Operation,
+    ) -> BoxFuture<'a, Result<Answer, Failure>> {
+        self.try_once(call, operation).boxed()
+    }
+
+    async fn try_once(&self, call: &Call, operation: &mut Operation) -> Result<Answer, Failure> {
         let inner = &*self.inner;
         let attempt = operation.attempts.count + 1;
         let deadline = operation.started.map(|started| started + inner.config.deadline);
@@ -163,7 +175,16 @@ impl Client {
     }
 
     /// Applies a remedy and waits for its pause; or hands out the final error.
-    pub(crate) async fn recover(
+    pub(crate) fn recover<'a>(
+        &'a self,
+        call: &'a Call,
+        operation: &'a mut Operation,
+        failure: Failure,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        self.adapt_or_wait(call, operation, failure).boxed()
+    }
+
+    async fn adapt_or_wait(
         &self,
         call: &Call,
         operation: &mut Operation,
