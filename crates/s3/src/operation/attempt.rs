@@ -3,7 +3,7 @@
 //! [`Client::attempt`] is one try, [`Client::recover`] what happens between two. Operations whose answer is small use
 //! [`Client::execute`]; downloads drive the two themselves, because they go on where a broken answer ended.
 //!
-//! Both are boxed: what is behind them is compiled here once, rather than in every crate that awaits an operation.
+//! What tries once or recovers is boxed: it is compiled here once, rather than in every crate that awaits an operation.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -107,12 +107,16 @@ impl Client {
     }
 
     /// Sends the request once and reads the answer whole, in which there may be an error in spite of its status.
-    pub(crate) async fn attempt_whole(
-        &self,
-        call: &Call,
-        operation: &mut Operation,
-    ) -> Result<Reply, Failure> {
-        let Answer { status, headers, mut body, permit, _sending } = self.attempt(call, operation).await?;
+    pub(crate) fn attempt_whole<'a>(
+        &'a self,
+        call: &'a Call,
+        operation: &'a mut Operation,
+    ) -> BoxFuture<'a, Result<Reply, Failure>> {
+        self.try_once_whole(call, operation).boxed()
+    }
+
+    async fn try_once_whole(&self, call: &Call, operation: &mut Operation) -> Result<Reply, Failure> {
+        let Answer { status, headers, mut body, permit, _sending } = self.try_once(call, operation).await?;
         let body = body.collect(MAX_ANSWER).await?;
         if error_inside(&body).is_some() {
             let session = self.session().await.map_err(Failure::fatal)?;
