@@ -69,6 +69,7 @@ check: check-rust check-python
 check-rust:
 	cargo fmt --all --check
 	cargo clippy --locked --release --workspace --all-targets --quiet -- -D warnings
+	cargo clippy --locked --release -p s3dcp-s3 --no-default-features --all-targets --quiet -- -D warnings
 	@for crate in libfuzzer models; do \
 		cargo update --workspace --locked --quiet --manifest-path fuzz/$$crate/Cargo.toml || exit 1; \
 	done # their locks follow the workspace's

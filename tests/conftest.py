@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-import real
-from real import departures
 from s3dcp import testing
-from workers.ranks import Alone, Ranks
-from workers.store import Store, boto_client
+from support import real
+from support.ranks import Alone, Ranks
+from support.real import departures
+from support.store import Store, boto_client
 
 torch.set_num_threads(1)
-# Processes that tests start import `workers` as well.
+# Processes that tests start import `support` as well.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
 )
@@ -99,7 +99,7 @@ def failure() -> Callable[..., BaseException]:
     """Runs what must fail; gives the error, out of torch's CheckpointException where it is in one."""
     from torch.distributed.checkpoint.api import CheckpointException
 
-    from workers.ranks import RankFailed
+    from support.ranks import RankFailed
 
     def run(function: Callable[..., Any], *args: Any, rank: int = 0, **kwargs: Any) -> BaseException:
         try:

@@ -15,9 +15,9 @@ from torch.distributed.checkpoint import DefaultSavePlanner
 
 import s3dcp._client
 from s3dcp import HexPrefixStrategy, S3ClientConfig, S3FileSystem, S3StorageReader, S3StorageWriter, _staging
-from workers import async_jobs, jobs
-from workers.states import assert_same, blank, training_state, values
-from workers.store import REGION, Store
+from support import async_jobs, jobs
+from support.states import assert_same, blank, training_state, values
+from support.store import REGION, Store
 
 
 def test_an_async_save_stores_the_values_of_the_moment_it_was_called(store: Store) -> None:

@@ -16,9 +16,9 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from s3dcp import Corrupt, testing
-from workers import jobs
-from workers.states import values
-from workers.store import Store
+from support import jobs
+from support.states import values
+from support.store import Store
 
 SHAPE = (300, 40)
 SAVED = values(SHAPE, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from s3dcp import (
     S3StorageReader,
     S3StorageWriter,
 )
-from workers import faults, jobs
-from workers.states import blank, values
-from workers.store import REGION, Store, boto_client
+from support import faults, jobs
+from support.states import blank, values
+from support.store import REGION, Store, boto_client
+from support.wire import refusing
 
 MIB = 1024 * 1024
 
@@ -251,9 +251,7 @@ def test_the_wrong_region_is_named_with_the_right_one(failure) -> None:
 
 
 def test_an_endpoint_where_nothing_listens_is_a_failed_connection(store: Store, failure) -> None:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{held.getsockname()[1]}"
+    with refusing() as url:
         settings = S3ClientConfig(max_attempts=2, connect_timeout=2)
         error = failure(jobs.save, state(), store.uri, endpoint_url=url, s3client_config=settings)
     assert isinstance(error, ConnectionFailed)

@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -17,9 +16,10 @@ from torch.distributed.checkpoint import DefaultSavePlanner
 
 from s3dcp import S3ClientConfig, _shards
 from s3dcp._client import client_for
-from workers import jobs
-from workers.states import values
-from workers.store import REGION, Store
+from support import jobs
+from support.states import values
+from support.store import REGION, Store
+from support.wire import Request, Scripted, error
 
 COUNT = 2 * _shards._BATCH_TENSORS + 300
 
@@ -185,37 +185,22 @@ def test_an_interrupt_ends_a_batch_that_waits_for_the_network(monkeypatch: pytes
     """The endpoint does not answer until the interrupt has arrived, and refuses then."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
-    arrived = threading.Event()
-    listener = socket.create_server(("127.0.0.1", 0))
+    arrived, asked = threading.Event(), threading.Lock()
 
-    def refuse(connection: socket.socket) -> None:
+    def refuse(_: Request) -> bytes:
+        if asked.acquire(blocking=False):
+            os.kill(os.getpid(), signal.SIGINT)
         arrived.wait(60)
-        with connection:
-            connection.recv(65536)
-            connection.sendall(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        return error("403 Forbidden", "AccessDenied")
 
-    def serve() -> None:
-        first = True
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=refuse, args=(connection,), daemon=True).start()
-            if first:
-                os.kill(os.getpid(), signal.SIGINT)
-            first = False
-
-    port = listener.getsockname()[1]
-    client = client_for(REGION, f"http://127.0.0.1:{port}", S3ClientConfig(force_path_style=True))
-    writer = client.uploads("bucket").shard_writer("key", 1 << 40)
-    large = torch.zeros(16 << 20, dtype=torch.uint8)
-    item = ("uint8", large.shape, large.data_ptr(), large)
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            writer.tensors([item] * 4096)
-    finally:
-        arrived.set()
-        writer.abort()
-        listener.close()
+    with Scripted(refuse) as service:
+        client = client_for(REGION, service.url, S3ClientConfig(force_path_style=True))
+        writer = client.uploads("bucket").shard_writer("key", 1 << 40)
+        large = torch.zeros(16 << 20, dtype=torch.uint8)
+        item = ("uint8", large.shape, large.data_ptr(), large)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                writer.tensors([item] * 4096)
+        finally:
+            arrived.set()
+            writer.abort()

@@ -30,11 +30,11 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from s3dcp import Corrupt, S3ClientConfig
 from s3dcp._native import SLICE_BYTES
-from workers import chance, jobs
-from workers.indexes import pickle_length
-from workers.ranks import RankFailed
-from workers.states import DTYPES, assert_same, blank, layouts, values
-from workers.store import Store
+from support import chance, jobs
+from support.indexes import pickle_length
+from support.ranks import RankFailed
+from support.states import DTYPES, assert_same, blank, layouts, values
+from support.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
 

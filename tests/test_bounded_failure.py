@@ -17,12 +17,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 import s3dcp
 from s3dcp import Corrupt, Denied, S3ClientConfig, S3FileSystem, Throttled, Timeout, testing
-from workers import jobs, wire
-from workers.children import Child, names_of_threads, raised_by
-from workers.ranks import RankFailed
-from workers.states import blank, values
-from workers.store import REGION, Store
-from workers.wire import Between, Request, Scripted
+from support import jobs, wire
+from support.children import Child, names_of_threads, raised_by
+from support.ranks import RankFailed
+from support.states import blank, values
+from support.store import REGION, Store
+from support.wire import Between, Request, Scripted
 
 MIB = 1024 * 1024
 # All other limits are far longer, so a call that ends within a few of these ended by its deadline.

@@ -19,7 +19,7 @@ import s3dcp
 import s3dcp_autoload
 from s3dcp import HexPrefixStrategy, S3ClientConfig, S3StorageReader, S3StorageWriter
 from s3dcp.checkpoint_id import storage_for
-from workers.store import Store
+from support.store import Store
 
 PYTHON = Path(s3dcp.__file__).parents[1]
 OURS = re.compile(r"__\d+_\d+-[0-9a-f]{16}\.distcp")

@@ -15,10 +15,10 @@ from s3dcp import (
     HexPrefixStrategy,
     RoundRobinPrefixStrategy,
 )
-from workers import group_jobs, jobs
-from workers.ranks import Alone
-from workers.states import assert_same, training_state, values
-from workers.store import Store
+from support import group_jobs, jobs
+from support.ranks import Alone
+from support.states import assert_same, training_state, values
+from support.store import Store
 
 pytestmark = pytest.mark.distributed
 

@@ -16,8 +16,8 @@ from torch.distributed.checkpoint import FileSystemWriter
 import s3dcp
 from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, checkpoint_id
 from s3dcp._plan_check import replacements
-from workers import fault_matrix, pages
-from workers.pages import ROOT, constant
+from support import fault_matrix, pages
+from support.pages import ROOT, constant
 
 REFERENCE = "docs/reference.md"
 MIB, GIB = 1 << 20, 1 << 30

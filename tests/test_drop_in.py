@@ -23,10 +23,10 @@ from torch.distributed.checkpoint.planner import LoadPlan, SavePlan
 
 import s3dcp
 from s3dcp import AlreadyExists, HexPrefixStrategy, NotFound, S3ClientConfig, S3StorageReader, S3StorageWriter
-from workers import jobs
-from workers.states import assert_same, blank, values
-from workers.steps import Save
-from workers.store import REGION, Store
+from support import jobs
+from support.states import assert_same, blank, values
+from support.steps import Save
+from support.store import REGION, Store
 
 
 def state(number: int = 0) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from s3dcp import testing
-from workers import fault_matrix
-from workers.fault_matrix import Cell
+from support import fault_matrix
+from support.fault_matrix import Cell
 
 CELLS = fault_matrix.cells()
 PROMISED = fault_matrix.read_table()

@@ -9,7 +9,7 @@ import pytest
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 
 from s3dcp import NotFound, S3ClientConfig, S3FileSystem
-from workers.store import REGION, Store
+from support.store import REGION, Store
 
 MIB = 1024 * 1024
 

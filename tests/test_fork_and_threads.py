@@ -22,11 +22,11 @@ import s3dcp._staging
 from s3dcp import Interrupted, S3ClientConfig, S3FileSystem, S3StorageReader, S3StorageWriter, testing
 from s3dcp._gc import GcPause
 from s3dcp._transfer import Batch
-from workers import jobs
-from workers.children import Child, raised_by
-from workers.states import assert_same, blank, training_state, values
-from workers.store import REGION, Store
-from workers.wire import Between, Request
+from support import jobs
+from support.children import Child, raised_by
+from support.states import assert_same, blank, training_state, values
+from support.store import REGION, Store
+from support.wire import Between, Request
 
 MIB = 1024 * 1024
 

@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import s3dcp
 from s3dcp import S3StorageWriter
 from s3dcp.planner import FastLoadPlanner, FastSavePlanner
-from workers import jobs
-from workers.states import DTYPES, assert_same, blank, layouts, training_state, values
-from workers.store import REGION, Store
+from support import jobs
+from support.states import DTYPES, assert_same, blank, layouts, training_state, values
+from support.store import REGION, Store
 
 
 @contextmanager

@@ -21,10 +21,10 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, ChunkSto
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
 from s3dcp import Corrupt, FastLoadPlanner, S3StorageReader
-from workers import jobs
-from workers.indexes import sealed
-from workers.states import assert_same, values
-from workers.store import REGION, Store
+from support import jobs
+from support.indexes import sealed
+from support.states import assert_same, values
+from support.store import REGION, Store
 
 Change = Callable[[Any], object]
 

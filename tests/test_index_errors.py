@@ -26,11 +26,11 @@ from s3dcp import (
     Throttled,
     Timeout,
 )
-from workers import jobs, wire
-from workers.indexes import without_checksums
-from workers.states import blank, values
-from workers.store import REGION, Store, boto_client
-from workers.wire import Request, Scripted
+from support import jobs, wire
+from support.indexes import without_checksums
+from support.states import blank, values
+from support.store import REGION, Store, boto_client
+from support.wire import Request, Scripted
 
 BRIEF = S3ClientConfig(max_attempts=1, deadline=2, read_timeout=0.3, connect_timeout=1)
 

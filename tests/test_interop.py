@@ -11,9 +11,9 @@ from safetensors.torch import load as load_safetensors
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
-from workers import jobs, strategies
-from workers.states import assert_same, blank, training_state
-from workers.strategies import Spec
+from support import jobs, strategies
+from support.states import assert_same, blank, training_state
+from support.strategies import Spec
 
 every_strategy = pytest.mark.parametrize("spec", strategies.ALL, ids=strategies.name_of)
 every_epoch_strategy = pytest.mark.parametrize("spec", strategies.WITH_EPOCH, ids=strategies.name_of)

@@ -25,9 +25,9 @@ import torch
 from s3dcp import Interrupted, S3ClientConfig, S3FileSystem, _native, _transfer, storage_writer, testing
 from s3dcp._gc import without_gc
 from s3dcp._transfer import Batch
-from workers import chance, jobs
-from workers.states import assert_same, blank, values
-from workers.store import REGION, Store
+from support import chance, jobs
+from support.states import assert_same, blank, values
+from support.store import REGION, Store
 
 USUAL_INTERRUPTS = 15
 MIB = 1024 * 1024

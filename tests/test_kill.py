@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from workers import chance, kill_jobs
-from workers.store import Store
-from workers.zygote import Kill, Zygote
+from support import chance, kill_jobs
+from support.store import Store
+from support.zygote import Kill, Zygote
 
 pytestmark = [
     pytest.mark.distributed,

@@ -17,10 +17,10 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
 
 from s3dcp import Conflict, Corrupt, NotFound, S3StorageReader
-from workers import jobs
-from workers.indexes import Calls, pickle_length, without_checksums
-from workers.states import assert_same, blank, values
-from workers.store import REGION, Store
+from support import jobs
+from support.indexes import Calls, pickle_length, without_checksums
+from support.states import assert_same, blank, values
+from support.store import REGION, Store
 
 
 def state(number: int = 0) -> dict[str, Any]:

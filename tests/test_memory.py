@@ -56,9 +56,9 @@ def remote(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def measure(environment: dict[str, str], kind: str, mib: int) -> dict[str, int]:
-    """Extra bytes at the peak of a save and of a load, from `workers.memory_job`."""
+    """Extra bytes at the peak of a save and of a load, from `support.memory_job`."""
     done = subprocess.run(
-        [sys.executable, "-m", "workers.memory_job", kind, str(mib)],
+        [sys.executable, "-m", "support.memory_job", kind, str(mib)],
         cwd=TESTS,
         env=environment,
         capture_output=True,

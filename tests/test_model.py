@@ -16,10 +16,10 @@ from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
 
 from s3dcp import ConfigError, Conflict, HexPrefixStrategy, NotFound, S3StorageWriter
-from workers import chance, steps
-from workers.model import Model, Planned
-from workers.states import assert_same
-from workers.store import REGION, Store
+from support import chance, steps
+from support.model import Model, Planned
+from support.states import assert_same
+from support.store import REGION, Store
 
 STEPS = 10
 EPOCHS = (1, 2)

@@ -11,10 +11,10 @@ import pytest
 import torch.distributed.checkpoint as dcp
 
 from s3dcp import AlreadyExists, ConfigError, S3FileSystem, S3StorageReader, S3StorageWriter
-from workers import jobs, strategies
-from workers.states import assert_same, blank, values
-from workers.store import REGION, Store
-from workers.strategies import Spec
+from support import jobs, strategies
+from support.states import assert_same, blank, values
+from support.store import REGION, Store
+from support.strategies import Spec
 
 # S3's rules of keys, which other servers bend: Garage drops a slash at the start of one.
 pytestmark = pytest.mark.s3("embedded")

@@ -17,10 +17,10 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 
 from s3dcp import FastLoadPlanner, FastSavePlanner, _plan_check, _plan_save, _plan_state
 from s3dcp._gc import GcPause
-from workers import jobs, planning
-from workers.planning import assert_identical, both_load, both_save, outcome, plan, whole
-from workers.states import DTYPES, assert_same, blank, layouts, training_state, values
-from workers.store import Store
+from support import jobs, planning
+from support.planning import assert_identical, both_load, both_save, outcome, plan, whole
+from support.states import DTYPES, assert_same, blank, layouts, training_state, values
+from support.store import Store
 
 # -- the same plans
 

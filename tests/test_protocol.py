@@ -26,7 +26,7 @@ from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 
 from s3dcp import testing
-from workers.by_hand import BUCKET, CHECKSUMS, KEYS, MIB, Upload, checksum_of, connect, crc32, get, put, refusal
+from support.by_hand import BUCKET, CHECKSUMS, KEYS, MIB, Upload, checksum_of, connect, crc32, get, put, refusal
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -15,9 +15,9 @@ import pytest
 from torch.distributed.checkpoint import DefaultSavePlanner
 
 from s3dcp import AlreadyExists, HexPrefixStrategy, S3ClientConfig, testing
-from workers import faults, jobs
-from workers.states import training_state, values
-from workers.store import Store
+from support import faults, jobs
+from support.states import training_state, values
+from support.store import Store
 
 ID = "0123456789abcdef"
 MIB = 1 << 20
@@ -152,9 +152,9 @@ KILLED = """
 import os, signal, sys, time
 from torch.distributed.checkpoint import DefaultSavePlanner
 from s3dcp import S3ClientConfig
-from workers import jobs
-from workers.states import values
-from workers.store import Store, boto_client
+from support import jobs
+from support.states import values
+from support.store import Store, boto_client
 
 bucket, uri = sys.argv[1:]
 store = Store(bucket, boto_client())

@@ -14,8 +14,8 @@ import pytest
 
 import s3dcp
 from s3dcp import testing
-from workers import pages
-from workers.pages import ROOT
+from support import pages
+from support.pages import ROOT
 
 README = pages.text("README.md")
 PREFIXES = pages.text("docs/prefixes.md")

@@ -13,14 +13,13 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-import real
-from real import departures, rgw
 from s3dcp import AlreadyExists, ConfigError, Corrupt, S3ClientConfig, S3StorageWriter, ServiceError, testing
 from s3dcp._client import client_for
-from workers import jobs
-from workers.between import Exchange, Forward, between
-from workers.states import assert_same, blank, values
-from workers.store import REGION, Store
+from support import jobs, real
+from support.real import departures, rgw
+from support.states import assert_same, blank, values
+from support.store import REGION, Store
+from support.wire import Exchange, Exchanged, Forward
 
 MIB = 1024 * 1024
 
@@ -104,8 +103,8 @@ def test_a_lost_answer_leaves_a_whole_checkpoint(store: Store, endpoint_url: str
         jobs.save(state(1), store.uri)
     large = {"x": values((3 * MIB,), 2)}
     lost = threading.Lock()
-    with between(endpoint_url, losing_one_answer(lost, *words)) as url:
-        jobs.save(large, store.uri, endpoint_url=url, s3client_config=S3ClientConfig(part_size=5 * MIB))
+    with Exchanged(endpoint_url, losing_one_answer(lost, *words)) as wire:
+        jobs.save(large, store.uri, endpoint_url=wire.url, s3client_config=S3ClientConfig(part_size=5 * MIB))
     assert lost.locked()
     jobs.check(store.uri, large)
     assert len(store.shards()) == 1
@@ -122,8 +121,8 @@ def test_what_is_overwritten_while_it_is_read_is_read_whole(store: Store, endpoi
             if number == 2 and store.read(".metadata") == old:
                 store.write(".metadata", new)
 
-    with between(endpoint_url, overwrite_in_the_middle) as url:
-        body, _ = client_for(REGION, url).get_object(store.bucket, f"{store.path}/.metadata")
+    with Exchanged(endpoint_url, overwrite_in_the_middle) as wire:
+        body, _ = client_for(REGION, wire.url).get_object(store.bucket, f"{store.path}/.metadata")
     assert store.read(".metadata") == new
     assert body in (old, new)
 
@@ -145,8 +144,8 @@ def damaging_once(damaged: Any) -> Exchange:
 def save_damaged_on_the_way(store: Store, endpoint_url: str) -> dict[str, Any]:
     tensor = {"x": torch.full((1000,), ON_THE_WAY[0], dtype=torch.uint8)}
     damaged = threading.Lock()
-    with between(endpoint_url, damaging_once(damaged)) as url:
-        jobs.save(tensor, store.uri, endpoint_url=url)
+    with Exchanged(endpoint_url, damaging_once(damaged)) as wire:
+        jobs.save(tensor, store.uri, endpoint_url=wire.url)
     assert damaged.locked()
     return tensor
 

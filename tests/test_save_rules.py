@@ -22,10 +22,10 @@ from s3dcp import (
     S3PrefixStrategyBase,
     S3StorageWriter,
 )
-from workers import jobs
-from workers.jobs import InTheMiddle
-from workers.states import blank, values
-from workers.store import REGION, Store
+from support import jobs
+from support.jobs import InTheMiddle
+from support.states import blank, values
+from support.store import REGION, Store
 
 SHARD = re.compile(r"(?P<prefix>.*)__(?P<rank>\d+)_(?P<number>\d+)-(?P<save_id>[0-9a-f]{16})\.distcp")
 

@@ -26,12 +26,12 @@ from botocore.credentials import Credentials
 from botocore.exceptions import ClientError, ParamValidationError
 
 from s3dcp import ConfigError, ConnectionFailed, Corrupt, S3ClientConfig, S3DcpError, S3FileSystem, testing
-from workers import jobs, wire
-from workers.children import raised_by
-from workers.indexes import without_checksums
-from workers.states import blank, training_state, values
-from workers.store import REGION, Store
-from workers.wire import Between, Request, Scripted, Tls
+from support import jobs, wire
+from support.children import raised_by
+from support.indexes import without_checksums
+from support.states import blank, training_state, values
+from support.store import REGION, Store
+from support.wire import Between, Request, Scripted, Tls
 
 ACCESS_KEY = "AKIDOFTHETEST"
 SECRET_KEY = "the+secret/key+of/the+test"
@@ -204,7 +204,7 @@ def test_no_secret_appears_in_logs_errors_tracebacks_reprs_or_pickles(tmp_path: 
             "RUST_LOG": "trace",
             "RUST_BACKTRACE": "full",
         }
-        program = [sys.executable, "-X", "dev", "-X", "faulthandler", "-W", "ignore", "-m", "workers.leaks", URI]
+        program = [sys.executable, "-X", "dev", "-X", "faulthandler", "-W", "ignore", "-m", "support.leaks", URI]
         shown = subprocess.run(
             program,
             input=json.dumps(cases).encode(),

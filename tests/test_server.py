@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from s3dcp import testing
-from workers.by_hand import BUCKET, KEYS, MIB, Upload, connect, crc32, get, put, refusal
+from support.by_hand import BUCKET, KEYS, MIB, Upload, connect, crc32, get, put, refusal
 
 
 def test_requests_and_bytes_are_counted() -> None:

@@ -28,7 +28,7 @@ from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 
 from s3dcp import testing
-from workers.by_hand import BUCKET, MIB, connect, get, put
+from support.by_hand import BUCKET, MIB, connect, get, put
 
 pytestmark = pytest.mark.s3("embedded")
 

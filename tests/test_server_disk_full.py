@@ -16,8 +16,8 @@ from botocore.exceptions import ClientError
 
 import s3dcp
 from s3dcp import testing
-from workers import jobs
-from workers.by_hand import BUCKET, MIB, Upload, connect, get, put
+from support import jobs
+from support.by_hand import BUCKET, MIB, Upload, connect, get, put
 
 pytestmark = pytest.mark.s3("embedded")
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +20,7 @@ import pytest
 
 from s3dcp import ConfigError, ConnectionFailed, Denied, NotFound, S3ClientConfig, S3DcpError, Timeout, testing
 from s3dcp._client import _CLIENTS_KEPT, _clients, client_for
-from workers import wire
+from support import wire
 
 KEYS = "aws_access_key_id = s3dcp\naws_secret_access_key = s3dcp-secret\nregion = us-east-1\n"
 ONE_TRY = S3ClientConfig(max_attempts=1, deadline=20)
@@ -260,52 +258,35 @@ def test_a_bundle_may_hold_more_than_certificates(
 # -- credentials that come late, or for a short time
 
 
-class Agent:
+class Agent(wire.Scripted):
     """Hands out credentials over HTTP, as containers have it; `answers` are the statuses of the next requests."""
 
     def __init__(self, lifetime: float) -> None:
         self.answers: list[int] = []
-        self.requests = 0
-        agent = self
+        self.lifetime = timedelta(seconds=lifetime)
+        super().__init__(self._answer)
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                agent.requests += 1
-                status = agent.answers.pop(0) if agent.answers else 200
-                expiry = datetime.now(timezone.utc) + timedelta(seconds=lifetime)
-                keys = {
-                    "AccessKeyId": "s3dcp",
-                    "SecretAccessKey": "s3dcp-secret",
-                    "Token": "",
-                    "Expiration": expiry.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                }
-                body = json.dumps(keys).encode() if status == 200 else b"{}"
-                self.send_response(status)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+    @property
+    def requests(self) -> int:
+        return len(self.seen)
 
-            def log_message(self, *_: object) -> None: ...
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/keys"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def _answer(self, _: wire.Request) -> bytes:
+        if self.answers and (status := self.answers.pop(0)) != 200:
+            return wire.answer(f"{status} Scripted", b"{}")
+        expiry = datetime.now(timezone.utc) + self.lifetime
+        keys = {
+            "AccessKeyId": "s3dcp",
+            "SecretAccessKey": "s3dcp-secret",
+            "Token": "",
+            "Expiration": expiry.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        return wire.answer("200 OK", json.dumps(keys).encode())
 
 
 @pytest.fixture
 def agent() -> Iterator[Callable[[float], Agent]]:
     with contextlib.ExitStack() as stack:
-
-        def start(lifetime: float) -> Agent:
-            running = Agent(lifetime)
-            stack.callback(running.stop)
-            return running
-
-        yield start
+        yield lambda lifetime: stack.enter_context(Agent(lifetime))
 
 
 def test_whoever_hands_out_credentials_may_have_a_bad_moment(
@@ -313,7 +294,7 @@ def test_whoever_hands_out_credentials_may_have_a_bad_moment(
 ) -> None:
     keys = agent(3600)
     keys.answers = [500] * 7
-    aws(AWS_CONTAINER_CREDENTIALS_FULL_URI=keys.url)
+    aws(AWS_CONTAINER_CREDENTIALS_FULL_URI=f"{keys.url}/keys")
     ask(WAITS, region="us-east-1", endpoint_url=server.endpoint_url)
     assert keys.requests == 8
 
@@ -323,7 +304,7 @@ def test_a_refusal_of_credentials_is_not_waited_for(
 ) -> None:
     keys = agent(3600)
     keys.answers = [403] * 20
-    aws(AWS_CONTAINER_CREDENTIALS_FULL_URI=keys.url)
+    aws(AWS_CONTAINER_CREDENTIALS_FULL_URI=f"{keys.url}/keys")
     error = failure(WAITS, region="us-east-1", endpoint_url=server.endpoint_url)
     assert isinstance(error, Denied)
     assert not error.retryable
@@ -335,7 +316,7 @@ def test_keys_for_a_short_time_are_not_fetched_for_every_request(
     server: testing.Server, aws: Callable[..., None], agent: Callable[[float], Agent], lifetime: float
 ) -> None:
     keys = agent(lifetime)
-    aws(AWS_CONTAINER_CREDENTIALS_FULL_URI=keys.url)
+    aws(AWS_CONTAINER_CREDENTIALS_FULL_URI=f"{keys.url}/keys")
     started = time.monotonic()
     for _ in range(30):
         ask(region="us-east-1", endpoint_url=server.endpoint_url)

@@ -16,9 +16,9 @@ from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTra
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, _fetch, _staging, _transfer
-from workers import jobs
-from workers.states import DTYPES, assert_same, blank, layouts, training_state, values
-from workers.store import REGION
+from support import jobs
+from support.states import DTYPES, assert_same, blank, layouts, training_state, values
+from support.store import REGION
 
 MIB = 1024 * 1024
 

@@ -26,10 +26,10 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import WriteItemType
 
 from s3dcp import Corrupt, FastSavePlanner, S3DcpError, S3StorageReader
-from workers import jobs
-from workers.indexes import sealed
-from workers.states import assert_same, blank, values
-from workers.store import REGION, Store
+from support import jobs
+from support.indexes import sealed
+from support.states import assert_same, blank, values
+from support.store import REGION, Store
 
 
 @pytest.fixture(params=["ours", "torch's", "the reference's"])

@@ -25,7 +25,8 @@ fn uri(text: &str) {
 
 /// An endpoint that cannot work is a matter of configuration, said in one line.
 fn endpoint(url: &str) {
-    let config = ClientConfig { endpoint_url: Some(url.to_owned()), ..ClientConfig::default() };
+    let mut config = ClientConfig::default();
+    config.endpoint_url = Some(url.to_owned());
     if let Err(error) = Client::new(config) {
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(!error.to_string().chars().any(char::is_control), "{error:?}");

@@ -54,17 +54,16 @@ pub(crate) fn run<T, F: Future<Output = T>>(
     let outcome = runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port on loopback");
         let address = listener.local_addr().expect("its address");
-        let client = Client::new(ClientConfig {
-            region: Some("us-east-1".to_owned()),
-            endpoint_url: Some(format!("http://{address}")),
-            unsigned: true,
-            max_attempts: ATTEMPTS,
-            deadline: Duration::from_secs(5),
-            read_timeout: Duration::from_secs(2),
-            max_connections: 2,
-            part_size: Some(MIN_PART_SIZE),
-            ..ClientConfig::default()
-        });
+        let mut config = ClientConfig::default();
+        config.region = Some("us-east-1".to_owned());
+        config.endpoint_url = Some(format!("http://{address}"));
+        config.unsigned = true;
+        config.max_attempts = ATTEMPTS;
+        config.deadline = Duration::from_secs(5);
+        config.read_timeout = Duration::from_secs(2);
+        config.max_connections = Some(2);
+        config.part_size = Some(MIN_PART_SIZE);
+        let client = Client::new(config);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let answer = Arc::clone(&answer);

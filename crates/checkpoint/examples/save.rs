@@ -33,21 +33,21 @@ struct Entry {
 async fn main() -> Result<(), Box<dyn Error>> {
     let server = match std::env::args().nth(1) {
         Some(_) => None,
-        None => Some(
-            Server::start(ServerConfig { buckets: vec!["bucket".into()], ..ServerConfig::default() }).await?,
-        ),
+        None => {
+            let mut config = ServerConfig::default();
+            config.buckets = vec!["bucket".into()];
+            Some(Server::start(config).await?)
+        }
     };
     let uri = std::env::args().nth(1).unwrap_or_else(|| "s3://bucket/run".to_owned());
     let (bucket, path_key) = parse_s3_uri(&uri)?;
-    let client = Client::new(match &server {
-        None => ClientConfig::default(),
-        Some(server) => ClientConfig {
-            region: Some(server.region().to_owned()),
-            endpoint_url: Some(server.endpoint_url()),
-            credentials: Some(StaticCredentials::new(server.access_key(), server.secret_key())),
-            ..ClientConfig::default()
-        },
-    })?;
+    let mut config = ClientConfig::default();
+    if let Some(server) = &server {
+        config.region = Some(server.region().to_owned());
+        config.endpoint_url = Some(server.endpoint_url());
+        config.credentials = Some(StaticCredentials::new(server.access_key(), server.secret_key()));
+    }
+    let client = Client::new(config)?;
 
     let target = Target { bucket: bucket.clone(), path_key, epoch: None, rank: None };
     let index_key = target.index_key();

@@ -14,10 +14,12 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
-use s3dcp_prefix::MAX_KEY_BYTES;
-use s3dcp_s3::{Error, join_key};
+use s3dcp_s3::{Error, MAX_KEY_BYTES, join_key};
 
 use crate::error::{config, corrupt};
+
+// The strategies, which know no S3 client, keep a number of their own.
+const _: () = assert!(MAX_KEY_BYTES == s3dcp_prefix::MAX_KEY_BYTES);
 
 const INDEX: &str = ".metadata";
 const RANK: &str = "__";

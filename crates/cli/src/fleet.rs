@@ -8,9 +8,9 @@ use s3dcp_prefix::{
     BinaryPrefixStrategy, DefaultPrefixStrategy, HexPrefixStrategy, NumericOptions, PrefixError,
     PrefixStrategy, RoundRobinPrefixStrategy,
 };
-use s3dcp_sim::{Network, Operation, Paths, Scenario, Stragglers};
+use s3dcp_sim::{Operation, Scenario, Stragglers};
 
-use crate::format::{parse_duration, parse_positive, parse_size};
+use crate::format::{parse_positive, parse_size};
 use crate::report::Failure;
 
 const BYTES_PER_GBIT: f64 = 1e9 / 8.0;
@@ -51,16 +51,6 @@ pub(crate) struct Fleet {
     /// Share of ranks that are slow, and how many times: 0.02:4
     #[arg(long, value_name = "SHARE:TIMES", value_parser = parse_stragglers)]
     stragglers: Option<Stragglers>,
-    /// Saves or loads one after the other
-    #[arg(long, value_name = "COUNT", default_value_t = 1)]
-    rounds: u32,
-    /// Time between them
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
-    pause: Duration,
-    /// Where the files of each round go: to the same keys, below a path of its own (step_7/<pattern>), or below the same
-    /// patterns (<pattern>/epoch_7)
-    #[arg(long, value_enum, default_value = "same")]
-    paths: Placement,
     /// Equal seeds give equal results
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -69,42 +59,25 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// What is simulated; still without a strategy of its own.
     pub(crate) fn scenario(&self) -> Result<Scenario, Failure> {
-        let scenario = Scenario {
-            world_size: self.ranks,
-            bytes_per_rank: self.bytes_per_rank,
-            files_per_rank: self.files,
-            operation: if self.load { Operation::Load } else { Operation::Save },
-            paths: match self.paths {
-                Placement::Same => Paths::Same,
-                Placement::PerRound => Paths::PerRound,
-                Placement::EpochInPrefix => Paths::EpochInPrefix,
-            },
-            rounds: self.rounds,
-            pause: self.pause,
-            partitions: self.partitions,
-            network: Network {
-                latency: Duration::from_millis(self.latency),
-                connection_bytes_per_second: self.connection * 1e6,
-                rank_bytes_per_second: self.network * BYTES_PER_GBIT,
-                fleet_bytes_per_second: self
-                    .fleet_network
-                    .map_or(f64::INFINITY, |rate| rate * BYTES_PER_GBIT),
-                connections: self.connections,
-                in_flight: self.connections as u64 * s3dcp_s3::DEFAULT_PART_SIZE,
-            },
-            stragglers: self.stragglers.unwrap_or_default(),
-            seed: self.seed,
-            ..Scenario::default()
-        };
+        let mut scenario = Scenario::default();
+        scenario.world_size = self.ranks;
+        scenario.bytes_per_rank = self.bytes_per_rank;
+        scenario.files_per_rank = self.files;
+        scenario.operation = if self.load { Operation::Load } else { Operation::Save };
+        scenario.partitions = self.partitions;
+        let network = &mut scenario.network;
+        network.latency = Duration::from_millis(self.latency);
+        network.connection_bytes_per_second = self.connection * 1e6;
+        network.rank_bytes_per_second = self.network * BYTES_PER_GBIT;
+        if let Some(rate) = self.fleet_network {
+            network.fleet_bytes_per_second = rate * BYTES_PER_GBIT;
+        }
+        network.connections = self.connections;
+        network.in_flight = self.connections as u64 * s3dcp_s3::DEFAULT_PART_SIZE;
+        scenario.stragglers = self.stragglers.unwrap_or_default();
+        scenario.seed = self.seed;
         scenario.invalid().map_or(Ok(scenario), |reason| Err(Failure::usage(reason)))
     }
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Placement {
-    Same,
-    PerRound,
-    EpochInPrefix,
 }
 
 /// The strategies that can be compared by name.
@@ -146,5 +119,7 @@ fn parse_stragglers(text: &str) -> Result<Stragglers, String> {
         .split_once(':')
         .and_then(|(share, times)| share.parse().ok().zip(times.parse().ok()))
         .ok_or("must be a share and a number of times, such as 0.02:4")?;
-    Ok(Stragglers { share, slowdown })
+    let mut stragglers = Stragglers::default();
+    (stragglers.share, stragglers.slowdown) = (share, slowdown);
+    Ok(stragglers)
 }

@@ -87,6 +87,7 @@ mod tests {
         assert_eq!(exit_code(&["prune", "not-a-uri"]), 2);
         assert_eq!(exit_code(&["plan", "--ranks", "8", "--bytes-per-rank", "64MiB"]), 0);
         assert_eq!(exit_code(&["plan", "--ranks", "0", "--bytes-per-rank", "64MiB"]), 2);
+        assert_eq!(exit_code(&["plan", "--ranks", "8", "--bytes-per-rank", "64MiB", "--rounds", "2"]), 2);
         assert_eq!(exit_code(&["simulate", "--ranks", "8", "--bytes-per-rank", "64MiB"]), 0);
         assert_eq!(exit_code(&["simulate", "--ranks", "8", "--bytes-per-rank", "a lot"]), 2);
         assert_eq!(exit_code(&["prune", "s3://bucket/path", "--older-than", "2"]), 2);

@@ -72,24 +72,25 @@ pub(crate) struct Arguments {
 
 impl Arguments {
     fn config(&self) -> ServerConfig {
-        let default = ServerConfig::default();
-        ServerConfig {
-            address: self.address,
-            access_key: given(self.access_key.as_ref(), ACCESS_KEY_VARIABLE).unwrap_or(default.access_key),
-            secret_key: given(self.secret_key.as_ref(), SECRET_KEY_VARIABLE).unwrap_or(default.secret_key),
-            region: self.region.clone(),
-            storage: self.data.clone().map_or(Storage::Memory, Storage::Disk),
-            buckets: self.buckets.clone(),
-            domain: self.domain.clone(),
-            md5_etags: self.md5_etags,
-            tls: self.tls.is_some(),
-            partitions: self.partitions.map(|share| Partitions {
-                limits: Limits::default().scaled(share, self.partition_speed),
-                first_keys: self.partitions_at.clone(),
-            }),
-            faults: self.faults.clone(),
-            fault_seed: self.fault_seed,
-        }
+        let mut config = ServerConfig::default();
+        config.address = self.address;
+        config.access_key = given(self.access_key.as_ref(), ACCESS_KEY_VARIABLE).unwrap_or(config.access_key);
+        config.secret_key = given(self.secret_key.as_ref(), SECRET_KEY_VARIABLE).unwrap_or(config.secret_key);
+        config.region.clone_from(&self.region);
+        config.storage = self.data.clone().map_or(Storage::Memory, Storage::Disk);
+        config.buckets.clone_from(&self.buckets);
+        config.domain.clone_from(&self.domain);
+        config.md5_etags = self.md5_etags;
+        config.tls = self.tls.is_some();
+        config.partitions = self.partitions.map(|share| {
+            let mut partitions = Partitions::default();
+            partitions.limits = Limits::default().scaled(share, self.partition_speed);
+            partitions.first_keys.clone_from(&self.partitions_at);
+            partitions
+        });
+        config.faults.clone_from(&self.faults);
+        config.fault_seed = self.fault_seed;
+        config
     }
 }
 

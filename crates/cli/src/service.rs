@@ -24,13 +24,11 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn client(&self) -> Result<Client, Failure> {
-        let config = ClientConfig {
-            region: self.region.clone(),
-            endpoint_url: self.endpoint_url.clone(),
-            profile: self.profile.clone(),
-            force_path_style: self.force_path_style,
-            ..ClientConfig::default()
-        };
+        let mut config = ClientConfig::default();
+        config.region.clone_from(&self.region);
+        config.endpoint_url.clone_from(&self.endpoint_url);
+        config.profile.clone_from(&self.profile);
+        config.force_path_style = self.force_path_style;
         Client::new(config).map_err(failure)
     }
 }

@@ -3,13 +3,14 @@
 use std::fs;
 use std::io::{self, BufWriter, Write as _};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::Args;
-use s3dcp_sim::{Moment, Outcome, Round, Scenario, simulate};
+use clap::{Args, ValueEnum};
+use s3dcp_sim::{Moment, Outcome, Paths, Round, simulate};
 use serde_json::{Value, json};
 
 use crate::fleet::{Fleet, Strategy};
-use crate::format::{parse_size, seconds, size};
+use crate::format::{parse_duration, parse_size, seconds, size};
 use crate::report::Failure;
 
 /// The report, with the place for its figures marked.
@@ -33,12 +34,29 @@ pub(crate) struct Arguments {
     /// Bytes of a part, such as 64MiB; give several to compare them [default: what s3dcp chooses]
     #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = parse_size)]
     part_size: Vec<u64>,
+    /// Saves or loads one after the other
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    rounds: u32,
+    /// Time between them
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
+    pause: Duration,
+    /// Where the files of each round go: to the same keys, below a path of its own (step_7/<pattern>), or below the same
+    /// patterns (<pattern>/epoch_7)
+    #[arg(long, value_enum, default_value = "same")]
+    paths: Placement,
     /// Write all figures there as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Write a report with charts there
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Placement {
+    Same,
+    PerRound,
+    EpochInPrefix,
 }
 
 /// One simulation.
@@ -49,7 +67,14 @@ struct Case {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let scenario = arguments.fleet.scenario()?;
+    let mut scenario = arguments.fleet.scenario()?;
+    scenario.rounds = arguments.rounds;
+    scenario.pause = arguments.pause;
+    scenario.paths = match arguments.paths {
+        Placement::Same => Paths::Same,
+        Placement::PerRound => Paths::PerRound,
+        Placement::EpochInPrefix => Paths::EpochInPrefix,
+    };
     let part_sizes: Vec<Option<u64>> = match &arguments.part_size[..] {
         [] => vec![None],
         sizes => sizes.iter().copied().map(Some).collect(),
@@ -57,8 +82,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut cases = Vec::new();
     for strategy in &arguments.strategy {
         for &part_size in &part_sizes {
-            let built = strategy.build(arguments.prefix_count).map_err(Failure::usage)?;
-            let scenario = Scenario { strategy: built, part_size, ..scenario.clone() };
+            scenario.strategy = strategy.build(arguments.prefix_count).map_err(Failure::usage)?;
+            scenario.part_size = part_size;
             if let Some(reason) = scenario.invalid() {
                 return Err(Failure::usage(reason));
             }

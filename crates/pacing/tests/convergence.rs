@@ -47,15 +47,18 @@ struct Fleet {
     now: Duration,
 }
 
+/// One partition that takes so many writes per second.
+fn of_budget(mut limits: Limits, writes_per_second: f64) -> KeySpace {
+    limits.writes_per_second = writes_per_second;
+    KeySpace::new(limits)
+}
+
 impl Fleet {
     fn new(clients: usize, budget: f64, seed: u64) -> Fleet {
-        let limits = Limits {
-            writes_per_second: budget,
-            split_after: Duration::from_secs(1_000_000),
-            ..Limits::default()
-        };
+        let mut limits = Limits::default();
+        limits.split_after = Duration::from_secs(1_000_000);
         let mut fleet = Fleet {
-            space: KeySpace::new(limits),
+            space: of_budget(limits, budget),
             clients: (0..clients).map(|_| Client::new()).collect(),
             events: BinaryHeap::new(),
             count: 0,
@@ -206,7 +209,7 @@ fn clients_that_tell_each_other_share_alike_at_once() {
 fn a_split_is_found() {
     let mut fleet = Fleet::new(8, 200.0, 1);
     fleet.run(Duration::from_secs(60));
-    fleet.space = KeySpace::new(Limits { writes_per_second: 400.0, ..fleet.space.limits().clone() });
+    fleet.space = of_budget(fleet.space.limits().clone(), 400.0);
     fleet.forget();
     fleet.run(Duration::from_secs(120));
     fleet.forget();
@@ -220,7 +223,7 @@ fn a_split_is_found() {
 fn half_the_budget_is_enough_to_slow_everybody_down() {
     let mut fleet = Fleet::new(8, 400.0, 1);
     fleet.run(Duration::from_secs(60));
-    fleet.space = KeySpace::new(Limits { writes_per_second: 200.0, ..fleet.space.limits().clone() });
+    fleet.space = of_budget(fleet.space.limits().clone(), 200.0);
     fleet.forget();
     fleet.run(Duration::from_secs(70));
     let (admitted, refused, _) = fleet.totals();
@@ -233,7 +236,7 @@ fn after_an_outage_the_rate_comes_back() {
     let mut fleet = Fleet::new(8, 200.0, 1);
     fleet.run(Duration::from_secs(60));
     let limits = fleet.space.limits().clone();
-    fleet.space = KeySpace::new(Limits { writes_per_second: 0.001, ..limits.clone() });
+    fleet.space = of_budget(limits.clone(), 0.001);
     fleet.forget();
     fleet.run(Duration::from_secs(120));
     let (_, refused, _) = fleet.totals();

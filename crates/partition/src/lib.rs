@@ -12,7 +12,9 @@
 //! use std::time::Duration;
 //! use s3dcp_partition::{Access, KeySpace, Limits};
 //!
-//! let mut space = KeySpace::new(Limits { writes_per_second: 10.0, ..Limits::default() });
+//! let mut limits = Limits::default();
+//! limits.writes_per_second = 10.0;
+//! let mut space = KeySpace::new(limits);
 //! let mut admitted = 0;
 //! for request in 0..1000 {
 //!     let now = Duration::from_millis(request);

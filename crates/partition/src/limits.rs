@@ -4,6 +4,7 @@ use std::time::Duration;
 
 /// What a partition can take, and when it splits and merges.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Limits {
     /// PUT, COPY, POST and DELETE requests per second and partition. Default 3,500, which AWS publishes ("at least 3,500
     /// PUT/COPY/POST/DELETE or 5,500 GET/HEAD requests per second per partitioned prefix", Amazon S3 User Guide, "Best practices

@@ -7,14 +7,13 @@ use fastrand::Rng;
 use s3dcp_partition::{Access, KeySpace, Limits};
 
 fn limits() -> Limits {
-    Limits {
-        writes_per_second: 20.0,
-        reads_per_second: 50.0,
-        heat_window: Duration::from_secs(2),
-        split_after: Duration::from_secs(5),
-        merge_after: Duration::from_secs(60),
-        ..Limits::default()
-    }
+    let mut limits = Limits::default();
+    limits.writes_per_second = 20.0;
+    limits.reads_per_second = 50.0;
+    limits.heat_window = Duration::from_secs(2);
+    limits.split_after = Duration::from_secs(5);
+    limits.merge_after = Duration::from_secs(60);
+    limits
 }
 
 /// Asks at a steady rate; how many were admitted.
@@ -33,7 +32,8 @@ fn spread(number: u64) -> String {
 
 #[test]
 fn one_partition_admits_its_budget_whatever_the_prefixes() {
-    let limits = Limits { split_after: Duration::from_secs(1000), ..limits() };
+    let mut limits = limits();
+    limits.split_after = Duration::from_secs(1000);
     for key in [spread as fn(u64) -> String, |_| "one".to_owned()] {
         let admitted = load(&mut KeySpace::new(limits.clone()), 0.0, 10.0, 100.0, key);
         assert!(
@@ -129,7 +129,8 @@ fn a_refusal_says_when_another_would_be_admitted() {
 fn random_load_is_never_over_admitted_and_every_key_has_one_partition() {
     for seed in 0..30 {
         let mut random = Rng::with_seed(seed);
-        let limits = Limits { merge_after: Duration::from_secs(10), ..limits() };
+        let mut limits = limits();
+        limits.merge_after = Duration::from_secs(10);
         let mut space = KeySpace::new(limits.clone());
         let mut now = 0.0;
         // By first key: the times of admitted writes since the partition came to be as it is.

@@ -107,7 +107,10 @@ impl Partitions {
 
 impl Partitions {
     fn to_server(&self) -> PyResult<s3dcp_server::Partitions> {
-        Ok(s3dcp_server::Partitions { limits: self.limits()?, first_keys: self.first_keys.clone() })
+        let mut partitions = s3dcp_server::Partitions::default();
+        partitions.limits = self.limits()?;
+        partitions.first_keys.clone_from(&self.first_keys);
+        Ok(partitions)
     }
 
     fn limits(&self) -> PyResult<Limits> {
@@ -115,14 +118,13 @@ impl Partitions {
             Duration::try_from_secs_f64(value)
                 .map_err(|_| PyValueError::new_err(format!("{name}={value}: must be a number of seconds")))
         };
-        Ok(Limits {
-            writes_per_second: self.writes_per_second,
-            reads_per_second: self.reads_per_second,
-            heat_window: seconds("heat_window", self.heat_window)?,
-            split_after: seconds("split_after", self.split_after)?,
-            merge_after: seconds("merge_after", self.merge_after)?,
-            ..Limits::default()
-        })
+        let mut limits = Limits::default();
+        limits.writes_per_second = self.writes_per_second;
+        limits.reads_per_second = self.reads_per_second;
+        limits.heat_window = seconds("heat_window", self.heat_window)?;
+        limits.split_after = seconds("split_after", self.split_after)?;
+        limits.merge_after = seconds("merge_after", self.merge_after)?;
+        Ok(limits)
     }
 }
 
@@ -234,21 +236,19 @@ impl Server {
         faults: Vec<String>,
         fault_seed: u64,
     ) -> PyResult<Self> {
-        let default = ServerConfig::default();
-        let config = ServerConfig {
-            address: address.map_or(Ok(default.address), parse_address)?,
-            access_key: access_key.unwrap_or(default.access_key),
-            secret_key: secret_key.unwrap_or(default.secret_key),
-            region,
-            storage: data.map_or(Storage::Memory, Storage::Disk),
-            buckets,
-            domain,
-            md5_etags,
-            tls,
-            partitions: partitions.map(Partitions::to_server).transpose()?,
-            faults: faults.iter().map(|rule| parse_fault(rule)).collect::<PyResult<_>>()?,
-            fault_seed,
-        };
+        let mut config = ServerConfig::default();
+        config.address = address.map_or(Ok(config.address), parse_address)?;
+        config.access_key = access_key.unwrap_or(config.access_key);
+        config.secret_key = secret_key.unwrap_or(config.secret_key);
+        config.region = region;
+        config.storage = data.map_or(Storage::Memory, Storage::Disk);
+        config.buckets = buckets;
+        config.domain = domain;
+        config.md5_etags = md5_etags;
+        config.tls = tls;
+        config.partitions = partitions.map(Partitions::to_server).transpose()?;
+        config.faults = faults.iter().map(|rule| parse_fault(rule)).collect::<PyResult<_>>()?;
+        config.fault_seed = fault_seed;
         let running = py.detach(|| Running::start(config)).map_err(python_error)?;
         Ok(Self {
             endpoint_url: running.server.endpoint_url(),

@@ -30,31 +30,29 @@ pub(crate) struct Settings {
 impl Settings {
     /// The engine's settings.
     pub(crate) fn config(self, region: Option<String>, endpoint_url: Option<String>) -> ClientConfig {
-        let defaults = ClientConfig::default();
-        ClientConfig {
-            region,
-            endpoint_url,
-            force_path_style: self.force_path_style,
-            unsigned: self.unsigned,
-            profile: self.profile,
-            requester_pays: self.requester_pays,
-            server_side_encryption: match self.server_side_encryption.as_deref() {
-                None => None,
-                Some("AES256") => Some(ServerSideEncryption::Aes256),
-                Some(_) => Some(ServerSideEncryption::AwsKms { key_id: self.sse_kms_key_id }),
-            },
-            storage_class: self.storage_class,
-            checksum_headers: self.checksum_headers,
-            ca_bundle: self.ca_bundle,
-            max_attempts: self.max_attempts,
-            deadline: seconds(self.deadline),
-            connect_timeout: seconds(self.connect_timeout),
-            read_timeout: seconds(self.read_timeout),
-            max_connections: self.max_connections.unwrap_or(defaults.max_connections),
-            throughput_target_gbps: self.throughput_target_gbps,
-            part_size: self.part_size,
-            ..defaults
-        }
+        let mut config = ClientConfig::default();
+        config.region = region;
+        config.endpoint_url = endpoint_url;
+        config.force_path_style = self.force_path_style;
+        config.unsigned = self.unsigned;
+        config.profile = self.profile;
+        config.requester_pays = self.requester_pays;
+        config.server_side_encryption = match self.server_side_encryption.as_deref() {
+            None => None,
+            Some("AES256") => Some(ServerSideEncryption::Aes256),
+            Some(_) => Some(ServerSideEncryption::AwsKms { key_id: self.sse_kms_key_id }),
+        };
+        config.storage_class = self.storage_class;
+        config.checksum_headers = self.checksum_headers;
+        config.ca_bundle = self.ca_bundle;
+        config.max_attempts = self.max_attempts;
+        config.deadline = seconds(self.deadline);
+        config.connect_timeout = seconds(self.connect_timeout);
+        config.read_timeout = seconds(self.read_timeout);
+        config.max_connections = self.max_connections;
+        config.throughput_target_gbps = self.throughput_target_gbps;
+        config.part_size = self.part_size;
+        config
     }
 }
 

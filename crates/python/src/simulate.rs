@@ -6,7 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use s3dcp_entry::entry;
 use s3dcp_prefix::PrefixStrategy;
-use s3dcp_sim::{Network, Operation, Scenario, simulate};
+use s3dcp_sim::{Operation, Scenario, simulate};
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(simulate_prefixes, module)?)
@@ -43,17 +43,15 @@ fn simulate_prefixes(
 ) -> PyResult<Figures> {
     let world_size = u32::try_from(prefixes.len())
         .map_err(|_| PyValueError::new_err("world_size must be at most 4,294,967,295"))?;
-    let scenario = Scenario {
-        world_size,
-        bytes_per_rank,
-        files_per_rank,
-        part_size,
-        partitions,
-        operation: if load { Operation::Load } else { Operation::Save },
-        strategy: Arc::new(Listed(prefixes)),
-        network: Network { rank_bytes_per_second: network_gbps * 1e9 / 8.0, ..Network::default() },
-        ..Scenario::default()
-    };
+    let mut scenario = Scenario::default();
+    scenario.world_size = world_size;
+    scenario.bytes_per_rank = bytes_per_rank;
+    scenario.files_per_rank = files_per_rank;
+    scenario.part_size = part_size;
+    scenario.partitions = partitions;
+    scenario.operation = if load { Operation::Load } else { Operation::Save };
+    scenario.strategy = Arc::new(Listed(prefixes));
+    scenario.network.rank_bytes_per_second = network_gbps * 1e9 / 8.0;
     if let Some(reason) = scenario.invalid() {
         return Err(PyValueError::new_err(reason));
     }

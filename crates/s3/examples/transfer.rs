@@ -95,7 +95,8 @@ async fn put(client: &Client, bucket: &str, key: &str, parts: usize) -> Result<(
 }
 
 async fn get(client: &Client, bucket: &str, key: &str, parts: usize) -> Result<(), Error> {
-    let home = Arc::new(Mutex::new((0..client.config().max_connections).map(|_| vec![1u8; PART]).collect()));
+    let buffers = client.config().max_connections.unwrap_or_default();
+    let home = Arc::new(Mutex::new((0..buffers).map(|_| vec![1u8; PART]).collect()));
     let (started, cpu) = (now(), cpu_seconds());
     let reads = (0..parts)
         .map(|part| RangeRead {
@@ -122,9 +123,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: transfer put|get BUCKET KEY GIB [CONNECTIONS]".into());
     };
     let parts = (gib.parse::<f64>()? * (1u64 << 30) as f64) as usize / PART;
-    let max_connections = rest.first().map_or(Ok(0), |text| text.parse())?;
+    let mut config = ClientConfig::default();
+    config.max_connections = rest.first().map(|text| text.parse()).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let client = Client::new(ClientConfig { max_connections, ..ClientConfig::default() })?;
+    let client = Client::new(config)?;
     match operation.as_str() {
         "put" => runtime.block_on(put(&client, bucket, key, parts))?,
         "get" => runtime.block_on(get(&client, bucket, key, parts))?,

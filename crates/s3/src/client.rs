@@ -10,6 +10,7 @@ use tokio::sync::OnceCell;
 use crate::admission::Admission;
 use crate::auth::session::{Session, endpoint_given};
 use crate::config::ClientConfig;
+use crate::config::environment::Environment;
 use crate::error::Error;
 use crate::protocol::address::join_key;
 use crate::stats::{Counters, Stats};
@@ -43,15 +44,15 @@ impl Client {
     /// # Errors
     /// `Config`, naming the setting or the environment variable, its value and the limit.
     pub fn new(config: ClientConfig) -> Result<Client, Error> {
-        let chooses = config.max_connections == 0;
+        let given = config.max_connections;
         let config = config.resolved()?;
         endpoint_given(&config)?;
-        let first = if chooses { config.target_connections() } else { config.max_connections };
+        let first = given.unwrap_or_else(|| config.target_connections());
         let counters = Arc::<Counters>::default();
         let inner = Inner {
             session: OnceCell::new(),
-            store: Store::new(config.checksum_headers, &|name| std::env::var(name).ok())?,
-            admission: Admission::new(first, config.max_connections, config.max_in_flight_bytes, &counters),
+            store: Store::new(config.checksum_headers, &Environment::of_process())?,
+            admission: Admission::new(first, config.connections(), config.in_flight_bytes(), &counters),
             counters,
             network: NetworkEstimate::default(),
             clock_offset_ms: AtomicI64::new(0),
@@ -78,7 +79,7 @@ impl Client {
             latency: inner.network.latency(),
             rate: inner.network.rate(),
             requests_per_second: requests_per_second.filter(|budget| *budget > 0.0),
-            in_flight: inner.config.max_in_flight_bytes,
+            in_flight: inner.config.in_flight_bytes(),
         }
     }
 

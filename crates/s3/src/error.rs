@@ -4,7 +4,9 @@
 //! `Result` stays small. An error never holds a secret: it is built from what S3 answered (code, message,
 //! request id) and from names the caller gave, never from request headers.
 
+use std::error::Error as StdError;
 use std::fmt::{self, Write as _};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What went wrong, in the terms a caller acts on.
@@ -104,11 +106,13 @@ struct Details {
     request_id: Option<String>,
     status: Option<u16>,
     code: Option<String>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 /// A failure, with what is needed to act on it and to report it.
 ///
-/// `Display` is one line. The engine has done its retries before it hands out an error.
+/// `Display` is one line, which names the cause too where there is one; [`source`](std::error::Error::source) is the cause
+/// itself. The engine has done its retries before it hands out an error.
 #[derive(Clone)]
 pub struct Error(Box<Details>);
 
@@ -128,6 +132,7 @@ impl Error {
             request_id: None,
             status: None,
             code: None,
+            source: None,
         }))
     }
 
@@ -268,6 +273,13 @@ impl Error {
         self
     }
 
+    /// Keeps what caused it.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+        self.0.source = Some(Arc::from(source.into()));
+        self
+    }
+
     /// Replaces the message, keeping everything else: for a caller that knows more about the purpose.
     #[must_use]
     pub fn with_message(mut self, message: impl Into<String>) -> Error {
@@ -325,7 +337,11 @@ impl fmt::Debug for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -375,6 +391,17 @@ mod tests {
         }
         assert!(Error::new(Service, "inside a 200").with_code("NotImplemented").not_understood());
         assert!(!Error::new(Service, "no answer at all").not_understood());
+    }
+
+    #[test]
+    fn the_cause_is_kept_and_changes_no_text() {
+        let bare = Error::new(ErrorKind::Connection, "it broke");
+        assert!(bare.source().is_none());
+        let cause = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        let error = bare.clone().with_source(cause).with_message("it broke").clone();
+        let kept = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+        assert_eq!(kept.map(std::io::Error::kind), Some(std::io::ErrorKind::BrokenPipe));
+        assert_eq!((error.to_string(), format!("{error:?}")), (bare.to_string(), format!("{bare:?}")));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 
+use crate::config::environment::Environment;
 use crate::error::{Error, ErrorKind};
 use crate::protocol::conditions::Conditions;
 
@@ -58,14 +59,8 @@ impl Store {
     ///
     /// # Errors
     /// `Config` for a variable with an unknown value.
-    pub(crate) fn new(
-        checksum_headers: Option<bool>,
-        variable: &dyn Fn(&str) -> Option<String>,
-    ) -> Result<Store, Error> {
-        let sends = |name| match checksum_headers {
-            Some(sends) => Ok(sends),
-            None => when_supported(name, variable(name).as_deref()),
-        };
+    pub(crate) fn new(checksum_headers: Option<bool>, environment: &Environment) -> Result<Store, Error> {
+        let sends = |name| checksum_headers.map_or_else(|| when_supported(environment, name), Ok);
         let [writes, reads] = VARIABLES.map(sends);
         Ok(Store {
             writes: AtomicBool::new(writes?),
@@ -105,9 +100,9 @@ impl Store {
     }
 }
 
-fn when_supported(name: &str, value: Option<&str>) -> Result<bool, Error> {
-    match value.map(|value| value.trim().to_ascii_lowercase()).as_deref() {
-        None | Some("" | "when_supported") => Ok(true),
+fn when_supported(environment: &Environment, name: &str) -> Result<bool, Error> {
+    match environment.get(name)?.map(|value| value.to_ascii_lowercase()).as_deref() {
+        None | Some("when_supported") => Ok(true),
         Some("when_required") => Ok(false),
         Some(value) => Err(Error::new(
             ErrorKind::Config,
@@ -121,11 +116,9 @@ mod tests {
     use super::*;
 
     fn sends(field: Option<bool>, request: Option<&str>, response: Option<&str>) -> Result<[bool; 2], Error> {
-        let variable = |name: &str| {
-            let value = if name == "AWS_REQUEST_CHECKSUM_CALCULATION" { request } else { response };
-            value.map(str::to_owned)
-        };
-        let store = Store::new(field, &variable)?;
+        let values = VARIABLES.into_iter().zip([request, response]);
+        let pairs: Vec<_> = values.filter_map(|(name, value)| Some((name, value?))).collect();
+        let store = Store::new(field, &Environment::of(&pairs))?;
         Ok([true, false].map(|write| store.takes_checksums(write)))
     }
 
@@ -162,7 +155,7 @@ mod tests {
 
     #[test]
     fn what_is_known_of_one_bucket_is_not_known_of_another() {
-        let store = Store::new(None, &|_| None).unwrap();
+        let store = Store::new(None, &Environment::of(&[])).unwrap();
         store.bucket("one").deletes_one_by_one.set();
         assert!(store.bucket("one").deletes_one_by_one.is_set());
         assert!(!store.bucket("two").deletes_one_by_one.is_set());
@@ -170,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_refusal_of_checksums_with_writes_says_nothing_of_reads() {
-        let store = Store::new(None, &|_| None).unwrap();
+        let store = Store::new(None, &Environment::of(&[])).unwrap();
         store.refused_checksums(true);
         assert!(!store.takes_checksums(true) && store.takes_checksums(false));
     }

@@ -9,6 +9,7 @@ use crate::partitions::Partitions;
 
 /// Where objects are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Storage {
     /// In this process's memory; gone when the server stops.
     #[default]
@@ -20,6 +21,7 @@ pub enum Storage {
 
 /// How to start a [`Server`](crate::Server). The default is an empty in-memory server on a free loopback port.
 #[derive(Clone, PartialEq)]
+#[non_exhaustive]
 pub struct ServerConfig {
     /// Address to listen on; port 0 takes a free port. Default `127.0.0.1:0`.
     pub address: SocketAddr,

@@ -18,7 +18,8 @@
 //! # tokio::runtime::Runtime::new().unwrap().block_on(async {
 //! use s3dcp_server::{Server, ServerConfig};
 //!
-//! let config = ServerConfig { buckets: vec!["checkpoints".to_owned()], ..ServerConfig::default() };
+//! let mut config = ServerConfig::default();
+//! config.buckets = vec!["checkpoints".to_owned()];
 //! let server = Server::start(config).await?;
 //! assert!(server.endpoint_url().starts_with("http://127.0.0.1:"));
 //! server.stop().await;

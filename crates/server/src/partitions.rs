@@ -22,6 +22,7 @@ const PAGE: &str = include_str!("partitions.html");
 
 /// Partitions in front of a server.
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct Partitions {
     /// What each takes, and when it splits.
     pub limits: Limits,

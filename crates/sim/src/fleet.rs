@@ -5,13 +5,14 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use fastrand::Rng;
+use s3dcp_checkpoint::Layout;
 use s3dcp_pacing::Share;
 use s3dcp_partition::{Access, KeySpace};
 use s3dcp_s3::PartPlan;
 
 use crate::outcome::{Moment, Outcome, Round};
 use crate::rank::{File, Rank, Request, Step};
-use crate::scenario::{Network, Operation, Scenario};
+use crate::scenario::{Network, Operation, Scenario, shard_file_key};
 
 /// How much a latency varies, and the time that a connection needs for its bytes, as a share of it.
 const LATENCY_SPREAD: f64 = 0.5;
@@ -149,7 +150,7 @@ impl<'a> Fleet<'a> {
     /// Gives every rank its requests.
     fn prepare(&mut self, round: u32) {
         let scenario = self.scenario;
-        let index = format!("{}.metadata", scenario.folder(round));
+        let index = Layout::new(&scenario.folder(round)).index_key(None);
         let plan = PartPlan::new(
             scenario.part_size,
             Some(scenario.file_bytes()),
@@ -157,8 +158,9 @@ impl<'a> Fleet<'a> {
         );
         let plan = (scenario.operation == Operation::Save).then_some(plan);
         for (number, prefix) in scenario.prefixes(round).into_iter().enumerate() {
-            let file = |file| File::new(format!("{prefix}{file}.distcp"), plan);
-            let mut files: Vec<File> = (0..scenario.files_per_rank).map(file).collect();
+            let mut files: Vec<File> = (0..scenario.files_per_rank)
+                .map(|file| File::new(shard_file_key(&prefix, file).expect("checked"), plan))
+                .collect();
             files.push(File::new(index.clone(), None));
             let rank = &mut self.ranks[number];
             rank.begin(files);

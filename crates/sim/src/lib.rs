@@ -7,7 +7,9 @@
 //! ```
 //! use s3dcp_sim::{Scenario, simulate};
 //!
-//! let scenario = Scenario { world_size: 64, bytes_per_rank: 1 << 30, ..Scenario::default() };
+//! let mut scenario = Scenario::default();
+//! scenario.world_size = 64;
+//! scenario.bytes_per_rank = 1 << 30;
 //! let outcome = simulate(&scenario);
 //! assert!(outcome.rounds[0].duration >= outcome.rounds[0].ideal);
 //! ```

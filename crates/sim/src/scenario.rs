@@ -4,9 +4,10 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
+use s3dcp_checkpoint::Layout;
 use s3dcp_partition::Limits;
 use s3dcp_prefix::{DefaultPrefixStrategy, PrefixStrategy};
-use s3dcp_s3::{Capacity, share_of_budget};
+use s3dcp_s3::{Capacity, Error, share_of_budget};
 
 /// What the ranks do in each round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,6 +34,7 @@ pub enum Paths {
 
 /// What lies between the ranks and S3.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Network {
     /// Time from a request to the first byte of its answer.
     pub latency: Duration,
@@ -64,6 +66,7 @@ impl Default for Network {
 
 /// Ranks with a slow network.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Stragglers {
     /// How many, as a share of all.
     pub share: f64,
@@ -79,6 +82,7 @@ impl Default for Stragglers {
 
 /// A fleet, what it does, and the S3 it meets.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Scenario {
     /// Ranks.
     pub world_size: u32,
@@ -142,9 +146,9 @@ impl Default for Scenario {
 
 impl Scenario {
     /// The first setting that makes no sense, in words.
-    pub fn invalid(&self) -> Option<&'static str> {
+    pub fn invalid(&self) -> Option<String> {
         let positive = |value: f64| value.is_finite() && value > 0.0;
-        match self {
+        let number = match self {
             _ if self.world_size == 0 => Some("world_size must be at least 1"),
             _ if self.bytes_per_rank == 0 => Some("bytes_per_rank must be at least 1"),
             _ if self.files_per_rank == 0 => Some("files_per_rank must be at least 1"),
@@ -170,7 +174,14 @@ impl Scenario {
                 Some("stragglers: slowdown must be a positive number")
             }
             _ => self.limits.invalid(),
-        }
+        };
+        number.map(str::to_owned).or_else(|| {
+            let prefixes = self.prefixes(self.rounds - 1);
+            prefixes
+                .iter()
+                .find_map(|prefix| shard_file_key(prefix, u32::MAX).err())
+                .map(|error| error.to_string())
+        })
     }
 
     /// Requests per second of one partition.
@@ -260,6 +271,14 @@ impl Scenario {
             || self.capacity(self.promised()).request_size(Some(self.bytes_per_rank), SMALLEST_RANGE);
         self.part_size.unwrap_or_else(chosen)
     }
+}
+
+/// Stands for the id that each save has: it says nothing of where its files lie among others.
+const SAVE_ID: &str = "0000000000000000";
+
+/// The key of a shard file, bucket included, by what the keys of its rank begin with.
+pub(crate) fn shard_file_key(prefix: &str, number: u32) -> Result<String, Error> {
+    Ok(Layout::new("").shard_file(prefix, number, SAVE_ID)?.key)
 }
 
 /// Smallest range that a load asks for where there is more to read.

@@ -7,6 +7,8 @@
     reason = "a test fails by panicking, and the table is for people"
 )]
 
+mod common;
+
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
+use s3dcp_checkpoint::Layout;
 use s3dcp_prefix::{HexPrefixStrategy, NumericOptions};
 use s3dcp_s3::{
     Client, ClientConfig, Error, PaceShare, Payload, PutOptions, StaticCredentials, UploadOptions, crc32,
@@ -21,52 +24,62 @@ use s3dcp_s3::{
 use s3dcp_server::{Limits, Partitions, Server, ServerConfig};
 use s3dcp_sim::{Network, Operation, Scenario, simulate};
 
+use common::with;
+
 const PART: u64 = 5 << 20;
 const SMALL: u64 = 16 << 10;
 /// How late each answer begins on the server, and as much again for what this machine needs.
 const DELAY: Duration = Duration::from_millis(10);
 const SEEDS: u64 = 20;
+const SAVE_ID: &str = "0123456789abcdef";
 
 /// Ranks that save so many small files each, with so many requests per second.
 fn small(world_size: u32, requests_per_second: f64, files: u32) -> Scenario {
-    let limits = Limits {
-        writes_per_second: requests_per_second,
-        reads_per_second: requests_per_second,
-        ..Limits::default()
-    };
-    Scenario {
-        world_size,
-        bytes_per_rank: u64::from(files) * SMALL,
-        files_per_rank: files,
-        part_size: Some(PART),
-        limits,
-        retry_after: true,
-        network: Network {
-            latency: 2 * DELAY,
-            connection_bytes_per_second: 1e9,
-            rank_bytes_per_second: 1e9,
-            fleet_bytes_per_second: 1e9,
-            connections: 16,
-            in_flight: 16 * PART,
-        },
-        ..Scenario::default()
-    }
+    let limits = with(Limits::default(), |limits| {
+        limits.writes_per_second = requests_per_second;
+        limits.reads_per_second = requests_per_second;
+    });
+    with(Scenario::default(), |scenario| {
+        scenario.world_size = world_size;
+        scenario.bytes_per_rank = u64::from(files) * SMALL;
+        scenario.files_per_rank = files;
+        scenario.part_size = Some(PART);
+        scenario.limits = limits;
+        scenario.retry_after = true;
+        scenario.network = with(Network::default(), |network| {
+            network.latency = 2 * DELAY;
+            network.connection_bytes_per_second = 1e9;
+            network.rank_bytes_per_second = 1e9;
+            network.fleet_bytes_per_second = 1e9;
+            network.connections = 16;
+            network.in_flight = 16 * PART;
+        });
+    })
 }
 
 /// The same with so many parts in each of a few files, a few at a time: bytes cost this machine time that a network does not.
 fn parts(world_size: u32, requests_per_second: f64, files: u32, parts: u64) -> Scenario {
     let scenario = small(world_size, requests_per_second, files);
-    let network = Network { connections: 3, in_flight: 3 * PART, ..scenario.network };
-    Scenario { bytes_per_rank: u64::from(files) * parts * PART, network, ..scenario }
+    let network = with(scenario.network, |network| {
+        network.connections = 3;
+        network.in_flight = 3 * PART;
+    });
+    with(scenario, |scenario| {
+        scenario.bytes_per_rank = u64::from(files) * parts * PART;
+        scenario.network = network;
+    })
 }
 
 fn hex(scenario: Scenario, partitions: usize) -> Scenario {
     let strategy = Arc::new(HexPrefixStrategy::new(NumericOptions::default()).unwrap());
-    Scenario { strategy, partitions, ..scenario }
+    with(scenario, |scenario| {
+        scenario.strategy = strategy;
+        scenario.partitions = partitions;
+    })
 }
 
 fn load(scenario: Scenario) -> Scenario {
-    Scenario { operation: Operation::Load, ..scenario }
+    with(scenario, |scenario| scenario.operation = Operation::Load)
 }
 
 fn splitting(mut scenario: Scenario) -> Scenario {
@@ -88,7 +101,7 @@ fn scenarios() -> Vec<(&'static str, Scenario)> {
         ("8 ranks, 4 warm partitions", hex(small(8, 40.0, 160), 4)),
         ("8 ranks, 8 warm partitions", hex(small(8, 20.0, 160), 8)),
         ("8 ranks, splitting", splitting(hex(small(8, 80.0, 180), 1))),
-        ("8 ranks, each by itself", Scenario { sharing: false, ..small(8, 160.0, 320) }),
+        ("8 ranks, each by itself", with(small(8, 160.0, 320), |scenario| scenario.sharing = false)),
         ("4 ranks, 1 file of 60 parts", parts(4, 40.0, 1, 60)),
         ("8 ranks, 2 files of 20 parts", parts(8, 60.0, 2, 20)),
         ("4 ranks load", load(small(4, 100.0, 200))),
@@ -103,20 +116,23 @@ async fn real(scenario: &Scenario) -> (f64, u64) {
         // What is loaded has to be there first.
         Operation::Load => 1e6,
     };
-    let limits = Limits { writes_per_second, ..scenario.limits.clone() };
-    let server = Server::start(ServerConfig {
-        buckets: vec!["bucket".to_owned()],
-        partitions: Some(Partitions { limits, first_keys: scenario.first_keys() }),
-        faults: vec![format!("delay:{}ms", DELAY.as_millis()).parse().unwrap()],
-        ..ServerConfig::default()
-    })
+    let limits = with(scenario.limits.clone(), |limits| limits.writes_per_second = writes_per_second);
+    let server = Server::start(with(ServerConfig::default(), |config| {
+        config.buckets = vec!["bucket".to_owned()];
+        config.partitions = Some(with(Partitions::default(), |partitions| {
+            partitions.limits = limits;
+            partitions.first_keys = scenario.first_keys();
+        }));
+        config.faults = vec![format!("delay:{}ms", DELAY.as_millis()).parse().unwrap()];
+    }))
     .await
     .unwrap();
     let clients: Vec<Client> = (0..scenario.world_size).map(|_| client(&server, scenario)).collect();
     let prefixes = scenario.prefixes(0);
     let keys = |rank: usize| {
-        let prefix = prefixes[rank].strip_prefix("bucket/").unwrap();
-        (0..scenario.files_per_rank).map(move |file| format!("{prefix}{file}.distcp")).collect::<Vec<_>>()
+        let prefix = prefixes[rank].strip_prefix("bucket/run/").unwrap();
+        let name = |file| Layout::new("run").shard_file(prefix, file, SAVE_ID).unwrap().key;
+        (0..scenario.files_per_rank).map(name).collect::<Vec<_>>()
     };
     if scenario.operation == Operation::Load {
         join_all(clients.iter().enumerate().map(|(rank, client)| save(client, scenario, keys(rank)))).await;
@@ -158,21 +174,24 @@ async fn exchange(share: &mut PaceShare, counter: &AtomicI64, scenario: &Scenari
 }
 
 fn client(server: &Server, scenario: &Scenario) -> Client {
-    Client::new(ClientConfig {
-        region: Some("us-east-1".to_owned()),
-        endpoint_url: Some(server.endpoint_url()),
-        credentials: Some(StaticCredentials::new(server.access_key(), server.secret_key())),
-        max_connections: scenario.network.connections,
-        max_in_flight_bytes: scenario.network.in_flight,
-        part_size: scenario.part_size,
-        ..ClientConfig::default()
-    })
+    Client::new(with(ClientConfig::default(), |config| {
+        config.region = Some("us-east-1".to_owned());
+        config.endpoint_url = Some(server.endpoint_url());
+        config.credentials = Some(StaticCredentials::new(server.access_key(), server.secret_key()));
+        config.max_connections = Some(scenario.network.connections);
+        config.max_in_flight_bytes = Some(scenario.network.in_flight);
+        config.part_size = scenario.part_size;
+    }))
     .unwrap()
+}
+
+fn index_key() -> String {
+    Layout::new("run").index_key(None)
 }
 
 async fn put_index(client: &Client) {
     let body = Payload::from(vec![0; 4096]);
-    client.put_object("bucket", "run/.metadata", body, &PutOptions::default()).await.unwrap();
+    client.put_object("bucket", &index_key(), body, &PutOptions::default()).await.unwrap();
 }
 
 /// Uploads the files of a rank one after the other, as the storage writer does: finishing overlaps with the next ones.
@@ -198,7 +217,7 @@ async fn save(client: &Client, scenario: &Scenario, keys: Vec<String>) {
 }
 
 async fn read(client: &Client, scenario: &Scenario, keys: Vec<String>) {
-    client.get_object("bucket", "run/.metadata").await.unwrap();
+    client.get_object("bucket", &index_key()).await.unwrap();
     let size = scenario.bytes_per_rank / u64::from(scenario.files_per_rank);
     let range = scenario.part_size.unwrap();
     let ranges = keys.iter().flat_map(|key| {
@@ -244,7 +263,7 @@ async fn compare(name: &str, scenario: &Scenario, runs: usize) -> (f64, bool) {
         measured.push(real(scenario).await);
     }
     let simulated: Vec<_> = (0..SEEDS)
-        .map(|seed| simulate(&Scenario { seed, ..scenario.clone() }).rounds.remove(0))
+        .map(|seed| simulate(&with(scenario.clone(), |scenario| scenario.seed = seed)).rounds.remove(0))
         .map(|round| (round.duration.as_secs_f64(), round.refused))
         .collect();
     let [real_seconds, simulated_seconds] =

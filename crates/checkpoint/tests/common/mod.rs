@@ -22,7 +22,8 @@ pub(crate) struct Bed {
 
 impl Bed {
     pub(crate) async fn start() -> Bed {
-        let config = ServerConfig { buckets: vec![BUCKET.into()], ..ServerConfig::default() };
+        let mut config = ServerConfig::default();
+        config.buckets = vec![BUCKET.into()];
         let server = Server::start(config).await.unwrap();
         let client = client_of(&server, server.endpoint_url(), 10);
         Bed { server, client }
@@ -68,15 +69,13 @@ impl Bed {
 }
 
 fn client_of(server: &Server, endpoint_url: String, max_attempts: u32) -> Client {
-    Client::new(ClientConfig {
-        region: Some(server.region().to_owned()),
-        endpoint_url: Some(endpoint_url),
-        credentials: Some(StaticCredentials::new(server.access_key(), server.secret_key())),
-        max_attempts,
-        deadline: Duration::from_secs(60),
-        ..ClientConfig::default()
-    })
-    .unwrap()
+    let mut config = ClientConfig::default();
+    config.region = Some(server.region().to_owned());
+    config.endpoint_url = Some(endpoint_url);
+    config.credentials = Some(StaticCredentials::new(server.access_key(), server.secret_key()));
+    config.max_attempts = max_attempts;
+    config.deadline = Duration::from_secs(60);
+    Client::new(config).unwrap()
 }
 
 /// A request's method, path and headers (names in lower case).

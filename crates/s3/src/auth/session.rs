@@ -72,7 +72,7 @@ async fn settle(
     }
     match (custom, region) {
         (Some(endpoint), region) if region.is_some() || config.unsigned => Ok((endpoint, region)),
-        (None, Some(region)) => Ok((Endpoint::aws(&region, config.force_path_style).await?, Some(region))),
+        (None, Some(region)) => Ok((Endpoint::aws(&region, config.force_path_style), Some(region))),
         (_, None | Some(_)) => Err(Error::new(
             ErrorKind::Config,
             "no region: set region, AWS_REGION, AWS_DEFAULT_REGION or a region in the AWS profile",
@@ -125,6 +125,7 @@ fn bundle(config: &ClientConfig, environment: &Environment) -> Result<Option<Bun
 }
 
 #[cfg(test)]
+#[cfg(feature = "credential-chain")]
 mod tests {
     use super::*;
 

@@ -23,8 +23,8 @@ pub(crate) fn sign_request(
     headers: &mut HeaderMap,
     body: SignableBody<'_>,
 ) -> Result<(), Error> {
-    let failed = |error: &dyn std::fmt::Display| {
-        Error::new(ErrorKind::Config, format!("cannot sign the request: {error}"))
+    let failed = |why: &dyn std::fmt::Display| {
+        Error::new(ErrorKind::Config, format!("cannot sign the request: {why}"))
     };
     let mut settings = SigningSettings::default();
     settings.percent_encoding_mode = PercentEncodingMode::Single;
@@ -38,7 +38,7 @@ pub(crate) fn sign_request(
         .time(time)
         .settings(settings)
         .build()
-        .map_err(|error| failed(&error))?
+        .map_err(|error| failed(&error).with_source(error))?
         .into();
     let mut pairs = Vec::with_capacity(headers.len());
     for (name, value) in headers.iter() {
@@ -46,8 +46,9 @@ pub(crate) fn sign_request(
         pairs.push((name.as_str(), value));
     }
     let request = SignableRequest::new(method.as_str(), uri.to_string(), pairs.into_iter(), body)
-        .map_err(|error| failed(&error))?;
-    let (instructions, _) = sign(request, &params).map_err(|error| failed(&error))?.into_parts();
+        .map_err(|error| failed(&error).with_source(error))?;
+    let (instructions, _) =
+        sign(request, &params).map_err(|error| failed(&error).with_source(error))?.into_parts();
     let (signed, _) = instructions.into_parts();
     for header in signed {
         let mut value = HeaderValue::from_str(header.value())

@@ -47,6 +47,7 @@ impl Environment {
     }
 
     /// Refuses a variable that code of others reads, and takes as it is, when it is not what [`Self::get`] says.
+    #[cfg(feature = "credential-chain")]
     pub(crate) fn check_plain(&self, name: &str) -> Result<(), Error> {
         let plain = self.get(name)?.unwrap_or_default();
         match (self.read)(name) {
@@ -141,6 +142,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "credential-chain")]
     fn what_others_read_must_be_plain_already() {
         let environment = Environment::of(&[("A", "x"), ("B", "x\n"), ("C", " "), ("D", "")]);
         let refused = ["A", "B", "C", "D", "E"].map(|name| environment.check_plain(name).is_err());

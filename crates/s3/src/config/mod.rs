@@ -4,6 +4,7 @@
 //! (`AWS_ENDPOINT_URL_S3`, `AWS_CA_BUNDLE`, …) are read where the value is needed and only if the field is unset.
 
 pub(crate) mod environment;
+#[cfg_attr(not(feature = "credential-chain"), path = "no_profile.rs")]
 pub(crate) mod profile;
 
 use std::fmt;
@@ -29,6 +30,7 @@ const CONNECTIONS_AT_MOST: usize = 2;
 
 /// Explicit keys, as from an IAM user or `sts:AssumeRole`. `Debug` shows the access key id only.
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StaticCredentials {
     /// The access key id.
     pub access_key_id: String,
@@ -59,6 +61,7 @@ impl fmt::Debug for StaticCredentials {
 
 /// Encryption at rest that is asked for with every object written.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ServerSideEncryption {
     /// SSE-S3: keys that S3 keeps.
     Aes256,
@@ -70,7 +73,13 @@ pub enum ServerSideEncryption {
 }
 
 /// Settings of a [`Client`](crate::Client).
+///
+/// ```
+/// let mut config = s3dcp_s3::ClientConfig::default();
+/// config.region = Some("eu-central-1".to_owned());
+/// ```
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct ClientConfig {
     /// AWS region. `None`: `AWS_REGION`, `AWS_DEFAULT_REGION`, then the profile; with none of these the first
     /// request fails with a `Config` error.
@@ -84,12 +93,13 @@ pub struct ClientConfig {
     pub force_path_style: bool,
     /// Send unsigned requests, for public buckets.
     pub unsigned: bool,
-    /// Profile of the AWS configuration files; its credentials then win over the environment's. `None`: `AWS_PROFILE`,
+    /// Profile of the AWS configuration files (with the feature `credential-chain`); its credentials then win over the environment's. `None`: `AWS_PROFILE`,
     /// `AWS_DEFAULT_PROFILE`, then `default`.
     pub profile: Option<String>,
     /// Agree to pay for requests to a requester-pays bucket.
     pub requester_pays: bool,
-    /// Explicit keys. `None`: the AWS credential chain.
+    /// Explicit keys. `None`: the AWS credential chain; without the feature `credential-chain` that is `AWS_ACCESS_KEY_ID`,
+    /// `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`.
     pub credentials: Option<StaticCredentials>,
     /// Encryption at rest for every object written. `None`: the bucket's default.
     pub server_side_encryption: Option<ServerSideEncryption>,
@@ -102,8 +112,9 @@ pub struct ClientConfig {
     pub checksum_headers: Option<bool>,
     /// PEM file of certificates trusted besides the system's. `None`: `AWS_CA_BUNDLE`.
     pub ca_bundle: Option<PathBuf>,
-    /// Most requests sent for one operation, at least 1. Those that the service refuses because there are too many
-    /// (503 SlowDown) do not count: they are sent again until the deadline.
+    /// Most requests sent for one operation, at least 1. Two kinds do not count: those that the service refuses because there
+    /// are too many (503 SlowDown), which are sent again until the deadline, and one each that finds out what the service
+    /// takes: whether it takes checksum headers, and whether it wants a Content-MD5.
     pub max_attempts: u32,
     /// Longest time for one operation, retries included, counted from its first attempt. An operation is one S3
     /// request: a part of an upload and a range of a download have a deadline each.
@@ -112,12 +123,13 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// Longest time in which no byte moves before an attempt is given up (and retried).
     pub read_timeout: Duration,
-    /// Most requests at once. 0: the client begins with what `throughput_target_gbps` asks for and goes up to
-    /// twice that as long as it moves more bytes.
-    pub max_connections: usize,
+    /// Most requests at once, 1 to 65,536. `None`: the client begins with what `throughput_target_gbps` asks for and goes up
+    /// to twice that as long as it moves more bytes.
+    pub max_connections: Option<usize>,
     /// Most bytes that uploads have handed to the network and not had acknowledged. They are borrowed from their
-    /// owners, so this is no memory of its own. 0: one default part for every connection.
-    pub max_in_flight_bytes: u64,
+    /// owners, so this is no memory of its own. `None`: one part for every connection, of `part_size` where that is
+    /// given, else of [`DEFAULT_PART_SIZE`].
+    pub max_in_flight_bytes: Option<u64>,
     /// What the machine's network can do, in Gbit/s: where the search for the number of connections begins.
     pub throughput_target_gbps: f64,
     /// Part size in bytes, 5 MiB to 5 GiB. `None`: follows the object's size.
@@ -144,8 +156,8 @@ impl Default for ClientConfig {
             deadline: Duration::from_secs(600),
             connect_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(60),
-            max_connections: 0,
-            max_in_flight_bytes: 0,
+            max_connections: None,
+            max_in_flight_bytes: None,
             throughput_target_gbps: 10.0,
             part_size: None,
             user_agent: concat!("s3dcp/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -252,24 +264,33 @@ impl ClientConfig {
         if http::HeaderValue::from_str(&self.user_agent).is_err() {
             return Err(invalid(format!("user_agent must be printable ASCII, not {:?}", self.user_agent)));
         }
-        if self.max_connections == 0 {
-            self.max_connections = CONNECTIONS_AT_MOST * self.target_connections();
-        }
-        if self.max_connections > 65_536 {
+        if !(1..=65_536).contains(&self.connections()) {
             return Err(invalid(format!(
-                "max_connections must be at most 65536, not {}",
-                self.max_connections
+                "max_connections must be at least 1 and at most 65536, not {}",
+                self.connections()
             )));
         }
-        if self.max_in_flight_bytes == 0 {
-            self.max_in_flight_bytes =
-                self.max_connections as u64 * self.part_size.unwrap_or(DEFAULT_PART_SIZE);
+        if self.max_in_flight_bytes == Some(0) {
+            return Err(invalid("max_in_flight_bytes must be at least 1, not 0"));
         }
+        self.max_connections = Some(self.connections());
+        self.max_in_flight_bytes = Some(self.in_flight_bytes());
         Ok(self)
     }
 }
 
 impl ClientConfig {
+    /// Requests at once, at most.
+    pub(crate) fn connections(&self) -> usize {
+        self.max_connections.unwrap_or_else(|| CONNECTIONS_AT_MOST * self.target_connections())
+    }
+
+    /// Bytes in flight, at most.
+    pub(crate) fn in_flight_bytes(&self) -> u64 {
+        let for_all = || self.connections() as u64 * self.part_size.unwrap_or(DEFAULT_PART_SIZE);
+        self.max_in_flight_bytes.unwrap_or_else(for_all)
+    }
+
     /// Connections that the throughput target asks for.
     pub(crate) fn target_connections(&self) -> usize {
         (self.throughput_target_gbps / GBPS_PER_CONNECTION).ceil().clamp(8.0, 512.0) as usize
@@ -299,7 +320,7 @@ mod tests {
         let config = ClientConfig::default().resolved().unwrap();
         assert_eq!(
             (config.target_connections(), config.max_connections, config.max_in_flight_bytes),
-            (64, 128, 2 << 30)
+            (64, Some(128), Some(2 << 30))
         );
         let config =
             ClientConfig { throughput_target_gbps: 100.0, ..ClientConfig::default() }.resolved().unwrap();
@@ -358,7 +379,7 @@ mod tests {
     #[test]
     fn a_bad_value_is_refused_with_its_name_value_and_limit() {
         let default = ClientConfig::default;
-        let cases: [(ClientConfig, &[&str]); 10] = [
+        let cases: [(ClientConfig, &[&str]); 12] = [
             (ClientConfig { part_size: Some(4 << 20), ..default() }, &["part_size", "4194304", "5 MiB"]),
             (
                 ClientConfig { part_size: Some((5 << 30) + 1), ..default() },
@@ -376,7 +397,12 @@ mod tests {
                 ClientConfig { unsigned: true, requester_pays: true, ..default() },
                 &["requester_pays", "unsigned"],
             ),
-            (ClientConfig { max_connections: 70_000, ..default() }, &["max_connections", "70000", "65536"]),
+            (ClientConfig { max_connections: Some(0), ..default() }, &["max_connections", "0", "1"]),
+            (
+                ClientConfig { max_connections: Some(70_000), ..default() },
+                &["max_connections", "70000", "65536"],
+            ),
+            (ClientConfig { max_in_flight_bytes: Some(0), ..default() }, &["max_in_flight_bytes", "0", "1"]),
             (
                 ClientConfig {
                     unsigned: true,

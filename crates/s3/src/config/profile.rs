@@ -169,7 +169,7 @@ impl File {
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if is_absent(&error, given.is_none()) => Vec::new(),
-            Err(error) => return Err(invalid(format!("{variable} {label}: {error}"))),
+            Err(error) => return Err(invalid(format!("{variable} {label}: {error}")).with_source(error)),
         };
         let text = String::from_utf8(bytes)
             .map_err(|_| invalid(format!("the AWS configuration in {label} is not valid UTF-8")))?;
@@ -217,7 +217,7 @@ async fn parse(config: &File, credentials: &File, name: String) -> Result<Profil
     let files = EnvConfigFiles::default();
     aws_config::profile::load(&texts, &paths, &files, Some(name.into())).await.map_err(|error| {
         let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-        invalid(format!("the AWS configuration is not valid: {why}"))
+        invalid(format!("the AWS configuration is not valid: {why}")).with_source(error)
     })
 }
 

@@ -5,6 +5,7 @@
 //! before anything else happens on that thread. All other bodies come in the HTTP library's buffers.
 
 use std::cell::RefCell;
+use std::error::Error as StdError;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -118,7 +119,7 @@ impl Plain {
             return Poll::Ready(Ok(Some(bytes.len())));
         }
         if let Some(error) = self.broken.take() {
-            return Poll::Ready(Err(broken(causes(&error))));
+            return Poll::Ready(Err(broken(error)));
         }
         let Some((stream, _)) = self.stream.as_mut().filter(|_| self.left > 0) else {
             return Poll::Ready(Ok(None));
@@ -141,9 +142,14 @@ impl Plain {
             }))?,
         };
         let count = match count {
-            Ok(0) => return Poll::Ready(Err(broken("it was closed before the end"))),
+            Ok(0) => {
+                return Poll::Ready(Err(broken(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "it was closed before the end",
+                ))));
+            }
             Ok(count) => count,
-            Err(error) => return Poll::Ready(Err(broken(causes(&error)))),
+            Err(error) => return Poll::Ready(Err(broken(error))),
         };
         self.left -= count as u64;
         self.release_if_read();
@@ -276,7 +282,7 @@ fn poll_body(
     };
     Poll::Ready(match bytes {
         None => Ok(None),
-        Some(Err(error)) => Err(broken(causes(&error))),
+        Some(Err(error)) => Err(broken(error)),
         Some(Ok(bytes)) if bytes.len() as u64 > most => {
             let text = "the service's answer is malformed: more bytes than its length";
             Err(Failure::new(Class::Transient, Error::new(ErrorKind::Service, text)))
@@ -285,7 +291,7 @@ fn poll_body(
     })
 }
 
-fn broken(why: impl std::fmt::Display) -> Failure {
-    let text = format!("the connection broke while reading the answer: {why}");
-    Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text)).ambiguous()
+fn broken(error: impl StdError + Send + Sync + 'static) -> Failure {
+    let text = format!("the connection broke while reading the answer: {}", causes(&error));
+    Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text).with_source(error)).ambiguous()
 }

@@ -54,7 +54,7 @@ impl Transport {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls_config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| Error::new(ErrorKind::Config, format!("TLS: {error}")))?
+            .map_err(|error| Error::new(ErrorKind::Config, format!("TLS: {error}")).with_source(error))?
             .with_root_certificates(roots)
             .with_no_client_auth();
         let connector = HttpsConnectorBuilder::new()
@@ -76,8 +76,8 @@ impl Transport {
         let uri = request.uri().clone();
         let answer = answered(self.connections.send(request), progress, &limits).await?;
         answer.map_err(|error| match error {
-            NoAnswer::Unconnected(error) => self.unconnected(&*error, &uri),
-            NoAnswer::Broken(error) => self.broken(&error, &uri),
+            NoAnswer::Unconnected(error) => self.unconnected(error, &uri),
+            NoAnswer::Broken(error) => self.broken(error, &uri),
         })
     }
 
@@ -87,20 +87,20 @@ impl Transport {
     }
 
     /// There is no connection, so nothing was sent.
-    fn unconnected(&self, error: &(dyn StdError + 'static), uri: &Uri) -> Failure {
+    fn unconnected(&self, error: Box<dyn StdError + Send + Sync>, uri: &Uri) -> Failure {
         let host = host_and_port(uri);
-        let tls = find::<rustls::Error>(error);
+        let tls = find::<rustls::Error>(&*error);
         if let Some(rustls::Error::InvalidCertificate(why)) = tls {
             let text = format!(
                 "the TLS certificate of {host} is not trusted: {why}; see ca_bundle and AWS_CA_BUNDLE"
             );
-            return Failure::fatal(Error::new(ErrorKind::Config, text));
+            return Failure::fatal(Error::new(ErrorKind::Config, text).with_source(error));
         }
-        let mut text = format!("cannot connect to {host}: {}", causes(error));
+        let mut text = format!("cannot connect to {host}: {}", causes(&*error));
         if matches!(tls, Some(rustls::Error::InvalidMessage(_))) {
             text.push_str(NO_TLS);
         } else if tls.is_none()
-            && let Some(io) = find::<io::Error>(error)
+            && let Some(io) = find::<io::Error>(&*error)
         {
             match io.kind() {
                 io::ErrorKind::TimedOut => {
@@ -116,7 +116,7 @@ impl Transport {
                 _ => {}
             }
         }
-        Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text))
+        Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text).with_source(error))
     }
 
     /// What to try when the host's name is not known.
@@ -132,14 +132,14 @@ impl Transport {
     }
 
     /// The connection ended before the answer; the request may have arrived.
-    fn broken(&self, error: &(dyn StdError + 'static), uri: &Uri) -> Failure {
-        let mut text = format!("the connection to {} broke: {}", host_and_port(uri), causes(error));
-        if !self.endpoint.tls() && find::<hyper::Error>(error).is_some_and(hyper::Error::is_parse) {
+    fn broken(&self, error: hyper::Error, uri: &Uri) -> Failure {
+        let mut text = format!("the connection to {} broke: {}", host_and_port(uri), causes(&error));
+        if !self.endpoint.tls() && error.is_parse() {
             text.push_str(
                 "; what answers there does not speak HTTP: should the endpoint begin with https://?",
             );
         }
-        Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text)).ambiguous()
+        Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text).with_source(error)).ambiguous()
     }
 }
 

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind};
 /// Certificates of a PEM file, all of them known to be good.
 #[derive(Debug, Clone)]
 pub(crate) struct Bundle {
+    #[cfg(feature = "credential-chain")]
     pem: Vec<u8>,
     certificates: Vec<CertificateDer<'static>>,
 }
@@ -24,21 +25,28 @@ impl Bundle {
     pub(crate) fn read(path: &Path, source: &str) -> Result<Bundle, Error> {
         let refuse =
             |why: String| Error::new(ErrorKind::Config, format!("{source} {}: {why}", path.display()));
-        let pem = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
+        let pem = std::fs::read(path).map_err(|error| refuse(error.to_string()).with_source(error))?;
         let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
             .collect::<Result<_, _>>()
-            .map_err(|error| refuse(format!("it is not valid PEM: {error}")))?;
+            .map_err(|error| refuse(format!("it is not valid PEM: {error}")).with_source(error))?;
         if certificates.is_empty() {
             return Err(refuse("it holds no certificate in PEM".to_owned()));
         }
         let mut roots = RootCertStore::empty();
         for certificate in &certificates {
-            roots.add(certificate.clone()).map_err(|error| refuse(format!("a bad certificate: {error}")))?;
+            roots
+                .add(certificate.clone())
+                .map_err(|error| refuse(format!("a bad certificate: {error}")).with_source(error))?;
         }
-        Ok(Bundle { pem, certificates })
+        Ok(Bundle {
+            #[cfg(feature = "credential-chain")]
+            pem,
+            certificates,
+        })
     }
 
     /// The file's bytes.
+    #[cfg(feature = "credential-chain")]
     pub(crate) fn pem(&self) -> &[u8] {
         &self.pem
     }

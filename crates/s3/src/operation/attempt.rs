@@ -75,8 +75,6 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: BodyReader,
-    /// While the body of the answer is read, that of the request may still be on its way.
-    _sending: Arc<Progress>,
     pub(crate) permit: Permit,
 }
 
@@ -116,7 +114,7 @@ impl Client {
     }
 
     async fn try_once_whole(&self, call: &Call, operation: &mut Operation) -> Result<Reply, Failure> {
-        let Answer { status, headers, mut body, permit, _sending } = self.try_once(call, operation).await?;
+        let Answer { status, headers, mut body, permit } = self.try_once(call, operation).await?;
         let body = body.collect(MAX_ANSWER).await?;
         if error_inside(&body).is_some() {
             let session = self.session().await.map_err(Failure::fatal)?;
@@ -163,13 +161,7 @@ impl Client {
         let (head, body) = response.into_parts();
         let mut body = BodyReader::new(body, limits);
         if head.status.is_success() {
-            return Ok(Answer {
-                status: head.status,
-                headers: head.headers,
-                body,
-                _sending: progress,
-                permit,
-            });
+            return Ok(Answer { status: head.status, headers: head.headers, body, permit });
         }
         // A broken or endless error document leaves the status, which is what counts.
         let document = body.collect(MAX_ERROR_BODY).await.unwrap_or_default();
@@ -343,7 +335,7 @@ impl Client {
             operation.credentials = Some(credentials);
         }
         let progress = Arc::new(Progress::new(Arc::clone(&inner.counters)));
-        let mut request = Request::new(PayloadBody::new(body.clone(), &progress));
+        let mut request = Request::new(PayloadBody::new(body.clone(), Arc::clone(&progress)));
         *request.method_mut() = call.method.clone();
         *request.uri_mut() = address.uri;
         *request.headers_mut() = headers;

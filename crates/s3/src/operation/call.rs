@@ -153,6 +153,12 @@ impl Call {
         Err(self.locate(Error::new(ErrorKind::Config, text)))
     }
 
+    /// The error for an answer that makes no sense, though it is no failure.
+    pub(crate) fn malformed(&self, what: &str) -> Error {
+        let text = format!("{}: the service's answer is malformed: {what}", self.operation);
+        self.locate(Error::new(ErrorKind::Service, text))
+    }
+
     /// Names the request in an error.
     pub(crate) fn locate(&self, error: Error) -> Error {
         let mut error = error.with_bucket(&self.bucket);

@@ -159,15 +159,12 @@ fn deletion_of(bucket: &str, keys: &[String]) -> Result<Call, Error> {
 
 /// The keys that an answer says were not deleted.
 fn refused_keys(call: &Call, answer: &[u8]) -> Result<Vec<(Failure, DeleteFailure)>, Error> {
-    let malformed = |what: &str| {
-        let text = format!("{}: the service's answer is malformed: {what}", call.operation);
-        call.locate(Error::new(ErrorKind::Service, text))
-    };
-    let result = xml::parse(answer).map_err(|error| malformed(&error))?;
+    let result = xml::parse(answer).map_err(|error| call.malformed(&xml::line(&error)).with_source(error))?;
     result
         .all("Error")
         .map(|error| {
-            let key = error.text_of("Key").ok_or_else(|| malformed("a failure without a key"))?.to_owned();
+            let key =
+                error.text_of("Key").ok_or_else(|| call.malformed("a failure without a key"))?.to_owned();
             let code = error.text_of("Code").and_then(name).unwrap_or("Unknown").to_owned();
             let message = shortened(error.text_of("Message").unwrap_or_default());
             let failure = failure_of_key(call.operation, &key, &code, &message);

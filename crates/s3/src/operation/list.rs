@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use http::Method;
 
 use crate::client::Client;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::operation::call::Call;
 use crate::operation::object::ObjectInfo;
 use crate::protocol::dates::parse_iso8601;
@@ -99,7 +99,7 @@ impl Client {
             }
             for object in page.all("Contents") {
                 let entry = object_entry(object);
-                listing.objects.push(entry.ok_or_else(|| bad(&call, "an object without key or size"))?);
+                listing.objects.push(entry.ok_or_else(|| call.malformed("an object without key or size"))?);
             }
             listing.common_prefixes.extend(common_prefixes(&page));
             pages += 1;
@@ -108,7 +108,7 @@ impl Client {
             }
             let following = Next::of(&page);
             if following.is_none() || following == next {
-                return Err(bad(&call, "a page that is not the last names no next one"));
+                return Err(call.malformed("a page that is not the last names no next one"));
             }
             next = following;
         }
@@ -135,7 +135,7 @@ impl Client {
             let (page, _) = self.page(&call, "ListMultipartUploadsResult").await?;
             for upload in page.all("Upload") {
                 let (Some(key), Some(id)) = (upload.text_of("Key"), upload.text_of("UploadId")) else {
-                    return Err(bad(&call, "an upload without key or id"));
+                    return Err(call.malformed("an upload without key or id"));
                 };
                 uploads.push(MultipartUpload {
                     key: key.to_owned(),
@@ -151,7 +151,7 @@ impl Client {
                 page.text_of("NextUploadIdMarker").unwrap_or_default().to_owned(),
             );
             if next.0.is_empty() || marker.as_ref() == Some(&next) {
-                return Err(bad(&call, "a page that is not the last names no next one"));
+                return Err(call.malformed("a page that is not the last names no next one"));
             }
             marker = Some(next);
         }
@@ -178,13 +178,13 @@ impl Client {
             let (page, _) = self.page(&call, "ListPartsResult").await?;
             for part in page.all("Part") {
                 let entry = part_entry(part);
-                parts.push(entry.ok_or_else(|| bad(&call, "a part without number or size"))?);
+                parts.push(entry.ok_or_else(|| call.malformed("a part without number or size"))?);
             }
             if page.text_of("IsTruncated") != Some("true") {
                 return Ok(parts);
             }
             if parts.last().is_none_or(|part| part.number <= marker) {
-                return Err(bad(&call, "a page that is not the last names no next one"));
+                return Err(call.malformed("a page that is not the last names no next one"));
             }
         }
     }
@@ -192,11 +192,12 @@ impl Client {
     /// One page, and the service's clock.
     async fn page(&self, call: &Call, root: &str) -> Result<(Element, Option<SystemTime>), Error> {
         let reply = self.execute(call).await?;
-        let page = xml::parse(&reply.body).map_err(|error| bad(call, &error))?;
+        let page =
+            xml::parse(&reply.body).map_err(|error| call.malformed(&xml::line(&error)).with_source(error))?;
         if page.name == root {
             Ok((page, server_time(&reply.headers)))
         } else {
-            Err(bad(call, &format!("<{}> instead of <{root}>", page.name)))
+            Err(call.malformed(&format!("<{}> instead of <{root}>", page.name)))
         }
     }
 }
@@ -239,9 +240,4 @@ fn part_entry(part: &Element) -> Option<UploadedPart> {
 
 fn common_prefixes(page: &Element) -> impl Iterator<Item = String> + '_ {
     page.all("CommonPrefixes").flat_map(|group| group.all("Prefix")).map(|prefix| prefix.text.clone())
-}
-
-fn bad(call: &Call, what: &str) -> Error {
-    let text = format!("{}: the service's answer is malformed: {what}", call.operation);
-    call.locate(Error::new(ErrorKind::Service, text))
 }

@@ -31,7 +31,7 @@ impl Client {
             .checksum("x-amz-checksum-type", "FULL_OBJECT")?;
         let reply = self.execute(&call).await?;
         let id = xml::parse(&reply.body).ok().and_then(|root| root.text_of("UploadId").map(str::to_owned));
-        let id = id.ok_or_else(|| malformed(&call, "no upload id"))?;
+        let id = id.ok_or_else(|| call.malformed("no upload id"))?;
         if let Err(error) = call.check_encryption(&reply.headers) {
             self.abort_multipart_upload(bucket, key, &id).await.ok();
             return Err(error);
@@ -57,7 +57,7 @@ impl Client {
             .checksum("x-amz-checksum-crc32", &crc32_text(crc32))?
             .body(body);
         let reply = self.execute(&call).await?;
-        let etag = header(&reply.headers, "etag").ok_or_else(|| malformed(&call, "no ETag"))?;
+        let etag = header(&reply.headers, "etag").ok_or_else(|| call.malformed("no ETag"))?;
         Ok(Part { number, etag: etag.to_owned(), crc32, size })
     }
 
@@ -134,9 +134,4 @@ fn list_of(parts: &[Part], checksums: bool) -> String {
     }
     document.push_str("</CompleteMultipartUpload>");
     document
-}
-
-fn malformed(call: &Call, what: &str) -> Error {
-    let text = format!("{}: the service's answer is malformed: {what}", call.operation);
-    call.locate(Error::new(ErrorKind::Service, text))
 }

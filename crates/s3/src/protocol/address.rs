@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use aws_sdk_sts::config::endpoint::{DefaultResolver, Params, ResolveEndpoint as _};
 use http::Uri;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -13,7 +12,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 /// The same in a path, where `/` separates.
 const ENCODED_IN_PATH: &AsciiSet = &ENCODED.remove(b'/');
 /// S3's limit on a key, in bytes of UTF-8.
-const MAX_KEY_BYTES: usize = 1024;
+pub const MAX_KEY_BYTES: usize = 1024;
 
 /// Splits `s3://bucket/key` into bucket and key; the key may be empty.
 ///
@@ -120,17 +119,19 @@ impl Region {
     }
 }
 
-/// The domain of the partition that a region belongs to, from the rules that AWS keeps in each of its SDKs.
-///
-/// These are STS's, which are part of this program in any case: of every partition that AWS knows, regions of the
-/// future included, its endpoint is `sts.<region>.<domain>`.
-async fn domain(region: &str) -> Result<String, Error> {
-    let unknown = |why: String| config(format!("AWS has no endpoint for region {region:?}: {why}"));
-    let params = Params::builder().region(region).build().map_err(|error| unknown(error.to_string()))?;
-    let endpoint =
-        DefaultResolver::new().resolve_endpoint(&params).await.map_err(|error| unknown(error.to_string()))?;
-    let domain = endpoint.url().strip_prefix(&format!("https://sts.{region}."));
-    domain.map(str::to_owned).ok_or_else(|| unknown(format!("its STS is at {}", endpoint.url())))
+/// The domain of the AWS partition that a region belongs to, regions of the future included. A region of no known partition
+/// counts as one of the first.
+fn domain(region: &str) -> &'static str {
+    let of = |prefix: &str| region.starts_with(prefix);
+    match () {
+        () if of("cn-") => "amazonaws.com.cn",
+        () if of("eusc-") => "amazonaws.eu",
+        () if of("us-iso-") => "c2s.ic.gov",
+        () if of("us-isob-") => "sc2s.sgov.gov",
+        () if of("eu-isoe-") => "cloud.adc-e.uk",
+        () if of("us-isof-") => "csp.hci.ic.gov",
+        () => "amazonaws.com",
+    }
 }
 
 /// The service's address.
@@ -153,22 +154,13 @@ pub(crate) struct Address {
 
 impl Endpoint {
     /// AWS's own endpoint of a region.
-    ///
-    /// # Errors
-    /// `Config`, when AWS's rules have none.
-    pub(crate) async fn aws(region: &Region, force_path_style: bool) -> Result<Endpoint, Error> {
+    pub(crate) fn aws(region: &Region, force_path_style: bool) -> Endpoint {
         let service = if region.fips { "s3-fips" } else { "s3" };
         let authority = match &*region.name {
             GLOBAL => format!("{service}.amazonaws.com"),
-            name => format!("{service}.{name}.{}", domain(name).await?),
+            name => format!("{service}.{name}.{}", domain(name)),
         };
-        Ok(Endpoint {
-            tls: true,
-            authority,
-            prefix: String::new(),
-            path_style: force_path_style,
-            custom: false,
-        })
+        Endpoint { tls: true, authority, prefix: String::new(), path_style: force_path_style, custom: false }
     }
 
     /// A given endpoint; `source` names where the URL comes from.
@@ -261,7 +253,9 @@ impl Endpoint {
         let scheme = if self.tls { "https" } else { "http" };
         let question = if query.is_empty() { "" } else { "?" };
         let text = format!("{scheme}://{host}{path}{question}{query}");
-        let uri = text.parse().map_err(|error| config(format!("no URL can be made of {text:?}: {error}")))?;
+        let uri = text
+            .parse()
+            .map_err(|error| config(format!("no URL can be made of {text:?}: {error}")).with_source(error))?;
         Ok(Address { uri, host })
     }
 }
@@ -348,12 +342,12 @@ mod tests {
         }
     }
 
-    async fn aws(region: &str, force_path_style: bool) -> Endpoint {
-        Endpoint::aws(&Region::parse(region, "region").unwrap(), force_path_style).await.unwrap()
+    fn aws(region: &str, force_path_style: bool) -> Endpoint {
+        Endpoint::aws(&Region::parse(region, "region").unwrap(), force_path_style)
     }
 
-    #[tokio::test]
-    async fn a_region_is_at_the_domain_of_its_partition() {
+    #[test]
+    fn a_region_is_at_the_domain_of_its_partition() {
         for (region, host, signed) in [
             ("us-east-1", "s3.us-east-1.amazonaws.com", "us-east-1"),
             ("ap-southeast-9", "s3.ap-southeast-9.amazonaws.com", "ap-southeast-9"),
@@ -371,25 +365,47 @@ mod tests {
             ("fips-us-west-2", "s3-fips.us-west-2.amazonaws.com", "us-west-2"),
             ("us-gov-west-1-fips", "s3-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
         ] {
-            assert_eq!(aws(region, false).await.url(), format!("https://{host}"));
+            assert_eq!(aws(region, false).url(), format!("https://{host}"));
             assert_eq!(Region::parse(region, "region").unwrap().signed(), signed);
         }
         let error = Region::parse("evil.com/x", "AWS_REGION").unwrap_err();
         assert!(error.message().contains("AWS_REGION") && error.message().contains("evil.com/x"), "{error}");
     }
 
+    /// STS is at `sts.<region>.<domain>`, and its endpoints are in each of AWS's SDKs.
     #[tokio::test]
-    async fn the_style_follows_host_bucket_and_scheme() {
-        let aws_endpoint = aws("eu-west-1", false).await;
+    async fn the_domains_are_those_of_awss_own_rules() {
+        use aws_sdk_sts::config::endpoint::{DefaultResolver, Params, ResolveEndpoint as _};
+        for region in [
+            "us-east-1",
+            "ap-southeast-9",
+            "il-central-1",
+            "mx-central-1",
+            "us-gov-west-1",
+            "cn-north-1",
+            "cn-east-7",
+            "eusc-de-east-1",
+            "us-iso-east-1",
+            "us-isob-east-1",
+            "eu-isoe-west-1",
+            "us-isof-south-1",
+            "nowhere",
+        ] {
+            let params = Params::builder().region(region).build().unwrap();
+            let endpoint = DefaultResolver::new().resolve_endpoint(&params).await.unwrap();
+            assert_eq!(endpoint.url(), format!("https://sts.{region}.{}", domain(region)));
+        }
+    }
+
+    #[test]
+    fn the_style_follows_host_bucket_and_scheme() {
+        let aws_endpoint = aws("eu-west-1", false);
         assert_eq!(url(&aws_endpoint, "bkt", "k"), "https://bkt.s3.eu-west-1.amazonaws.com/k");
         assert_eq!(url(&aws_endpoint, "a.bkt", "k"), "https://s3.eu-west-1.amazonaws.com/a.bkt/k");
         assert_eq!(url(&aws_endpoint, "Bkt_1", "k"), "https://s3.eu-west-1.amazonaws.com/Bkt_1/k");
+        assert_eq!(url(&aws("eu-west-1", true), "bkt", "k"), "https://s3.eu-west-1.amazonaws.com/bkt/k");
         assert_eq!(
-            url(&aws("eu-west-1", true).await, "bkt", "k"),
-            "https://s3.eu-west-1.amazonaws.com/bkt/k"
-        );
-        assert_eq!(
-            url(&aws("cn-north-1", false).await, "bkt", "k"),
+            url(&aws("cn-north-1", false), "bkt", "k"),
             "https://bkt.s3.cn-north-1.amazonaws.com.cn/k"
         );
         let custom = |url: &str, force| Endpoint::custom(url, "endpoint_url", force).unwrap();
@@ -400,13 +416,13 @@ mod tests {
         assert_eq!(url(&custom("https://store", false), "bkt", "/k"), "https://bkt.store//k");
     }
 
-    #[tokio::test]
-    async fn the_bucket_alone_is_its_own_address() {
+    #[test]
+    fn the_bucket_alone_is_its_own_address() {
         let endpoint = Endpoint::custom("http://127.0.0.1:9000", "endpoint_url", false).unwrap();
         let address = endpoint.address("bkt", None, "list-type=2").unwrap();
         assert_eq!(address.uri.to_string(), "http://127.0.0.1:9000/bkt?list-type=2");
         assert_eq!(address.host, "127.0.0.1:9000");
-        let address = aws("us-east-1", false).await.address("bkt", None, "").unwrap();
+        let address = aws("us-east-1", false).address("bkt", None, "").unwrap();
         assert_eq!(address.uri.to_string(), "https://bkt.s3.us-east-1.amazonaws.com/");
     }
 

@@ -162,7 +162,7 @@ impl Client {
             .map(|read| Job { key: read.key, range: read.range, slot: Arc::new(Mutex::new(Some(read.sink))) })
             .collect();
         let _revoke = Revoke(jobs.iter().map(|job| Arc::clone(&job.slot)).collect());
-        let count = jobs.len().min(self.config().max_connections);
+        let count = jobs.len().min(self.config().connections());
         let queue = Arc::new(Mutex::new(jobs.into_iter()));
         let mut tasks = JoinSet::new();
         for _ in 0..count {
@@ -180,7 +180,7 @@ impl Client {
         }
         let mut result = Ok(());
         while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended.unwrap_or_else(|error| Err(interrupted(&error)))
+            if let Err(error) = ended.unwrap_or_else(|error| Err(interrupted(error)))
                 && result.is_ok()
             {
                 result = Err(error);

@@ -2,14 +2,14 @@
 //!
 //! A body is cut in frames of up to 256 KiB; a frame is a list of slices of the segments, so that many small
 //! segments go out in one vectored write. Whatever owns the memory of a segment is released when the last frame
-//! of it has left: its destructor must be able to run on any thread. A body ends with its attempt: a connection may still
-//! be sending one when its answer has come (an early refusal) or is wanted no more, and then the rest of the memory must
-//! not be read.
+//! of it has left: its destructor must be able to run on any thread. A body lives in its attempt, with the connection that
+//! sends it: whoever drops the attempt knows that its memory is not read any more, sent or not.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::convert::Infallible;
+use std::io::IoSlice;
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
@@ -125,15 +125,13 @@ pub(crate) struct PayloadBody {
     segment: usize,
     offset: usize,
     remaining: u64,
-    /// Gone when the attempt is over.
-    progress: Weak<Progress>,
+    progress: Arc<Progress>,
 }
 
 impl PayloadBody {
-    /// The body of the attempt that holds `progress`.
-    pub(crate) fn new(payload: Payload, progress: &Arc<Progress>) -> PayloadBody {
+    pub(crate) fn new(payload: Payload, progress: Arc<Progress>) -> PayloadBody {
         let remaining = payload.len;
-        PayloadBody { payload, segment: 0, offset: 0, remaining, progress: Arc::downgrade(progress) }
+        PayloadBody { payload, segment: 0, offset: 0, remaining, progress }
     }
 
     fn next_frame(&mut self) -> Option<Slices> {
@@ -156,18 +154,15 @@ impl PayloadBody {
 
 impl Body for PayloadBody {
     type Data = Slices;
-    type Error = io::Error;
+    type Error = Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Slices>, io::Error>>> {
-        let Some(progress) = self.progress.upgrade() else {
-            return Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into())));
-        };
+    ) -> Poll<Option<Result<Frame<Slices>, Infallible>>> {
         let frame = self.next_frame();
         if let Some(frame) = &frame {
-            progress.sent(frame.remaining as u64);
+            self.progress.sent(frame.remaining as u64);
         }
         Poll::Ready(frame.map(|frame| Ok(Frame::data(frame))))
     }
@@ -186,7 +181,7 @@ mod tests {
     use super::*;
 
     fn frames(payload: &Payload) -> Vec<Slices> {
-        let mut body = PayloadBody::new(payload.clone(), &Arc::default());
+        let mut body = PayloadBody::new(payload.clone(), Arc::default());
         let mut frames = Vec::new();
         while let Some(frame) = body.next_frame() {
             frames.push(frame);
@@ -247,24 +242,13 @@ mod tests {
         }
         let alive = Arc::new(());
         let payload = Payload::from(Bytes::from_owner(Owner(vec![0; 300_000], Arc::clone(&alive))));
-        let mut body = PayloadBody::new(payload, &Arc::default());
+        let mut body = PayloadBody::new(payload, Arc::default());
         let first = body.next_frame();
         let second = body.next_frame();
         drop((first, body));
         assert_eq!(Arc::strong_count(&alive), 2);
         drop(second);
         assert_eq!(Arc::strong_count(&alive), 1);
-    }
-
-    #[test]
-    fn a_body_gives_nothing_more_once_its_attempt_is_over() {
-        let attempt = Arc::new(Progress::default());
-        let mut body = PayloadBody::new(Payload::from(vec![0; 2 * FRAME_BYTES]), &attempt);
-        let mut context = Context::from_waker(std::task::Waker::noop());
-        let mut next = || Pin::new(&mut body).poll_frame(&mut context);
-        assert!(matches!(next(), Poll::Ready(Some(Ok(_)))));
-        drop(attempt);
-        assert!(matches!(next(), Poll::Ready(Some(Err(_)))));
     }
 
     #[test]

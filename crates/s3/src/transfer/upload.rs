@@ -342,7 +342,7 @@ impl Begun {
         let runtime = Handle::current();
         let (client, bucket, key) = (client.clone(), bucket.to_owned(), key.to_owned());
         let task = runtime.spawn(async move { client.create_multipart_upload(&bucket, &key).await });
-        let id = async move { task.await.unwrap_or_else(|error| Err(interrupted(&error))) };
+        let id = async move { task.await.unwrap_or_else(|error| Err(interrupted(error))) };
         Begun { runtime, id: id.boxed().shared(), sending: JoinSet::new(), sent: Vec::new() }
     }
 
@@ -365,10 +365,10 @@ impl Begun {
 }
 
 fn part_of(ended: Result<Result<Part, Error>, JoinError>) -> Result<Part, Error> {
-    ended.unwrap_or_else(|error| Err(interrupted(&error)))
+    ended.unwrap_or_else(|error| Err(interrupted(error)))
 }
 
 /// A task that did not end by itself.
-pub(crate) fn interrupted(error: &JoinError) -> Error {
-    Error::new(ErrorKind::Interrupted, format!("a transfer task was stopped: {error}"))
+pub(crate) fn interrupted(error: JoinError) -> Error {
+    Error::new(ErrorKind::Interrupted, format!("a transfer task was stopped: {error}")).with_source(error)
 }

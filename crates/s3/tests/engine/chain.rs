@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use s3dcp_s3::{Client, ClientConfig};
 
-use crate::support::{Act, Responder, response};
+use crate::support::{Act, Responder, response, with};
 
 const EXPIRY: &str = "2099-01-01T00:00:00Z";
 
@@ -87,7 +87,7 @@ async fn child() {
         return;
     }
     let profile = std::env::var("CHAIN_TEST_PROFILE").ok();
-    let client = Client::new(ClientConfig { profile, ..ClientConfig::default() }).unwrap();
+    let client = Client::new(with(ClientConfig::default(), |config| config.profile = profile)).unwrap();
     match client.get_object("bkt", "k").await {
         Ok(_) => println!("RESULT ok"),
         Err(error) => println!("RESULT {error:?}"),

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Act, Responder, error, pattern, read, read_with, response};
+use crate::support::{Act, Responder, error, pattern, read, read_with, response, with};
 use bytes::Bytes;
 use s3dcp_s3::{
-    Client, ClientConfig, Condition, Error, ErrorKind, Payload, PutOptions, RangeRead, RangeSink,
-    ServerSideEncryption, Space, UploadOptions, crc32,
+    Client, Condition, Error, ErrorKind, Payload, PutOptions, RangeRead, RangeSink, ServerSideEncryption,
+    Space, UploadOptions, crc32,
 };
 
 const MIB: usize = 1 << 20;
@@ -46,7 +46,10 @@ async fn a_throttled_request_is_sent_again_and_counted() {
 #[tokio::test]
 async fn a_service_that_only_asks_for_fewer_requests_is_asked_until_the_deadline() {
     let server = Responder::start(|_, _| Act::Answer(error("503 Slow Down", "SlowDown"))).await;
-    let config = ClientConfig { max_attempts: 1, deadline: Duration::from_secs(2), ..server.config() };
+    let config = with(server.config(), |config| {
+        config.max_attempts = 1;
+        config.deadline = Duration::from_secs(2);
+    });
     let client = Client::new(config).unwrap();
     let error = client.put_object("bkt", "a/k", body(10), &PutOptions::default()).await.unwrap_err();
     assert_eq!((error.kind(), error.status()), (ErrorKind::Throttled, Some(503)));
@@ -198,7 +201,7 @@ async fn answers_that_do_not_fit_the_range_are_not_taken() {
         Act::Answer(response("206 Partial Content", &[("Content-Range", "bytes 0-9/100")], &[0; 10]))
     })
     .await;
-    let client = Client::new(ClientConfig { max_attempts: 2, ..server.config() }).unwrap();
+    let client = Client::new(with(server.config(), |config| config.max_attempts = 2)).unwrap();
     let error = client.get_range("bkt", "k", 10..20).await.unwrap_err();
     assert_eq!((error.kind(), error.attempts()), (ErrorKind::Service, 2));
     // A service that does not know ranges.
@@ -255,7 +258,8 @@ async fn keys_refused_inside_an_answer_are_paced_counted_and_throttled_in_the_en
     let slow = "<DeleteResult><Error><Key>run/a/1</Key><Code>SlowDown</Code></Error>\
                 <Error><Key>run/b/1</Key><Code>InternalError</Code></Error></DeleteResult>";
     let server = Responder::start(|_, _| Act::Answer(response("200 OK", &[], slow.as_bytes()))).await;
-    let client = Client::new(ClientConfig { deadline: Duration::from_secs(2), ..server.config() }).unwrap();
+    let client =
+        Client::new(with(server.config(), |config| config.deadline = Duration::from_secs(2))).unwrap();
     let keys = ["run/a/1", "run/b/1"].map(str::to_owned);
     let began = Instant::now();
     let error = client.delete_objects("bkt", &keys).await.unwrap_err();
@@ -279,7 +283,7 @@ async fn keys_refused_inside_an_answer_are_paced_counted_and_throttled_in_the_en
 async fn keys_that_fail_inside_every_answer_are_reported_after_all_attempts() {
     let broken = "<DeleteResult><Error><Key>a</Key><Code>InternalError</Code></Error></DeleteResult>";
     let server = Responder::start(|_, _| Act::Answer(response("200 OK", &[], broken.as_bytes()))).await;
-    let client = Client::new(ClientConfig { max_attempts: 3, ..server.config() }).unwrap();
+    let client = Client::new(with(server.config(), |config| config.max_attempts = 3)).unwrap();
     let failures = client.delete_objects("bkt", &["a".to_owned(), "b".to_owned()]).await.unwrap();
     assert_eq!(failures.iter().map(|failure| &failure.code[..]).collect::<Vec<_>>(), ["InternalError"]);
     assert_eq!(client.stats().requests, 3);
@@ -340,7 +344,7 @@ async fn a_refused_connection_cannot_have_taken_effect() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let config = ClientConfig { max_attempts: 2, ..crate::support::config(&url, "a", "b") };
+    let config = with(crate::support::config(&url, "a", "b"), |config| config.max_attempts = 2);
     let error = Client::new(config)
         .unwrap()
         .put_object("bkt", "k", body(1), &PutOptions::default())
@@ -357,7 +361,7 @@ async fn silence_ends_an_attempt_but_slowness_does_not() {
         _ => Act::Answer(response("200 OK", &[("ETag", "\"e1\"")], b"")),
     })
     .await;
-    let impatient = ClientConfig { read_timeout: Duration::from_millis(300), ..server.config() };
+    let impatient = with(server.config(), |config| config.read_timeout = Duration::from_millis(300));
     let client = Client::new(impatient.clone()).unwrap();
     client.put_object("bkt", "k", body(10), &PutOptions::default()).await.unwrap();
     assert_eq!(client.stats().retries, 1);
@@ -367,7 +371,7 @@ async fn silence_ends_an_attempt_but_slowness_does_not() {
     })
     .await;
     let client =
-        Client::new(ClientConfig { read_timeout: impatient.read_timeout, ..server.config() }).unwrap();
+        Client::new(with(server.config(), |config| config.read_timeout = impatient.read_timeout)).unwrap();
     assert_eq!(client.get_object("bkt", "k").await.unwrap().body, [7u8; 1000][..]);
     assert_eq!(client.stats().requests, 1);
     // The head comes, the body does not.
@@ -376,7 +380,10 @@ async fn silence_ends_an_attempt_but_slowness_does_not() {
         Act::Answer(answer[..answer.len() - 50].to_vec())
     })
     .await;
-    let config = ClientConfig { max_attempts: 1, read_timeout: impatient.read_timeout, ..server.config() };
+    let config = with(server.config(), |config| {
+        config.max_attempts = 1;
+        config.read_timeout = impatient.read_timeout;
+    });
     let error = Client::new(config).unwrap().get_object("bkt", "k").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert!(error.message().contains("read_timeout") && !error.maybe_applied(), "{error}");
@@ -385,7 +392,7 @@ async fn silence_ends_an_attempt_but_slowness_does_not() {
 #[tokio::test]
 async fn the_deadline_ends_an_operation_in_the_middle_of_an_attempt() {
     let server = Responder::start(|_, _| Act::Silence).await;
-    let config = ClientConfig { deadline: Duration::from_millis(300), ..server.config() };
+    let config = with(server.config(), |config| config.deadline = Duration::from_millis(300));
     let error = Client::new(config)
         .unwrap()
         .put_object("bkt", "k", body(1), &PutOptions::default())
@@ -421,7 +428,7 @@ async fn the_deadline_ends_a_body_that_never_pauses() {
     let object = pattern(MIB);
     let server =
         Responder::start(move |_, seen| Act::Answer(ranged(&object, seen.header("range").unwrap()))).await;
-    let config = ClientConfig { deadline: Duration::from_millis(300), ..server.config() };
+    let config = with(server.config(), |config| config.deadline = Duration::from_millis(300));
     let read = RangeRead { key: "k".to_owned(), range: 0..1 << 20, sink: Box::new(Slow) };
     let error = Client::new(config).unwrap().download("bkt", vec![read]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
@@ -538,7 +545,8 @@ async fn a_part_that_fails_for_good_fails_the_upload_and_aborts_it() {
 async fn encryption_that_the_service_does_not_confirm_fails_every_write() {
     let server = multipart_server(|_, _| None).await;
     let encryption = Some(ServerSideEncryption::Aes256);
-    let client = Client::new(ClientConfig { server_side_encryption: encryption, ..server.config() }).unwrap();
+    let client =
+        Client::new(with(server.config(), |config| config.server_side_encryption = encryption)).unwrap();
     let put = client.put_object("bkt", "k", body(1), &PutOptions::default()).await.map(drop);
     let copy = client.copy_object("bkt", "k", "l").await;
     for error in [put.unwrap_err(), copy.unwrap_err()] {

@@ -4,12 +4,12 @@ use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use s3dcp_s3::{Client, ClientConfig, Payload, PutOptions, StaticCredentials, UploadOptions};
+use s3dcp_s3::{Client, Payload, PutOptions, StaticCredentials, UploadOptions};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-use crate::support::{Act, Responder, Seen, error, pattern, response};
+use crate::support::{Act, Responder, Seen, error, pattern, response, with};
 
 /// Writes every field of every span and event down.
 #[derive(Clone, Default)]
@@ -94,16 +94,14 @@ fn script(number: usize, seen: &Seen) -> Act {
 #[tokio::test]
 async fn no_log_of_any_level_holds_a_secret_or_a_signature() {
     let server = Responder::start(script).await;
-    let credentials = StaticCredentials {
-        session_token: Some(TOKEN.to_owned()),
-        ..StaticCredentials::new("AKIDEXAMPLE", SECRET_KEY)
-    };
-    let config = ClientConfig {
-        credentials: Some(credentials),
-        max_attempts: 2,
-        deadline: Duration::from_secs(1),
-        ..server.config()
-    };
+    let credentials = with(StaticCredentials::new("AKIDEXAMPLE", SECRET_KEY), |keys| {
+        keys.session_token = Some(TOKEN.to_owned())
+    });
+    let config = with(server.config(), |config| {
+        config.credentials = Some(credentials);
+        config.max_attempts = 2;
+        config.deadline = Duration::from_secs(1);
+    });
     let client = Client::new(config).unwrap();
     let logged = Everything::default();
     let guard = tracing::subscriber::set_default(logged.clone());

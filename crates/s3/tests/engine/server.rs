@@ -1,6 +1,6 @@
 //! The engine against the embedded server, on a real socket.
 
-use crate::support::{config, pattern, read};
+use crate::support::{config, pattern, read, with};
 use bytes::Bytes;
 use s3dcp_s3::{
     Client, ClientConfig, Condition, ErrorKind, Payload, PutOptions, ServerSideEncryption, StaticCredentials,
@@ -16,9 +16,10 @@ async fn start() -> (Server, Client) {
 }
 
 async fn start_with(change: impl Fn(ClientConfig) -> ClientConfig) -> (Server, Client) {
-    let server = Server::start(ServerConfig { buckets: vec![BUCKET.to_owned()], ..ServerConfig::default() })
-        .await
-        .unwrap();
+    let server =
+        Server::start(with(ServerConfig::default(), |config| config.buckets = vec![BUCKET.to_owned()]))
+            .await
+            .unwrap();
     let config = config(&server.endpoint_url(), server.access_key(), server.secret_key());
     (server, Client::new(change(config)).unwrap())
 }
@@ -88,9 +89,8 @@ async fn conditions_hold() {
 #[tokio::test]
 async fn encryption_that_the_service_confirms_is_fine() {
     let server_side_encryption = Some(ServerSideEncryption::Aes256);
-    let (_server, client) = start_with(|config| ClientConfig {
-        server_side_encryption: server_side_encryption.clone(),
-        ..config
+    let (_server, client) = start_with(|config| {
+        with(config, |config| config.server_side_encryption = server_side_encryption.clone())
     })
     .await;
     put(&client, "k", b"v".to_vec()).await;
@@ -137,26 +137,26 @@ async fn a_missing_bucket_is_told_from_a_missing_key() {
 #[tokio::test]
 async fn wrong_keys_are_denied_without_telling_them() {
     let (server, _) = start().await;
-    let wrong = ClientConfig {
-        credentials: Some(StaticCredentials::new(server.access_key(), "WRONG-SECRET")),
-        ..config(&server.endpoint_url(), "", "")
-    };
+    let wrong = with(config(&server.endpoint_url(), "", ""), |config| {
+        config.credentials = Some(StaticCredentials::new(server.access_key(), "WRONG-SECRET"))
+    });
     let error = Client::new(wrong).unwrap().list_objects(BUCKET, "", None).await.unwrap_err();
     assert_eq!((error.kind(), error.attempts()), (ErrorKind::Denied, 1));
     assert!(!format!("{error:?}").contains("WRONG-SECRET"));
-    let anonymous =
-        ClientConfig { credentials: None, unsigned: true, ..config(&server.endpoint_url(), "", "") };
+    let anonymous = with(config(&server.endpoint_url(), "", ""), |config| {
+        config.credentials = None;
+        config.unsigned = true;
+    });
     let error = Client::new(anonymous).unwrap().list_objects(BUCKET, "", None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied);
 }
 
 #[tokio::test]
 async fn a_wrong_region_is_named_with_the_right_one() {
-    let server = Server::start(ServerConfig {
-        region: Some("eu-central-1".to_owned()),
-        buckets: vec![BUCKET.to_owned()],
-        ..ServerConfig::default()
-    })
+    let server = Server::start(with(ServerConfig::default(), |config| {
+        config.region = Some("eu-central-1".to_owned());
+        config.buckets = vec![BUCKET.to_owned()];
+    }))
     .await
     .unwrap();
     let client =
@@ -171,11 +171,10 @@ async fn a_wrong_region_is_named_with_the_right_one() {
 #[tokio::test]
 async fn a_profile_that_does_not_exist_is_a_clear_error() {
     let (server, _) = start().await;
-    let config = ClientConfig {
-        credentials: None,
-        profile: Some("surely-not-configured".to_owned()),
-        ..config(&server.endpoint_url(), "", "")
-    };
+    let config = with(config(&server.endpoint_url(), "", ""), |config| {
+        config.credentials = None;
+        config.profile = Some("surely-not-configured".to_owned());
+    });
     let error = Client::new(config).unwrap().list_objects(BUCKET, "", None).await.unwrap_err();
     assert!(error.message().contains("surely-not-configured"), "{error}");
     assert!(matches!(error.kind(), ErrorKind::Config | ErrorKind::Denied), "{error:?}");
@@ -206,9 +205,13 @@ async fn a_listing_has_all_pages_and_one_level_with_a_delimiter() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn uploads_and_downloads_are_byte_equal_under_a_small_budget() {
-    let (_server, client) =
-        start_with(|config| ClientConfig { max_in_flight_bytes: 6 << 20, max_connections: 3, ..config })
-            .await;
+    let (_server, client) = start_with(|config| {
+        with(config, |config| {
+            config.max_in_flight_bytes = Some(6 << 20);
+            config.max_connections = Some(3);
+        })
+    })
+    .await;
     let mut tasks = tokio::task::JoinSet::new();
     // Sizes around one part, and several; more uploads than the budget has parts.
     for (number, size) in [0, 1, 5 * MIB - 1, 5 * MIB, 5 * MIB + 1, 17 * MIB].into_iter().enumerate() {

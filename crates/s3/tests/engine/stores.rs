@@ -11,21 +11,20 @@ use s3dcp_s3::{
 };
 use s3dcp_server::{Server, ServerConfig};
 
-use crate::support::{Act, Responder, Seen, config, error, pattern, response};
+use crate::support::{Act, Responder, Seen, config, error, pattern, response, with};
 
 const BUCKET: &str = "bkt";
 const MIB: usize = 1 << 20;
 
 /// A store with these faults, and a client that tries everything once.
 async fn store(faults: &[&str], change: impl Fn(ClientConfig) -> ClientConfig) -> (Server, Client) {
-    let config_of_server = ServerConfig {
-        buckets: vec![BUCKET.to_owned()],
-        faults: faults.iter().map(|fault| fault.parse().unwrap()).collect(),
-        ..ServerConfig::default()
-    };
+    let config_of_server = with(ServerConfig::default(), |config| {
+        config.buckets = vec![BUCKET.to_owned()];
+        config.faults = faults.iter().map(|fault| fault.parse().unwrap()).collect();
+    });
     let server = Server::start(config_of_server).await.unwrap();
     let config = config(&server.endpoint_url(), server.access_key(), server.secret_key());
-    let client = Client::new(change(ClientConfig { max_attempts: 1, ..config })).unwrap();
+    let client = Client::new(change(with(config, |config| config.max_attempts = 1))).unwrap();
     (server, client)
 }
 
@@ -89,11 +88,16 @@ async fn a_store_that_refuses_checksum_headers_is_used_without_them() {
 #[tokio::test]
 async fn checksum_headers_are_left_out_or_insisted_on_as_the_setting_says() {
     let fault = format!("error:400/InvalidArgument {CHECKSUMS}");
-    let never = |config| ClientConfig { checksum_headers: Some(false), ..config };
+    let never = |config: ClientConfig| with(config, |config| config.checksum_headers = Some(false));
     let (server, client) = store(&[&fault], never).await;
     use_all(&client).await;
     assert_eq!(refused(&server), 0);
-    let always = |config| ClientConfig { checksum_headers: Some(true), max_attempts: 5, ..config };
+    let always = |config: ClientConfig| {
+        with(config, |config| {
+            config.checksum_headers = Some(true);
+            config.max_attempts = 5;
+        })
+    };
     let (server, client) = store(&[&fault], always).await;
     for _ in 0..2 {
         let put = client.put_object(BUCKET, "k", Payload::from(b"v".to_vec()), &PutOptions::default()).await;
@@ -144,7 +148,7 @@ async fn a_condition_that_does_not_hold_is_told_also_where_checksums_were_refuse
         None => Act::Answer(error("412 Precondition Failed", "PreconditionFailed")),
     })
     .await;
-    let client = Client::new(ClientConfig { max_attempts: 1, ..server.config() }).unwrap();
+    let client = Client::new(with(server.config(), |config| config.max_attempts = 1)).unwrap();
     let options = PutOptions { condition: Condition::IfNoneMatch, ..PutOptions::default() };
     for requests in [2, 3] {
         let put = client.put_object("bkt", "k", Payload::from(b"v".to_vec()), &options).await;
@@ -165,7 +169,7 @@ async fn a_bucket_that_wants_the_md5_of_objects_gets_it() {
             _ => Act::Answer(response("200 OK", &[("ETag", "\"e1\"")], b"")),
         })
         .await;
-    let client = Client::new(ClientConfig { max_attempts: 1, ..server.config() }).unwrap();
+    let client = Client::new(with(server.config(), |config| config.max_attempts = 1)).unwrap();
     for requests in [3, 4] {
         let body = Payload::from(vec![Bytes::from_static(b"123"), Bytes::from_static(b"456789")]);
         client.put_object("bkt", "k", body, &PutOptions::default()).await.unwrap();
@@ -323,7 +327,7 @@ async fn a_pause_beyond_the_deadline_is_cut_short() {
         })
         .await;
         let client =
-            Client::new(ClientConfig { deadline: Duration::from_secs(2), ..server.config() }).unwrap();
+            Client::new(with(server.config(), |config| config.deadline = Duration::from_secs(2))).unwrap();
         client.put_object("bkt", "k", Payload::from(b"v".to_vec()), &PutOptions::default()).await.unwrap();
         assert_eq!(server.seen().len(), 3, "{code}");
     }
@@ -406,11 +410,10 @@ async fn connections_that_were_lost_while_idle_cost_one_attempt_together() {
         for operation in ["PUT", "GET", "HEAD", "DELETE"] {
             let lost = Arc::new(AtomicUsize::new(0));
             let server = forgetful(Arc::clone(&lost), what).await;
-            let client = Client::new(ClientConfig {
-                max_attempts: 2,
-                read_timeout: Duration::from_millis(200),
-                ..server.config()
-            })
+            let client = Client::new(with(server.config(), |config| {
+                config.max_attempts = 2;
+                config.read_timeout = Duration::from_millis(200);
+            }))
             .unwrap();
             many_puts(&client).await;
             assert!(server.connections() >= 8, "{}", server.connections());
@@ -445,8 +448,10 @@ async fn a_body_that_stalls_lets_no_other_idle_connection_cost_an_attempt() {
         }
     })
     .await;
-    let config =
-        ClientConfig { max_attempts: 2, read_timeout: Duration::from_millis(200), ..server.config() };
+    let config = with(server.config(), |config| {
+        config.max_attempts = 2;
+        config.read_timeout = Duration::from_millis(200);
+    });
     let client = Client::new(config).unwrap();
     many_puts(&client).await;
     lost.store(server.connections(), Ordering::SeqCst);

@@ -8,14 +8,19 @@ use s3dcp_s3::{Client, ClientConfig, Error, RangeRead, RangeSink, Space, StaticC
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+/// The same, changed.
+pub(crate) fn with<T>(mut settings: T, change: impl FnOnce(&mut T)) -> T {
+    change(&mut settings);
+    settings
+}
+
 /// Settings for a server at this address.
 pub(crate) fn config(endpoint_url: &str, access_key: &str, secret_key: &str) -> ClientConfig {
-    ClientConfig {
-        region: Some("us-east-1".to_owned()),
-        endpoint_url: Some(endpoint_url.to_owned()),
-        credentials: Some(StaticCredentials::new(access_key, secret_key)),
-        ..ClientConfig::default()
-    }
+    with(ClientConfig::default(), |config| {
+        config.region = Some("us-east-1".to_owned());
+        config.endpoint_url = Some(endpoint_url.to_owned());
+        config.credentials = Some(StaticCredentials::new(access_key, secret_key));
+    })
 }
 
 /// One request as the responder saw it.

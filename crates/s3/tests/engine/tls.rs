@@ -6,11 +6,11 @@ use std::sync::Arc;
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use s3dcp_s3::{Client, ClientConfig, ErrorKind, Payload, PutOptions, crc32};
+use s3dcp_s3::{Client, ErrorKind, Payload, PutOptions, crc32};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::support::{Act, Responder, pattern, read, response};
+use crate::support::{Act, Responder, pattern, read, response, with};
 
 const CERTIFICATE: &[u8] = include_bytes!("tls/server.pem");
 const KEY: &[u8] = include_bytes!("tls/server.key");
@@ -54,7 +54,8 @@ async fn an_unknown_authority_is_a_config_error_and_a_bundle_makes_it_known() {
         _ => Act::Answer(response("200 OK", &[], &pattern(3 << 20))),
     })
     .await;
-    let config = ClientConfig { endpoint_url: Some(with_tls(&plain).await), ..plain.config() };
+    let mut config = plain.config();
+    config.endpoint_url = Some(with_tls(&plain).await);
     let bytes = pattern(3 << 20);
     let put = |client: Client| {
         let body = Payload::from(bytes.clone());
@@ -65,7 +66,7 @@ async fn an_unknown_authority_is_a_config_error_and_a_bundle_makes_it_known() {
     assert!(error.message().contains("ca_bundle"), "{error}");
     assert!(plain.seen().is_empty());
 
-    let client = Client::new(ClientConfig { ca_bundle: Some(authority()), ..config.clone() }).unwrap();
+    let client = Client::new(with(config.clone(), |config| config.ca_bundle = Some(authority()))).unwrap();
     put(client.clone()).await.unwrap();
     assert_eq!(crc32(&plain.seen()[0].body), crc32(&bytes));
     assert_eq!(client.get_object("bkt", "k").await.unwrap().body, bytes);
@@ -75,7 +76,7 @@ async fn an_unknown_authority_is_a_config_error_and_a_bundle_makes_it_known() {
     // One after the other they came over one connection.
     assert_eq!(plain.connections(), 1);
 
-    let missing = ClientConfig { ca_bundle: Some("/no/such/file.pem".into()), ..config };
+    let missing = with(config, |config| config.ca_bundle = Some("/no/such/file.pem".into()));
     let error = put(Client::new(missing).unwrap()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.message().contains("ca_bundle /no/such/file.pem"), "{error}");

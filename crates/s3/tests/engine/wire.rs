@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use s3dcp_s3::{Client, ClientConfig, ErrorKind};
+use s3dcp_s3::{Client, ErrorKind};
 
-use crate::support::{Act, Responder, Seen, error, pattern, read, response};
+use crate::support::{Act, Responder, Seen, error, pattern, read, response, with};
 
 const OBJECT: usize = 20_000;
 
@@ -93,7 +93,7 @@ async fn a_chunked_answer_that_is_too_long_is_not_taken() {
         }))
     })
     .await;
-    let client = Client::new(ClientConfig { max_attempts: 2, ..server.config() }).unwrap();
+    let client = Client::new(with(server.config(), |config| config.max_attempts = 2)).unwrap();
     let (job, fed) = read("k", 0..100);
     let error = client.download("bkt", vec![job]).await.unwrap_err();
     assert_eq!((error.kind(), error.attempts()), (ErrorKind::Service, 2));
@@ -210,12 +210,15 @@ async fn silence_in_a_body_is_a_retry() {
         }
     })
     .await;
-    let config = ClientConfig { read_timeout: Duration::from_millis(200), ..server.config() };
+    let config = with(server.config(), |config| config.read_timeout = Duration::from_millis(200));
     let client = Client::new(config).unwrap();
     check(&client, 0..9000).await;
     assert_eq!(server.seen()[1].header("range"), Some("bytes=8900-8999"));
     let server = Responder::start(|_, _| Act::Answer(response("200 OK", &[], b"")[..10].to_vec())).await;
-    let config = ClientConfig { read_timeout: Duration::from_millis(50), max_attempts: 1, ..server.config() };
+    let config = with(server.config(), |config| {
+        config.read_timeout = Duration::from_millis(50);
+        config.max_attempts = 1;
+    });
     let error = Client::new(config).unwrap().get_range("bkt", "k", 0..10).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
 }

@@ -10,10 +10,10 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
 
 from s3dcp import S3StorageReader, S3StorageWriter
-from workers import strategies
-from workers.states import DTYPES, assert_same, blank, layouts, training_state, values
-from workers.store import REGION
-from workers.strategies import Spec
+from support import strategies
+from support.states import DTYPES, assert_same, blank, layouts, training_state, values
+from support.store import REGION
+from support.strategies import Spec
 
 
 def save(

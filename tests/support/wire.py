@@ -1,7 +1,7 @@
 """Servers that misbehave on purpose, on real sockets on loopback; each connection has a thread of its own.
 
 `Scripted` answers by itself, `Between` stands between a client and an S3 server and holds or answers what its rule
-picks, `Tls` puts TLS in front of a server.
+picks, `Exchanged` changes requests and answers on their way, `Tls` puts TLS in front of a server.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 # What a script or a rule does with a request: these bytes as the answer, or whatever it does with the connection.
 Act = bytes | Callable[["Wire", socket.socket], None]
+# Sends a whole request to the server; the pieces of its answer.
+Forward = Callable[[bytes], Iterator[bytes]]
+# What becomes of a whole request: the pieces of the answer.
+Exchange = Callable[[bytes, Forward], Iterable[bytes]]
 
 CERTIFICATES = Path(__file__).parents[2] / "crates/s3/tests/engine/tls"
 AUTHORITY = CERTIFICATES / "ca.pem"
@@ -156,11 +160,18 @@ def close(connection: socket.socket) -> None:
     connection.close()
 
 
+def rest(connection: socket.socket, request: Request) -> Iterator[bytes]:
+    """What is left of a request's body, piece by piece."""
+    left = int(request.header("content-length") or 0) - len(request.early)
+    while left > 0 and (piece := connection.recv(min(left, PIECE))):
+        left -= len(piece)
+        yield piece
+
+
 def skip_body(connection: socket.socket, request: Request) -> None:
     """Read what is left of a request."""
-    left = int(request.header("content-length") or 0) - len(request.early)
-    while left > 0:
-        left -= len(connection.recv(min(left, PIECE))) or left
+    for _ in rest(connection, request):
+        pass
 
 
 class Scripted(Wire):
@@ -180,12 +191,17 @@ class Scripted(Wire):
         return None
 
 
+def address(url: str) -> tuple[str, int]:
+    """Host and port of a server."""
+    host, port = url.partition("://")[2].split(":")
+    return host, int(port)
+
+
 class Between(Wire):
     """Passes requests on to the server at `url`, but for those that `rule` does something with."""
 
     def __init__(self, url: str, rule: Callable[[Request], Act | None] = lambda _: None) -> None:
-        host, port = url.partition("://")[2].split(":")
-        self._server = (host, int(port))
+        self._server = address(url)
         self.rule = rule
         super().__init__()
 
@@ -206,14 +222,35 @@ class Between(Wire):
                 relay(connection, server)
 
 
+class Exchanged(Wire):
+    """Answers each request, read whole, with what `exchange` makes of it and of the server at `url`."""
+
+    def __init__(self, url: str, exchange: Exchange) -> None:
+        self._server = address(url)
+        self._exchange = exchange
+        super().__init__()
+
+    def serve(self, connection: socket.socket) -> None:
+        if request := self.read(connection):
+            body = b"".join([request.early, *rest(connection, request)])
+            for piece in self._exchange(request.head + b"\r\n\r\n" + body, self._forward):
+                connection.sendall(piece)
+
+    def _forward(self, request: bytes) -> Iterator[bytes]:
+        head, body = request.split(b"\r\n\r\n", 1)
+        with socket.create_connection(self._server) as server:
+            server.sendall(head + b"\r\nConnection: close\r\n\r\n" + body)
+            while piece := server.recv(PIECE):
+                yield piece
+
+
 class Tls(Wire):
     """TLS in front of the server at `url`, with a certificate for 127.0.0.1 of an authority that few know."""
 
     scheme = "https"
 
     def __init__(self, url: str, host: str = "127.0.0.1") -> None:
-        server, port = url.partition("://")[2].split(":")
-        self._server = (server, int(port))
+        self._server = address(url)
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(CERTIFICATES / "server.pem", CERTIFICATES / "server.key")
         self.trusted = 0

@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.planner import LoadPlan, SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 
 from s3dcp import NotFound, S3StorageReader, S3StorageWriter
-from workers.states import blank
-from workers.store import REGION
+from support.states import blank
+from support.store import REGION
 
 
 class Save:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s3dcp import AlreadyExists, Conflict
-from workers.states import values
+from support.states import values
 
 
 @dataclass

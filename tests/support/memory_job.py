@@ -1,6 +1,6 @@
 """Saves and loads a large state and prints the extra resident memory of each at its peak, in bytes.
 
-``python -m workers.memory_job plain|strided|converted MIB``
+``python -m support.memory_job plain|strided|converted MIB``
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from s3dcp import S3StorageReader, S3StorageWriter
-from workers.store import REGION
+from support.store import REGION
 
 MIB = 1024 * 1024
 URI = "s3://memory/checkpoint"

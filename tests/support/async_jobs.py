@@ -8,8 +8,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from s3dcp import S3FileSystem, S3StorageWriter
-from workers.states import training_state
-from workers.store import REGION
+from support.states import training_state
+from support.store import REGION
 
 
 def save_in_thread(uri: str) -> None:

@@ -12,9 +12,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from s3dcp import S3StorageWriter
-from workers import strategies
-from workers.store import REGION
-from workers.strategies import Spec
+from support import strategies
+from support.store import REGION
+from support.strategies import Spec
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def _warm_up() -> None:
     import torch.distributed.checkpoint as dcp
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from workers.states import blank, training_state
+    from support.states import blank, training_state
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

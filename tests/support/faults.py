@@ -13,10 +13,10 @@ from typing import Any
 from torch.distributed.checkpoint import DefaultSavePlanner
 
 from s3dcp import S3FileSystem, S3PrefixStrategyBase
-from workers import jobs
-from workers.indexes import Calls, without_checksums
-from workers.states import training_state, values
-from workers.store import REGION, Store
+from support import jobs
+from support.indexes import Calls, without_checksums
+from support.states import training_state, values
+from support.store import REGION, Store
 
 
 def missing_index(store: Store) -> tuple[str, str]:

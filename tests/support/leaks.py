@@ -1,6 +1,6 @@
 """Saves, loads and failures of every kind, in a process of its own that logs, prints and pickles all it has.
 
-``python -m workers.leaks URI``; standard input is JSON: for each case the environment to change and the endpoint.
+``python -m support.leaks URI``; standard input is JSON: for each case the environment to change and the endpoint.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from s3dcp import S3ClientConfig, S3FileSystem, S3StorageReader, S3StorageWriter
-from workers import jobs
-from workers.store import REGION
+from support import jobs
+from support.store import REGION
 
 
 def show(value: Any, locals_too: bool = True) -> None:

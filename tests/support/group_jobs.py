@@ -19,9 +19,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.nn.parallel import DistributedDataParallel
 
 from s3dcp import HexPrefixStrategy, S3StorageReader, S3StorageWriter
-from workers import jobs
-from workers.states import assert_same, blank, training_state, values
-from workers.store import REGION
+from support import jobs
+from support.states import assert_same, blank, training_state, values
+from support.store import REGION
 
 # -- DTensors of every placement
 

@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 
 from s3dcp import FastLoadPlanner, FastSavePlanner, S3StorageReader, S3StorageWriter
-from workers import jobs
-from workers.states import assert_same, blank, training_state
-from workers.store import REGION
+from support import jobs
+from support.states import assert_same, blank, training_state
+from support.store import REGION
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn]
 

@@ -2,7 +2,7 @@
 
 A cell is one fault, as often as its column says, during one operation. Whatever comes of it must keep the promises
 that `strike` asserts; which outcome it is stands in ``docs/faults.md``, whose table is printed by
-``python -m workers.fault_matrix``.
+``python -m support.fault_matrix``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from s3dcp import NotFound, S3ClientConfig, S3DcpError, testing
-from workers import jobs
-from workers.states import assert_same, blank, values
-from workers.store import Store, boto_client
+from support import jobs
+from support.states import assert_same, blank, values
+from support.store import Store, boto_client
 
 TABLE = Path(__file__).parents[2] / "docs" / "faults.md"
 DEADLINE_SECONDS = 3

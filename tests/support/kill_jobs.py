@@ -1,4 +1,4 @@
-"""Saves for ranks that are killed (see `workers.zygote`), and what they left."""
+"""Saves for ranks that are killed (see `support.zygote`), and what they left."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 
 from s3dcp import NotFound, S3ClientConfig, S3StorageWriter
-from workers import group_jobs, jobs
-from workers.states import assert_same, blank, training_state
-from workers.store import REGION
-from workers.strategies import Spec
+from support import group_jobs, jobs
+from support.states import assert_same, blank, training_state
+from support.store import REGION
+from support.strategies import Spec
 
 MIB = 1024 * 1024
 PART_SIZE = 5 * MIB

@@ -14,7 +14,7 @@ from .endpoint import Endpoint
 
 HONOURS_CONDITIONS = False
 # Where make test-real-s3 puts the program.
-BUILT = Path(__file__).resolve().parents[2] / ".cache" / "garage" / "bin"
+BUILT = Path(__file__).resolve().parents[3] / ".cache" / "garage" / "bin"
 
 CONFIGURATION = """
 metadata_dir = "{folder}/meta"

@@ -1,0 +1,364 @@
+//! The AWS credential chain: environment, profile with SSO and `credential_process`, web identity, container, instance
+//! metadata. The links are AWS's own. The chain is built anew for each load, so that changed files are seen.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_config::ecs::EcsCredentialsProvider;
+use aws_config::imds::credentials::ImdsCredentialsProvider;
+use aws_config::meta::credentials::CredentialsProviderChain;
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::ProvideCredentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
+    SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+
+use crate::auth::provider::{Load, LoadFailure, Outlook, keys_of};
+use crate::clock;
+use crate::config::environment::{Environment, check_key, trimmed};
+use crate::config::profile::Profile;
+use crate::error::{Error, ErrorKind};
+use crate::http::trust::Bundle;
+
+/// Longest time for one walk along the chain; `credential_process` may ask a person.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(90);
+/// What the links of the chain read by themselves, and take as it is.
+const READ_BY_THE_CHAIN: [&str; 11] = [
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE",
+    "AWS_ENDPOINT_URL_STS",
+];
+
+/// Walks along the chain.
+pub(crate) fn chain(profile: Option<String>, region: Option<String>, bundle: Option<Bundle>) -> Load {
+    Box::new(move || Box::pin(walk(profile.clone(), region.clone(), bundle.clone())))
+}
+
+async fn walk(
+    profile: Option<String>,
+    region: Option<String>,
+    bundle: Option<Bundle>,
+) -> Result<Credentials, LoadFailure> {
+    let settings = |error| LoadFailure { error, outlook: Outlook::Absent };
+    let environment = Environment::of_process();
+    if profile.is_none()
+        && let Some(credentials) = keys_of(&environment).map_err(settings)?
+    {
+        return Ok(credentials);
+    }
+    READ_BY_THE_CHAIN.iter().try_for_each(|name| environment.check_plain(name)).map_err(settings)?;
+    let found = Profile::load(profile.as_deref(), &environment).await.map_err(settings)?;
+    let watched = Watched::new(bundle.as_ref()).map_err(settings)?;
+    let config = ProviderConfig::without_region()
+        .with_http_client(watched.clone())
+        .with_region(region.map(aws_config::Region::new));
+    let of_profile = ProfileFileCredentialsProvider::builder()
+        .configure(&config)
+        .profile_name(found.encoded_name())
+        .profile_files(found.files())
+        .build();
+    let load = async {
+        // A profile that was asked for by name wins over everything else.
+        if profile.is_some() {
+            return of_profile.provide_credentials().await;
+        }
+        CredentialsProviderChain::first_try("Profile", of_profile)
+            .or_else("WebIdentity", WebIdentityTokenCredentialsProvider::builder().configure(&config).build())
+            .or_else("Container", EcsCredentialsProvider::builder().configure(&config).build())
+            .or_else("InstanceMetadata", ImdsCredentialsProvider::builder().configure(&config).build())
+            .provide_credentials()
+            .await
+    };
+    let profile = profile.as_deref();
+    match clock::before(clock::now() + LOAD_TIMEOUT, load).await {
+        Some(Ok(credentials)) => checked(&credentials, profile).map_err(settings),
+        Some(Err(error)) => {
+            let blind = ignores_children();
+            if blind && watched.last().is_none() {
+                heed_children(); // for the next load
+            }
+            Err(describe(&error, profile, watched.last(), blind))
+        }
+        None => {
+            let seconds = LOAD_TIMEOUT.as_secs();
+            let text = format!("no AWS credentials within {seconds} s; looked in {}", places(profile));
+            Err(LoadFailure { error: Error::new(ErrorKind::Timeout, text), outlook: Outlook::Passing })
+        }
+    }
+}
+
+/// Credentials of the chain without white space around them, which files and processes leave.
+fn checked(found: &Credentials, profile: Option<&str>) -> Result<Credentials, Error> {
+    let clean = |what: &str, value: &str| {
+        let value = trimmed(value).to_owned();
+        check_key(what, &value).map(|()| value).map_err(|error| {
+            error.clone().with_message(format!("{}; it came from {}", error.message(), places(profile)))
+        })
+    };
+    Ok(Credentials::new(
+        clean("the access key id", found.access_key_id())?,
+        clean("the secret access key", found.secret_access_key())?,
+        found
+            .session_token()
+            .filter(|token| !trimmed(token).is_empty())
+            .map(|token| clean("the session token", token))
+            .transpose()?,
+        found.expiry(),
+        "chain",
+    ))
+}
+
+/// How the last request to a service that hands out credentials ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exchange {
+    Answered(u16),
+    Failed,
+}
+
+/// The HTTP client of the chain, watched: its errors are texts, and do not tell a refusal from a bad moment.
+#[derive(Debug, Clone)]
+struct Watched {
+    client: SharedHttpClient,
+    last: Arc<Mutex<Option<Exchange>>>,
+}
+
+impl Watched {
+    fn new(bundle: Option<&Bundle>) -> Result<Watched, Error> {
+        let mut roots = TrustStore::default();
+        if let Some(bundle) = bundle {
+            roots = roots.with_pem_certificate(bundle.pem());
+        }
+        let tls = TlsContext::builder().with_trust_store(roots).build().map_err(|error| {
+            Error::new(ErrorKind::Config, format!("TLS for credentials: {error}")).with_source(error)
+        })?;
+        let client = aws_smithy_http_client::Builder::new()
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .tls_context(tls)
+            .build_https();
+        Ok(Watched { client, last: Arc::default() })
+    }
+
+    fn last(&self) -> Option<Exchange> {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HttpClient for Watched {
+    fn http_connector(
+        &self,
+        settings: &HttpConnectorSettings,
+        components: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        let connector = self.client.http_connector(settings, components);
+        SharedHttpConnector::new(WatchedConnector { connector, last: Arc::clone(&self.last) })
+    }
+}
+
+#[derive(Debug)]
+struct WatchedConnector {
+    connector: SharedHttpConnector,
+    last: Arc<Mutex<Option<Exchange>>>,
+}
+
+impl HttpConnector for WatchedConnector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let answer = self.connector.call(request);
+        let last = Arc::clone(&self.last);
+        HttpConnectorFuture::new(async move {
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Exchange::Failed);
+            let answer = answer.await?;
+            let status = answer.status().as_u16();
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Exchange::Answered(status));
+            Ok(answer)
+        })
+    }
+}
+
+/// Whether this process ignores the end of its children, so that nobody can wait for one.
+fn ignores_children() -> bool {
+    const CHILD_ENDED: u32 = 17; // SIGCHLD on Linux, but for MIPS and SPARC
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask & (1 << (CHILD_ENDED - 1)) != 0
+}
+
+/// Takes note of children that end from now on, which also ends ignoring them. It does so once per process.
+fn heed_children() {
+    if let Err(error) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child()) {
+        tracing::debug!(%error, "cannot take note of children that end");
+    }
+}
+
+fn places(profile: Option<&str>) -> String {
+    match profile {
+        Some(name) => format!("profile {name:?} of ~/.aws/config and ~/.aws/credentials"),
+        None => "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), the profile \
+                 (AWS_PROFILE, AWS_DEFAULT_PROFILE or \"default\" of ~/.aws/config and ~/.aws/credentials), web identity \
+                 (AWS_WEB_IDENTITY_TOKEN_FILE), the container (AWS_CONTAINER_CREDENTIALS_RELATIVE_URI or \
+                 AWS_CONTAINER_CREDENTIALS_FULL_URI) and the instance metadata of EC2"
+            .to_owned(),
+    }
+}
+
+/// What a failed walk along the chain comes to. `last`: how its last request ended, if it sent any.
+fn describe(
+    error: &CredentialsError,
+    profile: Option<&str>,
+    last: Option<Exchange>,
+    ignores_children: bool,
+) -> LoadFailure {
+    let source = error.source().map(Cause::of);
+    let reason = source.as_ref().map_or(String::new(), |cause| format!(" ({})", cause.with_all_below()));
+    let places = places(profile);
+    let (kind, text, outlook) = match error {
+        CredentialsError::CredentialsNotLoaded(_) => (
+            ErrorKind::Denied,
+            format!("no AWS credentials found; looked in {places}{reason}. Set unsigned for a public bucket"),
+            Outlook::Absent,
+        ),
+        CredentialsError::ProviderTimedOut(_) => (
+            ErrorKind::Timeout,
+            format!("AWS credentials did not arrive in time; looked in {places}{reason}"),
+            Outlook::Passing,
+        ),
+        CredentialsError::InvalidConfiguration(_) => (
+            ErrorKind::Config,
+            format!("the AWS configuration is not valid; looked in {places}{reason}"),
+            Outlook::Absent,
+        ),
+        _ if last.is_none() && ignores_children => (
+            ErrorKind::Config,
+            format!(
+                "the end of credential_process cannot be seen, because this process ignores SIGCHLD; in Python, \
+                 signal.signal(signal.SIGCHLD, signal.SIG_DFL) mends it{reason}"
+            ),
+            Outlook::Doubtful,
+        ),
+        _ => (
+            ErrorKind::Denied,
+            format!("AWS credentials could not be had; looked in {places}{reason}"),
+            match last {
+                Some(Exchange::Failed | Exchange::Answered(408 | 429 | 500..)) => Outlook::Passing,
+                // 400 is also what STS says of a token that is about to be replaced, and of too many requests.
+                Some(Exchange::Answered(401..500)) => Outlook::Refused,
+                Some(Exchange::Answered(_)) | None => Outlook::Doubtful,
+            },
+        ),
+    };
+    let retryable = matches!(outlook, Outlook::Doubtful | Outlook::Passing) && kind != ErrorKind::Config;
+    let told = Error::new(kind, text).with_retryable(retryable);
+    LoadFailure { error: source.into_iter().fold(told, Error::with_source), outlook }
+}
+
+/// A cause of AWS's code, by its text alone: the error itself may hold an answer with keys in it.
+#[derive(Debug)]
+struct Cause {
+    text: String,
+    source: Option<Box<Cause>>,
+}
+
+impl Cause {
+    fn of(error: &(dyn StdError + 'static)) -> Cause {
+        Cause { text: error.to_string(), source: error.source().map(|source| Box::new(Cause::of(source))) }
+    }
+
+    fn with_all_below(&self) -> String {
+        match &self.source {
+            Some(source) => format!("{}: {}", self.text, source.with_all_below()),
+            None => self.text.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl StdError for Cause {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    const START: SystemTime = SystemTime::UNIX_EPOCH;
+
+    #[test]
+    fn keys_of_the_chain_lose_the_white_space_around_them() {
+        let found = Credentials::new("id\r", "secret\n", Some(" token\n".to_owned()), Some(START), "test");
+        let clean = checked(&found, None).unwrap();
+        assert_eq!((clean.access_key_id(), clean.secret_access_key()), ("id", "secret"));
+        assert_eq!((clean.session_token(), clean.expiry()), (Some("token"), Some(START)));
+        let broken = Credentials::new("id", "hunter\n2", None, None, "test");
+        let error = checked(&broken, Some("work")).unwrap_err();
+        assert!(error.message().contains("secret access key") && error.message().contains("work"), "{error}");
+        assert!(!error.message().contains("hunter"), "{error}");
+    }
+
+    #[test]
+    fn missing_credentials_say_where_they_were_looked_for() {
+        let failure = describe(&CredentialsError::not_loaded_no_source(), None, None, false);
+        assert_eq!((failure.error.kind(), failure.outlook), (ErrorKind::Denied, Outlook::Absent));
+        for place in
+            ["AWS_ACCESS_KEY_ID", "~/.aws/credentials", "AWS_WEB_IDENTITY_TOKEN_FILE", "metadata", "unsigned"]
+        {
+            assert!(failure.error.message().contains(place), "{}", failure.error);
+        }
+        let error =
+            describe(&CredentialsError::not_loaded("no such profile"), Some("work"), None, false).error;
+        assert!(error.message().contains("profile \"work\"") && error.message().contains("no such profile"));
+    }
+
+    #[test]
+    fn a_failure_is_judged_by_what_the_service_last_answered() {
+        let outlook = |last| describe(&CredentialsError::provider_error("x"), None, last, false).outlook;
+        for (status, expected) in [
+            (500, Outlook::Passing),
+            (503, Outlook::Passing),
+            (429, Outlook::Passing),
+            (408, Outlook::Passing),
+            (403, Outlook::Refused),
+            (401, Outlook::Refused),
+            (404, Outlook::Refused),
+            (400, Outlook::Doubtful),
+            (200, Outlook::Doubtful),
+        ] {
+            assert_eq!(outlook(Some(Exchange::Answered(status))), expected, "{status}");
+        }
+        assert_eq!(outlook(Some(Exchange::Failed)), Outlook::Passing);
+        assert_eq!(outlook(None), Outlook::Doubtful);
+    }
+
+    #[test]
+    fn a_process_that_ignores_its_children_is_told_so() {
+        let failure = describe(&CredentialsError::provider_error("No child processes"), None, None, true);
+        assert_eq!((failure.error.kind(), failure.outlook), (ErrorKind::Config, Outlook::Doubtful));
+        assert!(failure.error.message().contains("SIGCHLD"), "{}", failure.error);
+    }
+}
