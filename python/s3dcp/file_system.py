@@ -96,7 +96,7 @@ class S3FileSystem(FileSystemBase):
             with io.BufferedReader(_ObjectReader(self.client, bucket, key, size), READ_AHEAD_BYTES) as stream:
                 yield stream
         elif mode == "wb":
-            writer = _ObjectWriter(self.client, bucket, key)
+            writer = ObjectWriter(self.client, bucket, key)
             try:
                 yield writer
             except BaseException:
@@ -209,7 +209,7 @@ class _ObjectReader(io.RawIOBase):
         return body
 
 
-class _ObjectWriter(io.RawIOBase):
+class ObjectWriter(io.RawIOBase):
     """One object, written in order through a small buffer; it exists once `close` has returned."""
 
     def __init__(self, client: _native.Client, bucket: str, key: str) -> None:

@@ -19,7 +19,9 @@ from types import ModuleType
 from typing import Any
 
 VARIABLE = "S3DCP_AUTOLOAD"
+FSSPEC_VARIABLE = "S3DCP_FSSPEC"
 _OFF = ("0", "false", "no", "off")
+_ON = ("1", "true", "yes", "on")
 _PACKAGE = "torch.distributed.checkpoint"
 _CHOOSER = f"{_PACKAGE}._storage_utils"
 _IMPORTERS = (f"{_PACKAGE}.state_dict_saver", f"{_PACKAGE}.state_dict_loader")
@@ -95,6 +97,10 @@ def _extend(chooser: ModuleType) -> None:
     for module in (chooser, *filter(None, map(sys.modules.get, _IMPORTERS))):
         if getattr(module, _FUNCTION, None) is torchs:
             setattr(module, _FUNCTION, storage_setup)
+    if os.environ.get(FSSPEC_VARIABLE, "").strip().lower() in _ON:
+        import fsspec  # which torch has just imported
+
+        fsspec.register_implementation("s3", "s3dcp.fsspec.S3FsspecFileSystem", clobber=True)
 
 
 def _is_on_s3(checkpoint_id: Any) -> bool:

@@ -9,7 +9,7 @@
 //!   what this crate needs.
 //! - A save: [`Save`] begins, writes shard files and commits or is given up. Its steps are [`prepare`], which looks at the path
 //!   as [`observe`] does, [`commit`], and [`discard`] when it fails.
-//! - What killed and failed saves leave: [`find_leftovers`] lists and deletes it.
+//! - What killed and failed saves leave: [`find_leftovers`] lists and deletes it. [`remove`] deletes all below a path.
 //!
 //! Errors are the engine's, [`s3dcp_s3::Error`].
 
@@ -28,6 +28,7 @@ pub use archive::spec::TensorSpec;
 pub use archive::write::{ArchiveLayout, archive_layout};
 pub use catalogue::nearby::{Nearby, nearby_checkpoints};
 pub use catalogue::prune::{Leftover, LeftoverKind, Leftovers, Pruned, find_leftovers};
+pub use catalogue::remove::{Removed, remove};
 pub use dtype::DType;
 pub use index::allow::AllowList;
 pub use index::checksums::{ItemChecksums, SLICE_SIZE};

@@ -6,10 +6,10 @@ use std::time::UNIX_EPOCH;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyList};
 use s3dcp_checkpoint::{
-    ConditionalCommit, Layout, MAX_INDEX_BYTES, Target, commit, discard, nearby_checkpoints, prepare,
+    ConditionalCommit, Layout, MAX_INDEX_BYTES, Target, commit, discard, nearby_checkpoints, prepare, remove,
 };
 use s3dcp_entry::entry;
-use s3dcp_s3::{ClientConfig, Error, ErrorKind};
+use s3dcp_s3::ClientConfig;
 
 use crate::download::{Download, Downloads, Order, Running, whole_range};
 use crate::errors::{about, to_python};
@@ -173,6 +173,19 @@ impl Client {
         Ok(listing.objects.into_iter().map(ObjectInfo::from).collect())
     }
 
+    /// The first `limit` objects and common prefixes below a folder, whose key ends with `/` or is empty.
+    fn list_folder(
+        &self,
+        py: Python<'_>,
+        bucket: &str,
+        folder: &str,
+        limit: usize,
+    ) -> PyResult<(Vec<ObjectInfo>, Vec<String>)> {
+        let engine = self.engine(py)?;
+        let listing = wait(py, engine.list_first(bucket, folder, Some("/"), limit))?;
+        Ok((listing.objects.into_iter().map(ObjectInfo::from).collect(), listing.common_prefixes))
+    }
+
     /// A sentence on the checkpoints below and above a path that holds none; empty where none is found. See
     /// `s3dcp_checkpoint::nearby_checkpoints`.
     fn nearby_checkpoints(&self, py: Python<'_>, bucket: &str, path_key: &str) -> PyResult<String> {
@@ -189,19 +202,17 @@ impl Client {
     fn delete_objects(&self, py: Python<'_>, bucket: &str, keys: Vec<String>) -> PyResult<()> {
         let engine = self.engine(py)?;
         let failures = wait(py, engine.delete_objects(bucket, &keys))?;
-        match failures.first() {
+        match failures.into_iter().next() {
             None => Ok(()),
-            Some(failure) => {
-                let message = format!(
-                    "s3://{bucket}/{} could not be deleted: {} {}",
-                    failure.key, failure.code, failure.message
-                );
-                Err(to_python(
-                    py,
-                    &Error::new(ErrorKind::Service, message).with_bucket(bucket).with_key(&failure.key),
-                ))
-            }
+            Some(failure) => Err(to_python(py, &failure.into_error(bucket))),
         }
+    }
+
+    /// Delete all objects below a path, the indexes first; the keys that stay because an index elsewhere names them. See
+    /// `s3dcp_checkpoint::remove`.
+    fn remove(&self, py: Python<'_>, bucket: &str, path_key: &str) -> PyResult<Vec<String>> {
+        let engine = self.engine(py)?;
+        Ok(wait(py, remove(&engine, bucket, path_key))?.kept)
     }
 
     /// The bytes of each (key, start, end), all fetched at once.

@@ -4,3 +4,4 @@ pub(crate) mod delete;
 pub(crate) mod named;
 pub(crate) mod nearby;
 pub(crate) mod prune;
+pub(crate) mod remove;

@@ -16,6 +16,8 @@ use crate::layout::Layout;
 
 /// HEAD requests under way at once.
 const CONCURRENT_HEADS: usize = 32;
+/// Folders below a path that are looked at.
+const MOST_BELOW: usize = 1000;
 /// Folders above the path that are looked at.
 const MOST_ABOVE: usize = 16;
 /// Checkpoints below the path that are named.
@@ -54,7 +56,9 @@ pub async fn nearby_checkpoints(client: &Client, bucket: &str, path_key: &str) -
     let mut nearby = Nearby::default();
     let below = async {
         // Whoever may not list can still load.
-        let Ok(listing) = client.list_first_page(bucket, path.folder(), Some("/")).await else { return };
+        let Ok(listing) = client.list_first(bucket, path.folder(), Some("/"), MOST_BELOW).await else {
+            return;
+        };
         let mut folders = stream::iter(listing.common_prefixes)
             .map(|folder| checkpoint_in(client, bucket, Layout::new(&folder)))
             .buffered(CONCURRENT_HEADS);

@@ -34,6 +34,17 @@ pub struct DeleteFailure {
     pub message: String,
 }
 
+impl DeleteFailure {
+    /// The failure as an error of its key.
+    #[must_use]
+    pub fn into_error(self, bucket: &str) -> Error {
+        let Self { key, code, message } = self;
+        Error::new(ErrorKind::Service, format!("s3://{bucket}/{key} could not be deleted: {code} {message}"))
+            .with_bucket(bucket)
+            .with_key(&key)
+    }
+}
+
 impl Client {
     /// Deletes objects, 1,000 with a request, or one where the service has none for many. Keys without an object count as deleted.
     /// Returns the keys that the service refused, each with its reason.

@@ -12,6 +12,9 @@ use crate::protocol::dates::parse_iso8601;
 use crate::protocol::error_response::server_time;
 use crate::protocol::xml::{self, Element};
 
+/// Most entries that S3 puts on one page.
+pub(crate) const PAGE: usize = 1000;
+
 /// The result of [`Client::list_objects`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listing {
@@ -56,33 +59,24 @@ impl Client {
         prefix: &str,
         delimiter: Option<&str>,
     ) -> Result<Listing, Error> {
-        self.list_pages(bucket, prefix, delimiter, usize::MAX).await
+        self.list_first(bucket, prefix, delimiter, usize::MAX).await
     }
 
-    /// The first page of the same, 1,000 entries at most.
+    /// The first entries of the same, objects and common prefixes together: `limit` of them, if there are so many.
     ///
     /// # Errors
     /// As for [`Client::list_objects`].
-    pub async fn list_first_page(
+    pub async fn list_first(
         &self,
         bucket: &str,
         prefix: &str,
         delimiter: Option<&str>,
-    ) -> Result<Listing, Error> {
-        self.list_pages(bucket, prefix, delimiter, 1).await
-    }
-
-    async fn list_pages(
-        &self,
-        bucket: &str,
-        prefix: &str,
-        delimiter: Option<&str>,
-        most: usize,
+        limit: usize,
     ) -> Result<Listing, Error> {
         let mut listing = Listing::default();
         let mut next: Option<Next> = None;
-        let mut pages = 0;
         loop {
+            let left = limit.saturating_sub(listing.objects.len() + listing.common_prefixes.len());
             let mut call = Call::new("ListObjectsV2", Method::GET, bucket, None)?.query("list-type", "2");
             match &next {
                 None => {}
@@ -91,6 +85,9 @@ impl Client {
             }
             if let Some(delimiter) = delimiter {
                 call = call.query("delimiter", delimiter);
+            }
+            if left < PAGE {
+                call = call.query("max-keys", &left.to_string());
             }
             call = call.query("prefix", prefix);
             let (page, time) = self.page(&call, "ListBucketResult").await?;
@@ -102,8 +99,9 @@ impl Client {
                 listing.objects.push(entry.ok_or_else(|| call.malformed("an object without key or size"))?);
             }
             listing.common_prefixes.extend(common_prefixes(&page));
-            pages += 1;
-            if pages == most || page.text_of("IsTruncated") != Some("true") {
+            if listing.objects.len() + listing.common_prefixes.len() >= limit
+                || page.text_of("IsTruncated") != Some("true")
+            {
                 return Ok(listing);
             }
             let following = Next::of(&page);

@@ -201,7 +201,18 @@ impl Client {
     /// # Errors
     /// All kinds that a request can end with.
     pub async fn delete_object(&self, bucket: &str, key: &str) -> Result<(), Error> {
-        let call = Call::new("DeleteObject", Method::DELETE, bucket, Some(key))?;
+        self.delete_object_if(bucket, key, None).await
+    }
+
+    /// The same, but only while the object has this ETag. A service that does not know the condition deletes all the same.
+    ///
+    /// # Errors
+    /// `PreconditionFailed` for an object with another ETag, and all kinds that a request can end with.
+    pub async fn delete_object_if(&self, bucket: &str, key: &str, etag: Option<&str>) -> Result<(), Error> {
+        let mut call = Call::new("DeleteObject", Method::DELETE, bucket, Some(key))?;
+        if let Some(etag) = etag {
+            call = call.header("if-match", etag)?;
+        }
         match self.execute(&call).await {
             // Some services answer 404 here.
             Err(error) if error.kind() == ErrorKind::NotFound && error.code() != Some("NoSuchBucket") => {

@@ -1,0 +1,75 @@
+//! All that lies below a path goes, but never what a checkpoint elsewhere needs.
+
+use futures_util::stream::{self, StreamExt as _};
+use s3dcp_s3::{Client, Error, ErrorKind, ObjectInfo};
+
+use crate::catalogue::delete::{NamedBy, delete_objects};
+use crate::catalogue::named::Indexes;
+use crate::layout::{Layout, Name};
+
+/// Deletions of indexes under way at once.
+const CONCURRENT_DELETES: usize = 16;
+
+/// How a removal went.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Removed {
+    /// What is gone, in the order of the keys.
+    pub deleted: Vec<String>,
+    /// What stays: shard files that an index elsewhere names, and an index that was replaced meanwhile, with its files.
+    pub kept: Vec<String>,
+}
+
+/// Deletes all objects below the path `path_key` (empty for the whole bucket).
+///
+/// Indexes go first, each only as long as it is the one that was listed, so that from then on nobody finds a checkpoint
+/// there. Shard files go after, and only those that no index names, above the path included. Whatever else lies there goes
+/// too. A save that commits meanwhile keeps its checkpoint.
+///
+/// # Errors
+/// All kinds that a request can end with, that of an index which cannot be read included (no shard file is deleted then);
+/// `Service` for a key that the service does not delete. Called again, it goes on where it ended.
+pub async fn remove(client: &Client, bucket: &str, path_key: &str) -> Result<Removed, Error> {
+    let layout = Layout::new(path_key);
+    let listed = client.list_objects(bucket, layout.folder(), None).await?.objects;
+    let (indexes, rest): (Vec<_>, Vec<_>) =
+        listed.into_iter().partition(|object| Name::of(&object.key).is_index());
+    let (files, others): (Vec<String>, Vec<String>) =
+        rest.into_iter().map(|object| object.key).partition(|key| layout.deletable(key));
+
+    let mut removed = Removed::default();
+    let mut deletions =
+        stream::iter(indexes).map(|index| delete_index(client, bucket, index)).buffered(CONCURRENT_DELETES);
+    while let Some(deletion) = deletions.next().await {
+        let (key, gone) = deletion?;
+        if gone { removed.deleted.push(key) } else { removed.kept.push(key) }
+    }
+    drop(deletions);
+
+    let mut indexes = Indexes::default();
+    let deletion = delete_objects(client, bucket, &layout, files, NamedBy::Any(&mut indexes)).await;
+    if let Some(stopped) = deletion.stopped {
+        return Err(stopped.error);
+    }
+    removed.deleted.extend(deletion.deleted);
+    removed.kept.extend(deletion.named);
+    let mut refused = deletion.failed;
+    if !others.is_empty() {
+        refused.extend(client.delete_objects(bucket, &others).await?);
+        removed.deleted.extend(others);
+    }
+    if let Some(failure) = refused.into_iter().next() {
+        return Err(failure.into_error(bucket));
+    }
+    removed.deleted.sort_unstable();
+    removed.kept.sort_unstable();
+    Ok(removed)
+}
+
+/// Deletes an index as it was listed; its key, and whether it is gone.
+async fn delete_index(client: &Client, bucket: &str, index: ObjectInfo) -> Result<(String, bool), Error> {
+    match client.delete_object_if(bucket, &index.key, index.etag.as_deref()).await {
+        Ok(()) => Ok((index.key, true)),
+        Err(error) if error.kind() == ErrorKind::PreconditionFailed => Ok((index.key, false)),
+        Err(error) => Err(error),
+    }
+}
