@@ -80,6 +80,7 @@ check-python: $(NATIVE)
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest s3dcp._native
 	$(BIN)/python checks/circles.py
+	$(BIN)/python checks/api.py
 
 format: $(VENV)/ready
 	cargo fmt --all
