@@ -35,6 +35,7 @@ from .errors import (
 from .s3_prefix_strategy import *  # noqa: F403 - whatever is a strategy there is one here
 
 if TYPE_CHECKING:
+    from .checkpoint import S3Checkpoint
     from .file_system import S3FileSystem
     from .planner import FastLoadPlanner, FastSavePlanner
     from .storage_reader import S3StorageReader
@@ -53,6 +54,7 @@ __all__ = [
     "Interrupted",
     "NotFound",
     "PreconditionFailed",
+    "S3Checkpoint",
     "S3ClientConfig",
     "S3DcpError",
     "S3FileSystem",
@@ -70,6 +72,7 @@ __all__ += s3_prefix_strategy.__all__
 _NEEDS_TORCH = {
     "FastLoadPlanner": "planner",
     "FastSavePlanner": "planner",
+    "S3Checkpoint": "checkpoint",
     "S3FileSystem": "file_system",
     "S3StorageReader": "storage_reader",
     "S3StorageWriter": "storage_writer",

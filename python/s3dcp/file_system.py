@@ -92,17 +92,11 @@ class S3FileSystem(FileSystemBase):
         """
         bucket, key = split_path(path)
         if mode == "rb":
-            size = self.client.head_object(bucket, key).size
-            with io.BufferedReader(_ObjectReader(self.client, bucket, key, size), READ_AHEAD_BYTES) as stream:
-                yield stream
+            with open_reader(self.client, bucket, key) as reader:
+                yield reader
         elif mode == "wb":
-            writer = ObjectWriter(self.client, bucket, key)
-            try:
+            with ObjectWriter(self.client, bucket, key) as writer:
                 yield writer
-            except BaseException:
-                writer.abort()
-                raise
-            writer.close()
         else:
             raise ValueError(
                 f"Invalid {mode=} mode argument: create_stream only supports rb (read mode) & wb (write mode)"
@@ -166,6 +160,16 @@ class S3FileSystem(FileSystemBase):
         return True
 
 
+def open_reader(client: _native.Client, bucket: str, key: str) -> io.BufferedReader:
+    """A seekable stream over one object, which reads ahead.
+
+    Raises:
+        NotFound: there is none.
+    """
+    size = client.head_object(bucket, key).size
+    return io.BufferedReader(_ObjectReader(client, bucket, key, size), READ_AHEAD_BYTES)
+
+
 class _ObjectReader(io.RawIOBase):
     """Random access to one object by ranged reads."""
 
@@ -210,7 +214,10 @@ class _ObjectReader(io.RawIOBase):
 
 
 class ObjectWriter(io.RawIOBase):
-    """One object, written in order through a small buffer; it exists once `close` has returned."""
+    """One object, written in order through a small buffer; it exists once `close` has returned.
+
+    As a context manager it leaves nothing behind when the body raises.
+    """
 
     def __init__(self, client: _native.Client, bucket: str, key: str) -> None:
         self._native = client.uploads(bucket).shard_writer(key, 0)
@@ -226,10 +233,14 @@ class ObjectWriter(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        self._buffer += view
-        self._position += len(view)
-        if len(self._buffer) >= WRITE_BUFFER_BYTES:
+        if len(view) >= WRITE_BUFFER_BYTES:
             self._drain()
+            self._native.write(bytes(view))
+        else:
+            self._buffer += view
+            if len(self._buffer) >= WRITE_BUFFER_BYTES:
+                self._drain()
+        self._position += len(view)
         return len(view)
 
     def _drain(self) -> None:
@@ -254,6 +265,12 @@ class ObjectWriter(io.RawIOBase):
         if not self.closed:
             super().close()
             self._native.abort()
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
 
     def __del__(self) -> None:
         self.abort()

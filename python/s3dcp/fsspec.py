@@ -377,7 +377,7 @@ class S3FsspecFile(AbstractBufferedFile):  # type: ignore[misc]
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None and self.writable():
-            self.forced = True
+            self.forced = True  # nothing of the buffer is sent any more
             self.discard()
         self.close()
 
