@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH_VENV := .cache/bench
+FRAMEWORKS_VENV := .cache/frameworks
 GARAGE := .cache/garage
 NATIVE := python/s3dcp/_native.abi3.so
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
@@ -14,7 +15,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # $(call quietly,log,command): what installers say of themselves goes to the log, which is shown where they fail.
 quietly = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 $(2) >$(1) 2>&1 || { cat $(1); exit 1; }
 
-.PHONY: help demo test test-rust test-python test-real-s3 check check-rust check-python format deny bench bench-micro \
+.PHONY: help demo test test-rust test-python test-real-s3 test-frameworks check check-rust check-python format deny bench bench-micro \
 	fuzz sanitize clean
 
 help:
@@ -63,6 +64,10 @@ $(GARAGE)/bin/garage:
 	@CARGO_TARGET_DIR=$(GARAGE)/target CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
 		cargo install garage --version 2.5.0 --locked --quiet --root $(GARAGE)
 	@rm -rf $(GARAGE)/target
+
+# Trainings with the frameworks that people use, which it installs: tests/frameworks.
+test-frameworks: $(NATIVE) $(FRAMEWORKS_VENV)/ready
+	$(FRAMEWORKS_VENV)/bin/python -m pytest tests/frameworks $(PYTEST)
 
 check: check-rust check-python
 
@@ -141,14 +146,23 @@ bench-micro:
 	cargo build --locked --release --quiet -p s3dcp-bench-micro
 	$(PYTHON) bench/micro.py
 
-# Sees all of .venv, and holds what only the peers need: they want other releases of boto3 than the tests.
+# $(call beside,venv,requirements): an environment that sees all of .venv, and holds what only these requirements name.
+define beside
+	@$(BIN)/python -m venv $(1)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		>"$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	@$(call quietly,$(1)/install.log,$(1)/bin/python -m pip install --quiet --requirement $(2))
+	@touch $(1)/ready
+endef
+
+# The peers want other releases of boto3 than the tests.
 $(BENCH_VENV)/ready: bench/requirements.txt $(VENV)/ready
 	@echo "Installing the benchmark's peers into $(BENCH_VENV)"
-	@$(BIN)/python -m venv $(BENCH_VENV)
-	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-		>"$$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
-	@$(call quietly,$(BENCH_VENV)/install.log,$(BENCH_VENV)/bin/python -m pip install --quiet --requirement $<)
-	@touch $@
+	$(call beside,$(BENCH_VENV),$<)
+
+$(FRAMEWORKS_VENV)/ready: tests/frameworks/requirements.txt $(VENV)/ready
+	@echo "Installing the frameworks into $(FRAMEWORKS_VENV)"
+	$(call beside,$(FRAMEWORKS_VENV),$<)
 
 # Stripped and installed in place; Python sources are used where they are.
 $(NATIVE): $(VENV)/ready $(RUST_SOURCES)
@@ -158,4 +172,4 @@ $(NATIVE): $(VENV)/ready $(RUST_SOURCES)
 	@touch $@
 
 clean:
-	rm -rf target $(VENV) $(BENCH_VENV) $(NATIVE)
+	rm -rf target $(VENV) $(BENCH_VENV) $(FRAMEWORKS_VENV) $(NATIVE)
