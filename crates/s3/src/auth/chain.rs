@@ -2,7 +2,6 @@
 //! metadata. The links are AWS's own. The chain is built anew for each load, so that changed files are seen.
 
 use std::error::Error as StdError;
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -226,8 +225,13 @@ fn describe(
     last: Option<Exchange>,
     ignores_sigchld: bool,
 ) -> LoadFailure {
-    let source = error.source().map(Cause::of);
-    let reason = source.as_ref().map_or(String::new(), |cause| format!(" ({})", cause.with_all_below()));
+    let mut reasons = Vec::new();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        reasons.push(error.to_string());
+        cause = error.source();
+    }
+    let reason = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(": ")) };
     let places = places(profile);
     let (kind, text, outlook) = match error {
         CredentialsError::CredentialsNotLoaded(_) => (
@@ -266,39 +270,14 @@ fn describe(
     };
     let retryable = matches!(outlook, Outlook::Doubtful | Outlook::Passing) && kind != ErrorKind::Config;
     let told = Error::new(kind, text).with_retryable(retryable);
-    LoadFailure { error: source.into_iter().fold(told, Error::with_source), outlook }
+    let cause = error.source().map(|cause| texts_of(cause, kind));
+    LoadFailure { error: cause.into_iter().fold(told, Error::with_source), outlook }
 }
 
-/// A cause of AWS's code, by its text alone: the error itself may hold a response with keys in it.
-#[derive(Debug)]
-struct Cause {
-    text: String,
-    source: Option<Box<Cause>>,
-}
-
-impl Cause {
-    fn of(error: &(dyn StdError + 'static)) -> Cause {
-        Cause { text: error.to_string(), source: error.source().map(|source| Box::new(Cause::of(source))) }
-    }
-
-    fn with_all_below(&self) -> String {
-        match &self.source {
-            Some(source) => format!("{}: {}", self.text, source.with_all_below()),
-            None => self.text.clone(),
-        }
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl StdError for Cause {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
-    }
+/// An error of AWS's code and its causes, by their texts alone: the values may hold a response with keys in it.
+fn texts_of(error: &(dyn StdError + 'static), kind: ErrorKind) -> Error {
+    let told = Error::new(kind, error.to_string());
+    error.source().map(|cause| texts_of(cause, kind)).into_iter().fold(told, Error::with_source)
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::http::body::BodyReader;
 use crate::http::limits::{Limits, deadline_passed, host_and_port};
 use crate::http::progress::Progress;
 use crate::operation::call::Call;
-use crate::protocol::error_response::{RequestContext, error_inside, failure};
+use crate::protocol::error_response::{Context, error_inside, failure};
 use crate::transfer::payload::{Payload, PayloadBody};
 
 /// Longest error document that is read.
@@ -321,15 +321,9 @@ impl Client {
         Ok((session, request, progress))
     }
 
-    fn asked<'a>(&self, call: &'a Call, session: &'a Session) -> RequestContext<'a> {
+    fn asked<'a>(&self, call: &'a Call, session: &'a Session) -> Context<'a> {
         let (region, now) = (session.region.as_deref(), self.service_time());
-        RequestContext {
-            operation: call.operation,
-            bucket: &call.bucket,
-            region,
-            headers: &call.headers,
-            now,
-        }
+        Context { operation: call.operation, bucket: &call.bucket, region, headers: &call.headers, now }
     }
 
     /// The service's time, as far as it is known.

@@ -12,7 +12,7 @@ use crate::protocol::dates::parse_http_date;
 use crate::protocol::xml::{self, Element};
 
 /// What the mapping needs to know of the request.
-pub(crate) struct RequestContext<'a> {
+pub(crate) struct Context<'a> {
     pub(crate) operation: &'static str,
     pub(crate) bucket: &'a str,
     /// The region the request was signed for; `None` when unsigned.
@@ -56,12 +56,7 @@ pub(crate) fn error_inside(body: &[u8]) -> Option<Element> {
 }
 
 /// The failure that a response means. `body` may be empty (HEAD) or no XML (a proxy's page).
-pub(crate) fn failure(
-    asked: &RequestContext<'_>,
-    status: StatusCode,
-    headers: &HeaderMap,
-    body: &[u8],
-) -> Failure {
+pub(crate) fn failure(asked: &Context<'_>, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
     let document = error_inside(body);
     let text = |name: &str| document.as_ref().and_then(|root| root.text_of(name));
     let code = text("Code").and_then(name);
@@ -175,12 +170,7 @@ fn classify(status: StatusCode, code: Option<&str>) -> (ErrorKind, Class) {
     }
 }
 
-fn describe(
-    asked: &RequestContext<'_>,
-    status: StatusCode,
-    code: Option<&str>,
-    message: Option<&str>,
-) -> String {
+fn describe(asked: &Context<'_>, status: StatusCode, code: Option<&str>, message: Option<&str>) -> String {
     let operation = asked.operation;
     match (code, message) {
         (Some("NoSuchBucket"), _) => format!("bucket {:?} does not exist", asked.bucket),
@@ -213,7 +203,7 @@ fn settings(headers: &HeaderMap) -> String {
 
 /// A request that went to another region than the bucket's.
 fn wrong_region(
-    asked: &RequestContext<'_>,
+    asked: &Context<'_>,
     status: StatusCode,
     code: Option<&str>,
     headers: &HeaderMap,
@@ -256,7 +246,7 @@ mod tests {
 
     /// What a response to a PutObject with these headers means.
     fn judged(sent: &HeaderMap, status: u16, headers: &HeaderMap, body: &[u8]) -> Failure {
-        let asked = RequestContext {
+        let asked = Context {
             operation: "PutObject",
             bucket: "bkt",
             region: Some("us-east-1"),
