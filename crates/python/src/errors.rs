@@ -43,7 +43,7 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
     attributes.set_item("request_id", error.request_id())?;
     attributes.set_item("status", error.status())?;
     attributes.set_item("code", error.code())?;
-    raised(py, error.kind().name(), &error.to_string(), &attributes)
+    raised(py, &error.kind().to_string(), &error.to_string(), &attributes)
 }
 
 fn raised(py: Python<'_>, kind: &str, message: &str, attributes: &Bound<'_, PyDict>) -> PyResult<PyErr> {

@@ -67,7 +67,7 @@ impl Client {
     }
 
     /// Bytes that one range should have when `total` bytes are to be read, in whole MiB of at least `smallest`:
-    /// enough that waiting for answers does not show, and that not more than `requests_per_second` are sent.
+    /// enough that waiting for responses does not show, and that not more than `requests_per_second` are sent.
     pub fn range_size(&self, total: u64, smallest: u64, requests_per_second: Option<f64>) -> u64 {
         self.capacity(requests_per_second).request_size(Some(total), smallest)
     }

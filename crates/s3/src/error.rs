@@ -40,24 +40,6 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The name, as in the source (`"NotFound"`).
-    pub fn name(self) -> &'static str {
-        match self {
-            ErrorKind::NotFound => "NotFound",
-            ErrorKind::AlreadyExists => "AlreadyExists",
-            ErrorKind::Conflict => "Conflict",
-            ErrorKind::PreconditionFailed => "PreconditionFailed",
-            ErrorKind::Throttled => "Throttled",
-            ErrorKind::Denied => "Denied",
-            ErrorKind::Corrupt => "Corrupt",
-            ErrorKind::Timeout => "Timeout",
-            ErrorKind::Config => "Config",
-            ErrorKind::Connection => "Connection",
-            ErrorKind::Interrupted => "Interrupted",
-            ErrorKind::Service => "Service",
-        }
-    }
-
     fn usually_passes(self) -> bool {
         matches!(
             self,
@@ -72,7 +54,7 @@ impl ErrorKind {
 
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        fmt::Debug::fmt(self, f)
     }
 }
 
@@ -146,7 +128,7 @@ impl Error {
         self.0.retryable
     }
 
-    /// Whether the request may have taken effect although it is reported as failed (a lost reply).
+    /// Whether the request may have taken effect although it is reported as failed (a lost response).
     pub fn maybe_applied(&self) -> bool {
         self.0.maybe_applied
     }
@@ -181,12 +163,12 @@ impl Error {
         self.0.request_id.as_deref()
     }
 
-    /// The HTTP status of the last answer.
+    /// The HTTP status of the last response.
     pub fn status(&self) -> Option<u16> {
         self.0.status
     }
 
-    /// S3's error code of the last answer (`"NoSuchKey"`); a HEAD has none.
+    /// S3's error code of the last response (`"NoSuchKey"`); a HEAD has none.
     pub fn code(&self) -> Option<&str> {
         self.0.code.as_deref()
     }
@@ -197,7 +179,7 @@ impl Error {
         let other = |code: &str| code.starts_with("KMS.") || OTHER_REFUSALS.contains(&code);
         let unclear = match (self.status(), self.code()) {
             (Some(405 | 501), _) | (Some(400), None) => true,
-            // The latter inside an answer of 200.
+            // The latter inside a response of 200.
             (Some(400) | None, Some(code)) => !self.retryable() && !other(code),
             _ => false,
         };

@@ -13,7 +13,7 @@ use crate::config::environment::Environment;
 use crate::error::{Error, ErrorKind};
 use crate::protocol::conditions::Conditions;
 
-/// The settings of AWS tools for checksums of requests and of answers.
+/// The settings of AWS tools for checksums of requests and of responses.
 const VARIABLES: [&str; 2] = ["AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"];
 
 /// What a client knows of its service.

@@ -233,7 +233,7 @@ macro_rules! checksums_of {
 
 pub(crate) use {checksums_of, set_checksum};
 
-/// The answer to bytes that are not those of their checksum.
+/// The response to bytes that are not those of their checksum.
 pub(crate) fn bad_digest(algorithm: Algorithm) -> S3Error {
     s3_error!(BadDigest, "The {} you specified did not match the calculated checksum.", algorithm.name())
 }

@@ -1,6 +1,6 @@
 //! What a client is told when the storage fails.
 //!
-//! The answer says what is wrong and where, since whoever runs the client often runs the server. S3 knows no full disks;
+//! The response says what is wrong and where, since whoever runs the client often runs the server. S3 knows no full disks;
 //! `507` is HTTP's word for one, and no client sends the request again, as all do after a `500`: the disk would be as full.
 
 use std::io::{Error, ErrorKind};
@@ -10,7 +10,7 @@ use http::StatusCode;
 use rustix::io::Errno;
 use s3s::{S3Error, S3ErrorCode};
 
-/// The answer to a request for which the storage, in `directory`, failed with `error`.
+/// The response to a request for which the storage, in `directory`, failed with `error`.
 pub(crate) fn storage_failure(error: &Error, directory: Option<&Path>) -> S3Error {
     let (status, code, what) = match error.kind() {
         ErrorKind::StorageFull => insufficient("The server's disk is full"),

@@ -1,10 +1,10 @@
 //! What surrounds the S3 protocol on every request: request ids, the region check, polite refusals, scripted faults.
 //!
 //! A request without a valid signature costs its head and no more: it is answered, nothing of its body is read, and its
-//! connection ends ([`Link::linger`]).
+//! connection ends ([`Connection::linger`]).
 //!
 //! One that has a valid signature and is answered before its body was read (its bucket does not exist, say) keeps its
-//! connection: [`Courteous`] reads the body to its end, up to a bound.
+//! connection: [`DrainedBody`] reads the body to its end, up to a bound.
 
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -22,10 +22,10 @@ use s3s::Body;
 use s3s::service::S3Service;
 
 use crate::access::Admission;
-use crate::faults::{Dropped, Faults, Scripted, Target};
+use crate::connection::Connection;
+use crate::faults::{Dropped, Faults, InjectedError, Target};
 use crate::host::Domains;
 use crate::ids::Ids;
-use crate::link::Link;
 use crate::partitions::{self, PartitionGate};
 use crate::signature::{self, Refusal};
 use crate::stats::Counters;
@@ -64,11 +64,11 @@ impl HttpService {
         Self { inner: Arc::new(inner) }
     }
 
-    /// The answer to a request that came over `link`.
+    /// The response to a request that came over `connection`.
     pub(crate) async fn call(
         &self,
         request: Request<Incoming>,
-        link: &Link,
+        connection: &Connection,
     ) -> Result<Response<Body>, Dropped> {
         if let Some(gate) = &self.inner.partitions
             && let Some(page) = partitions::page(gate, request.uri().path())
@@ -76,27 +76,27 @@ impl HttpService {
             return Ok(page);
         }
         let request_id = self.inner.ids.next();
-        let request = courteous(request, link);
-        let mut response = self.answer_or_fail(request, link, &request_id).await?;
+        let request = drained(request, connection);
+        let mut response = self.answer_or_fail(request, connection, &request_id).await?;
         if let Ok(value) = HeaderValue::try_from(request_id) {
             response.headers_mut().insert("x-amz-request-id", value);
         }
         response.headers_mut().insert(SERVER, HeaderValue::from_static("s3dcp"));
-        if link.lingers() {
+        if connection.lingers() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         self.inner.counters.response(response.status().as_u16());
         Ok(response)
     }
 
-    /// The answer, unless a scripted fault strikes.
+    /// The response, unless a scripted fault strikes.
     async fn answer_or_fail(
         &self,
         request: Request<Body>,
-        link: &Link,
+        connection: &Connection,
         request_id: &str,
     ) -> Result<Response<Body>, Dropped> {
-        let Some(strike) = self.inner.faults.strike(|| Target::of(&request, &self.inner.domains)) else {
+        let Some(fault) = self.inner.faults.select(|| Target::of(&request, &self.inner.domains)) else {
             return Ok(self.answer(request, request_id).await);
         };
         if let Some(admission) = request.extensions().get::<Admission>() {
@@ -104,13 +104,13 @@ impl HttpService {
             admission.grant();
         }
         let is_head = request.method() == Method::HEAD;
-        match strike.before(request, link).await? {
-            ControlFlow::Break(Scripted { status, code }) => {
+        match fault.before(request, connection).await? {
+            ControlFlow::Break(InjectedError { status, code }) => {
                 Ok(error(status, &code, "A scripted fault.", "", request_id))
             }
             ControlFlow::Continue(request) => {
                 let response = self.answer(request, request_id).await;
-                strike.after(response, link, is_head).await
+                fault.after(response, connection, is_head).await
             }
         }
     }
@@ -202,30 +202,36 @@ fn error(status: StatusCode, code: &str, message: &str, more: &str, request_id: 
     response
 }
 
-fn courteous(mut request: Request<Incoming>, link: &Link) -> Request<Body> {
+fn drained(mut request: Request<Incoming>, connection: &Connection) -> Request<Body> {
     let admission = Admission::default();
     request.extensions_mut().insert(admission.clone());
     if request.body().is_end_stream() {
         return request.map(|_| Body::empty());
     }
     let expects_continue = request.headers().contains_key(EXPECT);
-    let link = link.clone();
+    let connection = connection.clone();
     request.map(|body| {
-        Body::http_body(Courteous { body: Some(body), started: false, expects_continue, admission, link })
+        Body::http_body(DrainedBody {
+            body: Some(body),
+            started: false,
+            expects_continue,
+            admission,
+            connection,
+        })
     })
 }
 
 /// A request body that is read to its end even if nobody wants it, once its request has come in.
-struct Courteous {
+struct DrainedBody {
     body: Option<Incoming>,
     started: bool,
-    /// The client waits for a go-ahead before it sends: without one there is nothing to read.
+    /// The client waits for `100 Continue` before it sends: without it there is nothing to read.
     expects_continue: bool,
     admission: Admission,
-    link: Link,
+    connection: Connection,
 }
 
-impl http_body::Body for Courteous {
+impl http_body::Body for DrainedBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -249,7 +255,7 @@ impl http_body::Body for Courteous {
     }
 }
 
-impl Drop for Courteous {
+impl Drop for DrainedBody {
     fn drop(&mut self) {
         let Some(mut body) = self.body.take() else { return };
         if body.is_end_stream() {
@@ -257,17 +263,17 @@ impl Drop for Courteous {
         }
         let may_never_come = self.expects_continue && !self.started;
         if may_never_come || !self.admission.is_granted() {
-            self.link.linger();
+            self.connection.linger();
             return;
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let link = self.link.clone();
+            let connection = self.connection.clone();
             runtime.spawn(async move {
                 let mut read = 0;
                 while let Some(Ok(frame)) = body.frame().await {
                     read += frame.data_ref().map_or(0, |data| data.len() as u64);
                     if read > COURTESY_BYTES {
-                        link.linger();
+                        connection.linger();
                         break;
                     }
                 }

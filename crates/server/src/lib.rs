@@ -34,13 +34,13 @@ mod conditions;
 mod config;
 #[cfg(test)]
 mod conformance;
+mod connection;
 mod disk;
 mod failure;
 mod faults;
 mod host;
 mod http_service;
 mod ids;
-mod link;
 mod list;
 mod memory;
 mod multipart;

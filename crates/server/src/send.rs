@@ -1,7 +1,7 @@
 //! Handing out an object's bytes.
 //!
 //! From memory the stored chunks themselves go to the connection. From disk a window is read at a time, and the next one
-//! only when the connection asks for it; the first is read before the answer begins, while a failure can still be told.
+//! only when the connection asks for it; the first is read before the response begins, while a failure can still be told.
 
 use std::collections::VecDeque;
 use std::fs::File;

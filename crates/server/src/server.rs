@@ -23,11 +23,11 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::access::{Gate, Keys};
 use crate::backend::Backend;
 use crate::config::{ServerConfig, Storage};
+use crate::connection::Connection;
 use crate::disk::Disk;
 use crate::faults::{Fault, Faults};
 use crate::host::Domains;
 use crate::http_service::HttpService;
-use crate::link::Link;
 use crate::memory::Memory;
 use crate::partitions::PartitionGate;
 use crate::service::Service;
@@ -295,16 +295,16 @@ async fn told_to_stop(mut stopping: watch::Receiver<bool>) {
 }
 
 async fn serve(stream: TcpStream, service: HttpService, tls: Option<Tls>, stopping: watch::Receiver<bool>) {
-    // Without it small answers would wait for acknowledgements; a failure costs only that.
+    // Without it small responses would wait for acknowledgements; a failure costs only that.
     let _best_effort = stream.set_nodelay(true);
-    let link = Link::default();
-    let stream = link.stream(stream);
+    let connection = Connection::default();
+    let stream = connection.stream(stream);
     match tls {
-        None => speak_http(stream, service, link, stopping).await,
+        None => speak_http(stream, service, connection, stopping).await,
         Some(tls) => {
             // A client that does not get through the handshake learns why itself.
             if let Some(stream) = tls.accept(stream).await {
-                speak_http(stream, service, link, stopping).await;
+                speak_http(stream, service, connection, stopping).await;
             }
         }
     }
@@ -313,12 +313,12 @@ async fn serve(stream: TcpStream, service: HttpService, tls: Option<Tls>, stoppi
 async fn speak_http(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     service: HttpService,
-    link: Link,
+    connection: Connection,
     stopping: watch::Receiver<bool>,
 ) {
     let answer = service_fn(move |request| {
-        let (service, link) = (service.clone(), link.clone());
-        async move { service.call(request, &link).await }
+        let (service, connection) = (service.clone(), connection.clone());
+        async move { service.call(request, &connection).await }
     });
     let mut connection = pin!(
         http1::Builder::new()

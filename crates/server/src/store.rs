@@ -71,7 +71,7 @@ impl Store {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The answer to a request for which the back-end failed.
+    /// The response to a request for which the back-end failed.
     pub(crate) fn failure(&self, error: &io::Error) -> S3Error {
         storage_failure(error, self.backend.directory())
     }

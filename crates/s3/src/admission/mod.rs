@@ -31,7 +31,7 @@ pub(crate) struct Admission {
     counters: Arc<Counters>,
 }
 
-/// What an answer says of the load.
+/// What a response says of the load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The service let the request in, whatever else it said.
@@ -135,7 +135,7 @@ impl Permit {
         }
     }
 
-    /// The answer says this of the load.
+    /// The response says this of the load.
     pub(crate) fn answered(&self, outcome: Outcome) {
         match outcome {
             Outcome::Admitted => self.pacing.admitted(&self.keys),
@@ -143,7 +143,7 @@ impl Permit {
         }
     }
 
-    /// The answer says that the service wants fewer requests about these keys, each lane once.
+    /// The response says that the service wants fewer requests about these keys, each lane once.
     pub(crate) fn refused(&self, keys: &[Keys]) {
         self.counters.add_throttled();
         let mut told: Vec<&Keys> = Vec::new();

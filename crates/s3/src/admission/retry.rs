@@ -49,7 +49,7 @@ pub(crate) struct Failure {
     pub(crate) retry_after: Option<Duration>,
     /// Whether a request that changes something may have done so.
     pub(crate) ambiguous: bool,
-    /// The service's time, where its answer had one.
+    /// The service's time, where its response had one.
     pub(crate) server_time: Option<SystemTime>,
 }
 

@@ -2,7 +2,6 @@
 //! metadata. The links are AWS's own. The chain is built anew for each load, so that changed files are seen.
 
 use std::error::Error as StdError;
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -91,9 +90,9 @@ async fn walk(
     match clock::before(clock::now() + LOAD_TIMEOUT, load).await {
         Some(Ok(credentials)) => checked(&credentials, profile).map_err(settings),
         Some(Err(error)) => {
-            let blind = ignores_children();
+            let blind = ignores_sigchld();
             if blind && watched.last().is_none() {
-                heed_children(); // for the next load
+                handle_sigchld(); // for the next load
             }
             Err(describe(&error, profile, watched.last(), blind))
         }
@@ -180,20 +179,20 @@ struct WatchedConnector {
 
 impl HttpConnector for WatchedConnector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let answer = self.connector.call(request);
+        let response = self.connector.call(request);
         let last = Arc::clone(&self.last);
         HttpConnectorFuture::new(async move {
             *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Exchange::Failed);
-            let answer = answer.await?;
-            let status = answer.status().as_u16();
+            let response = response.await?;
+            let status = response.status().as_u16();
             *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Exchange::Answered(status));
-            Ok(answer)
+            Ok(response)
         })
     }
 }
 
 /// Whether this process ignores the end of its children, so that nobody can wait for one.
-fn ignores_children() -> bool {
+fn ignores_sigchld() -> bool {
     const CHILD_ENDED: u32 = 17; // SIGCHLD on Linux, but for MIPS and SPARC
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -202,7 +201,7 @@ fn ignores_children() -> bool {
 }
 
 /// Takes note of children that end from now on, which also ends ignoring them. It does so once per process.
-fn heed_children() {
+fn handle_sigchld() {
     if let Err(error) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child()) {
         tracing::debug!(%error, "cannot take note of children that end");
     }
@@ -224,10 +223,15 @@ fn describe(
     error: &CredentialsError,
     profile: Option<&str>,
     last: Option<Exchange>,
-    ignores_children: bool,
+    ignores_sigchld: bool,
 ) -> LoadFailure {
-    let source = error.source().map(Cause::of);
-    let reason = source.as_ref().map_or(String::new(), |cause| format!(" ({})", cause.with_all_below()));
+    let mut reasons = Vec::new();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        reasons.push(error.to_string());
+        cause = error.source();
+    }
+    let reason = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(": ")) };
     let places = places(profile);
     let (kind, text, outlook) = match error {
         CredentialsError::CredentialsNotLoaded(_) => (
@@ -245,7 +249,7 @@ fn describe(
             format!("the AWS configuration is not valid; looked in {places}{reason}"),
             Outlook::Absent,
         ),
-        _ if last.is_none() && ignores_children => (
+        _ if last.is_none() && ignores_sigchld => (
             ErrorKind::Config,
             format!(
                 "the end of credential_process cannot be seen, because this process ignores SIGCHLD; in Python, \
@@ -266,39 +270,14 @@ fn describe(
     };
     let retryable = matches!(outlook, Outlook::Doubtful | Outlook::Passing) && kind != ErrorKind::Config;
     let told = Error::new(kind, text).with_retryable(retryable);
-    LoadFailure { error: source.into_iter().fold(told, Error::with_source), outlook }
+    let cause = error.source().map(|cause| texts_of(cause, kind));
+    LoadFailure { error: cause.into_iter().fold(told, Error::with_source), outlook }
 }
 
-/// A cause of AWS's code, by its text alone: the error itself may hold an answer with keys in it.
-#[derive(Debug)]
-struct Cause {
-    text: String,
-    source: Option<Box<Cause>>,
-}
-
-impl Cause {
-    fn of(error: &(dyn StdError + 'static)) -> Cause {
-        Cause { text: error.to_string(), source: error.source().map(|source| Box::new(Cause::of(source))) }
-    }
-
-    fn with_all_below(&self) -> String {
-        match &self.source {
-            Some(source) => format!("{}: {}", self.text, source.with_all_below()),
-            None => self.text.clone(),
-        }
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl StdError for Cause {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
-    }
+/// An error of AWS's code and its causes, by their texts alone: the values may hold a response with keys in it.
+fn texts_of(error: &(dyn StdError + 'static), kind: ErrorKind) -> Error {
+    let told = Error::new(kind, error.to_string());
+    error.source().map(|cause| texts_of(cause, kind)).into_iter().fold(told, Error::with_source)
 }
 
 #[cfg(test)]

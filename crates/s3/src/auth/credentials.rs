@@ -207,7 +207,7 @@ impl CredentialCache {
 
     /// Forgets credentials that the service called expired. Returns whether to try once more: with others, or with those
     /// that were loaded again meanwhile.
-    pub(crate) fn forget(&self, rejected: &Credentials, now: SystemTime) -> bool {
+    pub(crate) fn invalidate(&self, rejected: &Credentials, now: SystemTime) -> bool {
         let mut state = self.state();
         let state = &mut *state;
         let Some(current) =
@@ -469,10 +469,10 @@ mod tests {
         let source = source_of(HOUR);
         let deadline = source.begun + HOUR;
         let old = source.cache.get(START, deadline).await.unwrap();
-        assert!(source.cache.forget(&old, START));
+        assert!(source.cache.invalidate(&old, START));
         assert_eq!(source.key().await.unwrap(), "key-1");
         // A second task that was told the same about the old ones does not throw the new ones away.
-        assert!(source.cache.forget(&old, START));
+        assert!(source.cache.invalidate(&old, START));
         assert_eq!(source.key().await.unwrap(), "key-1");
     }
 
@@ -487,7 +487,7 @@ mod tests {
         let cache = CredentialCache::with(load, Time::real(), true);
         for _ in 0..100 {
             let credentials = cache.get(START, clock::now() + HOUR).await.unwrap();
-            assert!(cache.forget(&credentials, START));
+            assert!(cache.invalidate(&credentials, START));
         }
         assert_eq!(loads.load(Ordering::SeqCst), 2);
     }

@@ -85,15 +85,18 @@ pub(crate) fn keys_of(environment: &Environment) -> Result<Option<Credentials>, 
 /// The keys of the environment, and nothing else of the chain: there is no profile, and nobody to ask over the network.
 #[cfg(not(feature = "credential-chain"))]
 pub(crate) fn environment(profile: Option<String>, _: Option<String>, _: Option<Bundle>) -> Load {
-    Box::new(move || {
-        let environment = Environment::of_process();
-        let found = Profile::none(profile.as_deref(), &environment).and_then(|_| keys_of(&environment));
-        let found = found.and_then(|keys| {
-            let text = "no AWS credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), and this program \
+    const NONE: &str = "no AWS credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), and this program \
                         was built without the rest of the chain (feature credential-chain). Set unsigned for a public bucket";
-            keys.ok_or_else(|| Error::new(ErrorKind::Denied, text))
-        });
-        Box::pin(async { found.map_err(|error| LoadFailure { error, outlook: Outlook::Absent }) })
+    Box::new(move || {
+        let profile = profile.clone();
+        Box::pin(async move {
+            let environment = Environment::of_process();
+            let found =
+                Profile::load(profile.as_deref(), &environment).await.and_then(|_| keys_of(&environment));
+            found
+                .and_then(|keys| keys.ok_or_else(|| Error::new(ErrorKind::Denied, NONE)))
+                .map_err(|error| LoadFailure { error, outlook: Outlook::Absent })
+        })
     })
 }
 

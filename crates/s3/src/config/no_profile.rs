@@ -10,11 +10,6 @@ impl Profile {
     /// # Errors
     /// `Config`, when a profile is named.
     pub(crate) async fn load(name: Option<&str>, environment: &Environment) -> Result<Profile, Error> {
-        Profile::none(name, environment)
-    }
-
-    /// The same at once.
-    pub(crate) fn none(name: Option<&str>, environment: &Environment) -> Result<Profile, Error> {
         let named = match name {
             Some(name) => Some(("profile", name.to_owned())),
             None => environment.first(&["AWS_PROFILE", "AWS_DEFAULT_PROFILE"])?,
@@ -47,17 +42,17 @@ impl Profile {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_profile_that_is_named_is_refused() {
+    #[tokio::test]
+    async fn a_profile_that_is_named_is_refused() {
         let environment = Environment::of(&[("AWS_PROFILE", "work")]);
         for (name, environment) in [(Some("work"), &Environment::of(&[])), (None, &environment)] {
-            let error = Profile::none(name, environment).map(|_| ()).unwrap_err();
+            let error = Profile::load(name, environment).await.map(|_| ()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);
             assert!(
                 error.message().contains("work") && error.message().contains("credential-chain"),
                 "{error}"
             );
         }
-        assert!(Profile::none(None, &Environment::of(&[])).is_ok());
+        assert!(Profile::load(None, &Environment::of(&[])).await.is_ok());
     }
 }

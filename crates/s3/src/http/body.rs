@@ -1,4 +1,4 @@
-//! Reading the body of an answer, with limits on silence.
+//! Reading the body of a response, with limits on silence.
 //!
 //! A body of known length that answers a request without one is read from the socket into memory that the receiver offers;
 //! where it offers none, through one buffer per thread, which stays in the processor's cache because it is emptied
@@ -56,7 +56,7 @@ pub(crate) trait Receiver: Send {
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error>;
 }
 
-/// The body of an answer.
+/// The body of a response.
 pub(crate) enum Body {
     /// Of a known length, with nothing else to do on its stream.
     Plain(Box<Plain>),
@@ -212,7 +212,7 @@ impl Framed {
     }
 }
 
-/// Reads an answer's body.
+/// Reads a response's body.
 pub(crate) struct BodyReader {
     body: Body,
     timer: Pin<Box<tokio::time::Sleep>>,

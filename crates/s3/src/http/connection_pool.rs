@@ -1,6 +1,6 @@
 //! Connections, each of which carries one request after the other.
 //!
-//! The HTTP library speaks for one exchange: it writes the request, parses the answer's head and settles how its body is
+//! The HTTP library speaks for one exchange: it writes the request, parses the response's head and settles how its body is
 //! framed. The body of known length that answers a request without one is then taken off its hands ([`crate::http::body`]), to be
 //! read straight from the socket to where it belongs; the stream comes back here when its last byte was read. Any other
 //! body stays with the library. Making a library connection of an idle stream costs no I/O, so each exchange gets a new one,
@@ -30,8 +30,8 @@ use crate::http::body::{Body, Framed, Plain};
 use crate::http::idle_streams::{IdleStreams, Origin, Stream};
 use crate::transfer::payload::PayloadBody;
 
-/// Why there is no answer.
-pub(crate) enum NoAnswer {
+/// Why there is no response.
+pub(crate) enum NoResponse {
     /// Nothing was sent.
     Unconnected(Box<dyn StdError + Send + Sync>),
     /// The connection broke.
@@ -50,8 +50,8 @@ impl Connections {
         Connections { connector, idle: Arc::new(IdleStreams::new(idle)) }
     }
 
-    /// Sends a request and reads the head of the answer. The URI is absolute.
-    pub(crate) async fn send(&self, mut request: Request<PayloadBody>) -> Result<Response<Body>, NoAnswer> {
+    /// Sends a request and reads the head of the response. The URI is absolute.
+    pub(crate) async fn send(&self, mut request: Request<PayloadBody>) -> Result<Response<Body>, NoResponse> {
         let uri = std::mem::take(request.uri_mut());
         *request.uri_mut() = uri.path_and_query().cloned().map(Uri::from).unwrap_or_default();
         let origin = Origin::new(uri.authority().cloned(), &self.idle);
@@ -59,18 +59,18 @@ impl Connections {
             let changes_nothing = matches!(*request.method(), Method::GET | Method::HEAD);
             let copy = changes_nothing.then(|| request.clone());
             match exchange(stream, request, origin.clone()).await {
-                Ok(answer) => return Ok(answer),
+                Ok(response) => return Ok(response),
                 Err(Unanswered { error, unsent }) => match unsent.or(copy) {
                     Some(again) => {
                         tracing::debug!(%error, "an idle connection was dead");
                         request = again;
                     }
-                    None => return Err(NoAnswer::Broken(error)),
+                    None => return Err(NoResponse::Broken(error)),
                 },
             }
         }
-        let stream = self.connector.clone().call(uri).await.map_err(NoAnswer::Unconnected)?;
-        exchange(stream, request, origin).await.map_err(|unanswered| NoAnswer::Broken(unanswered.error))
+        let stream = self.connector.clone().call(uri).await.map_err(NoResponse::Unconnected)?;
+        exchange(stream, request, origin).await.map_err(|unanswered| NoResponse::Broken(unanswered.error))
     }
 
     /// Closes all idle connections. What took one away (a network's equipment that forgets connections, a service that
@@ -88,7 +88,7 @@ struct Unanswered {
     unsent: Option<Request<PayloadBody>>,
 }
 
-/// One request and the head of its answer.
+/// One request and the head of its response.
 async fn exchange(
     stream: Stream,
     request: Request<PayloadBody>,
@@ -99,19 +99,19 @@ async fn exchange(
         http1::Builder::new().writev(true).handshake(stream).await.map_err(broken)?;
     let mut connection = Some(connection);
     let mut ended = false;
-    // An answer may come before the request's body was sent: then the library has more to write.
+    // A response may come before the request's body was sent: then the library has more to write.
     let sent_whole = request.body().is_end_stream();
-    let mut answer = std::pin::pin!(sender.try_send_request(request));
-    let answer = poll_fn(|context| {
+    let mut response = std::pin::pin!(sender.try_send_request(request));
+    let response = poll_fn(|context| {
         if !ended && let Some(connection) = &mut connection {
             ended = connection.poll_without_shutdown(context).is_ready();
         }
-        match answer.as_mut().poll(context) {
+        match response.as_mut().poll(context) {
             Poll::Pending if ended => {
                 connection = None; // which answers, with an error
-                answer.as_mut().poll(context)
+                response.as_mut().poll(context)
             }
-            answer => answer,
+            response => response,
         }
     })
     .await
@@ -119,7 +119,7 @@ async fn exchange(
         let unsent = failed.take_message();
         Unanswered { error: failed.into_error(), unsent }
     })?;
-    let (head, incoming) = answer.into_parts();
+    let (head, incoming) = response.into_parts();
     let keep = !ended && keeps_alive(head.version, &head.headers);
     let body = match incoming.size_hint().exact().filter(|_| sent_whole) {
         Some(length) => {

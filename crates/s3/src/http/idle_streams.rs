@@ -89,7 +89,7 @@ impl Origin {
         Origin { authority, idle: Arc::clone(idle) }
     }
 
-    /// The newest idle stream that is still open and silent, as it should be between two answers.
+    /// The newest idle stream that is still open and silent, as it should be between two responses.
     pub(crate) async fn stream(&self) -> Option<Stream> {
         loop {
             let (since, mut stream) = {
@@ -107,7 +107,7 @@ impl Origin {
         }
     }
 
-    /// Takes a stream whose last answer was read to its end.
+    /// Takes a stream whose last response was read to its end.
     pub(crate) fn take_back(self, stream: Stream) {
         let mut streams = self.idle.streams();
         streams.kept.push((self.authority, clock::now(), stream));

@@ -1,4 +1,4 @@
-//! One request and its answer on a connection: no retries, no S3.
+//! One request and its response on a connection: no retries, no S3.
 
 pub(crate) mod body;
 pub(crate) mod connection_pool;

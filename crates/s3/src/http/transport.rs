@@ -1,4 +1,4 @@
-//! One HTTP request and its answer, with limits on silence: no retries, no S3.
+//! One HTTP request and its response, with limits on silence: no retries, no S3.
 //!
 //! Plain TCP or rustls. Bodies go out as vectored writes of owned slices, and come in where they belong
 //! ([`crate::http::connection_pool`]).
@@ -19,7 +19,7 @@ use crate::clock;
 use crate::config::ClientConfig;
 use crate::error::{Error, ErrorKind};
 use crate::http::body::Body;
-use crate::http::connection_pool::{Connections, NoAnswer};
+use crate::http::connection_pool::{Connections, NoResponse};
 use crate::http::limits::{Limits, causes, host_and_port};
 use crate::http::progress::Progress;
 use crate::http::trust::{Bundle, roots};
@@ -66,7 +66,7 @@ impl Transport {
         Ok(Transport { endpoint: endpoint.clone(), connect_timeout: config.connect_timeout, connections })
     }
 
-    /// Sends a request and waits for the head of the answer, as long as bytes of the body go out.
+    /// Sends a request and waits for the head of the response, as long as bytes of the body go out.
     pub(crate) async fn send(
         &self,
         request: Request<PayloadBody>,
@@ -74,10 +74,10 @@ impl Transport {
         limits: Limits,
     ) -> Result<Response<Body>, Failure> {
         let uri = request.uri().clone();
-        let answer = answered(self.connections.send(request), progress, &limits).await?;
-        answer.map_err(|error| match error {
-            NoAnswer::Unconnected(error) => self.unconnected(error, &uri),
-            NoAnswer::Broken(error) => self.broken(error, &uri),
+        let response = answered(self.connections.send(request), progress, &limits).await?;
+        response.map_err(|error| match error {
+            NoResponse::Unconnected(error) => self.unconnected(error, &uri),
+            NoResponse::Broken(error) => self.broken(error, &uri),
         })
     }
 
@@ -131,7 +131,7 @@ impl Transport {
         }
     }
 
-    /// The connection ended before the answer; the request may have arrived.
+    /// The connection ended before the response; the request may have arrived.
     fn broken(&self, error: hyper::Error, uri: &Uri) -> Failure {
         let mut text = format!("the connection to {} broke: {}", host_and_port(uri), causes(&error));
         if !self.endpoint.tls() && error.is_parse() {

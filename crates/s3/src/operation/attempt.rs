@@ -1,7 +1,7 @@
-//! One operation: sign and send a request, judge the answer, try again.
+//! One operation: sign and send a request, judge the response, try again.
 //!
-//! [`Client::attempt`] is one try, [`Client::recover`] what happens between two. Operations whose answer is small use
-//! [`Client::execute`]; downloads drive the two themselves, because they go on where a broken answer ended.
+//! [`Client::attempt`] is one try, [`Client::recover`] what happens between two. Operations whose response is small use
+//! [`Client::execute`]; downloads drive the two themselves, because they go on where a broken response ended.
 //!
 //! What tries once or recovers is boxed: it is compiled here once, rather than in every crate that awaits an operation.
 
@@ -30,13 +30,13 @@ use crate::http::body::BodyReader;
 use crate::http::limits::{Limits, deadline_passed, host_and_port};
 use crate::http::progress::Progress;
 use crate::operation::call::Call;
-use crate::protocol::error_response::{Asked, error_inside, failure};
+use crate::protocol::error_response::{Context, error_inside, failure};
 use crate::transfer::payload::{Payload, PayloadBody};
 
 /// Longest error document that is read.
 const MAX_ERROR_BODY: usize = 64 * 1024;
-/// Longest answer that is kept in memory: a page of a listing has about 1 MiB.
-const MAX_ANSWER: usize = 64 << 20;
+/// Longest response that is kept in memory: a page of a listing has about 1 MiB.
+const MAX_RESPONSE: usize = 64 << 20;
 
 /// Bytes whose MD5 is computed in one go, some two milliseconds.
 const MD5_STEP: usize = 1 << 20;
@@ -48,7 +48,7 @@ pub(crate) struct Operation {
     /// The first attempt's admission; waiting for it costs nothing of the deadline.
     started: Option<Instant>,
     ambiguous: bool,
-    /// The latest answer that asked for fewer requests.
+    /// The latest response that asked for fewer requests.
     slowed_down: Option<Error>,
     /// Why the latest attempt failed.
     failed: Option<Error>,
@@ -70,52 +70,56 @@ impl Operation {
     }
 }
 
-/// An answer with a success status, its body still to be read. Holds the permit until dropped.
-pub(crate) struct Answer {
+/// A response with a success status, its body still to be read. Holds the permit until dropped.
+pub(crate) struct Response {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: BodyReader,
     pub(crate) permit: Permit,
 }
 
-/// An answer that was read whole. What it says of the load is still to be told to its permit.
-pub(crate) struct Reply {
+/// A response that was read whole. What it says of the load is still to be told to its permit.
+pub(crate) struct WholeResponse {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) permit: Permit,
 }
 
 impl Client {
-    /// Does the whole operation and returns the answer.
-    pub(crate) async fn execute(&self, call: &Call) -> Result<Reply, Error> {
+    /// Does the whole operation and returns the response.
+    pub(crate) async fn execute(&self, call: &Call) -> Result<WholeResponse, Error> {
         self.execute_as(call, &mut Operation::default()).await
     }
 
     /// The same, with attempts that the caller can look at afterwards.
-    pub(crate) async fn execute_as(&self, call: &Call, operation: &mut Operation) -> Result<Reply, Error> {
+    pub(crate) async fn execute_as(
+        &self,
+        call: &Call,
+        operation: &mut Operation,
+    ) -> Result<WholeResponse, Error> {
         loop {
             match self.attempt_whole(call, operation).await {
-                Ok(reply) => {
-                    reply.permit.answered(Outcome::Admitted);
-                    return Ok(reply);
+                Ok(response) => {
+                    response.permit.answered(Outcome::Admitted);
+                    return Ok(response);
                 }
                 Err(failure) => self.recover(call, operation, failure).await?,
             }
         }
     }
 
-    /// Sends the request once and reads the answer whole, in which there may be an error in spite of its status.
+    /// Sends the request once and reads the response whole, in which there may be an error in spite of its status.
     pub(crate) fn attempt_whole<'a>(
         &'a self,
         call: &'a Call,
         operation: &'a mut Operation,
-    ) -> BoxFuture<'a, Result<Reply, Failure>> {
+    ) -> BoxFuture<'a, Result<WholeResponse, Failure>> {
         self.try_once_whole(call, operation).boxed()
     }
 
-    async fn try_once_whole(&self, call: &Call, operation: &mut Operation) -> Result<Reply, Failure> {
-        let Answer { status, headers, mut body, permit } = self.try_once(call, operation).await?;
-        let body = body.collect(MAX_ANSWER).await?;
+    async fn try_once_whole(&self, call: &Call, operation: &mut Operation) -> Result<WholeResponse, Failure> {
+        let Response { status, headers, mut body, permit } = self.try_once(call, operation).await?;
+        let body = body.collect(MAX_RESPONSE).await?;
         if error_inside(&body).is_some() {
             let session = self.session().await.map_err(Failure::fatal)?;
             let failure = failure(&self.asked(call, session), status, &headers, &body);
@@ -123,7 +127,7 @@ impl Client {
             return Err(failure);
         }
         self.understood(call, operation);
-        Ok(Reply { headers, body, permit })
+        Ok(WholeResponse { headers, body, permit })
     }
 
     /// Sends the request once. Every status but success is a failure; what a success says of the load is still to be told to
@@ -132,11 +136,11 @@ impl Client {
         &'a self,
         call: &'a Call,
         operation: &'a mut Operation,
-    ) -> BoxFuture<'a, Result<Answer, Failure>> {
+    ) -> BoxFuture<'a, Result<Response, Failure>> {
         self.try_once(call, operation).boxed()
     }
 
-    async fn try_once(&self, call: &Call, operation: &mut Operation) -> Result<Answer, Failure> {
+    async fn try_once(&self, call: &Call, operation: &mut Operation) -> Result<Response, Failure> {
         let inner = &*self.inner;
         let attempt = operation.attempts.count + 1;
         let deadline = operation.started.map(|started| started + inner.config.deadline);
@@ -161,7 +165,7 @@ impl Client {
         let (head, body) = response.into_parts();
         let mut body = BodyReader::new(body, limits);
         if head.status.is_success() {
-            return Ok(Answer { status: head.status, headers: head.headers, body, permit });
+            return Ok(Response { status: head.status, headers: head.headers, body, permit });
         }
         // A broken or endless error document leaves the status, which is what counts.
         let document = body.collect(MAX_ERROR_BODY).await.unwrap_or_default();
@@ -221,7 +225,7 @@ impl Client {
             Some(Remedy::RefreshCredentials) => {
                 let cache = self.inner.session.get().and_then(|session| session.credentials.as_ref());
                 let renewed = match (cache, &operation.credentials) {
-                    (Some(cache), Some(rejected)) => cache.forget(rejected, self.service_time()),
+                    (Some(cache), Some(rejected)) => cache.invalidate(rejected, self.service_time()),
                     _ => false,
                 };
                 if !renewed {
@@ -342,9 +346,9 @@ impl Client {
         Ok((session, request, progress))
     }
 
-    fn asked<'a>(&self, call: &'a Call, session: &'a Session) -> Asked<'a> {
+    fn asked<'a>(&self, call: &'a Call, session: &'a Session) -> Context<'a> {
         let (region, now) = (session.region.as_deref(), self.service_time());
-        Asked { operation: call.operation, bucket: &call.bucket, region, headers: &call.headers, now }
+        Context { operation: call.operation, bucket: &call.bucket, region, headers: &call.headers, now }
     }
 
     /// The service's time, as far as it is known.
@@ -388,7 +392,7 @@ impl Client {
     }
 }
 
-/// What a failed attempt's answer says of the load.
+/// What a failed attempt's response says of the load.
 fn outcome(failure: &Failure) -> Outcome {
     if failure.class == Class::Throttled { Outcome::Refused } else { Outcome::Admitted }
 }
@@ -406,7 +410,7 @@ fn wants_md5(error: &Error) -> bool {
         && (names(error.message()) || error.code().is_some_and(names))
 }
 
-/// Whether the answer may mean that the service takes no headers of checksums. Some name them, some say of the whole
+/// Whether the response may mean that the service takes no headers of checksums. Some name them, some say of the whole
 /// request that it is not understood, some say nothing.
 fn may_refuse_checksums(call: &Call, failure: &Failure) -> bool {
     let message = failure.error.message().to_ascii_lowercase();
@@ -432,7 +436,7 @@ fn finish(call: &Call, operation: &Operation, error: Error, elapsed: Duration) -
         .with_maybe_applied(operation.ambiguous)
 }
 
-/// A failure of what was read although the answer was a success: too short, not XML.
+/// A failure of what was read although the response was a success: too short, not XML.
 pub(crate) fn malformed(operation: &str, what: impl std::fmt::Display) -> Failure {
     let text = format!("{operation}: the service's answer is malformed: {what}");
     Failure::new(Class::Transient, Error::new(ErrorKind::Service, text))

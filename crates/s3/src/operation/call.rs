@@ -140,10 +140,10 @@ impl Call {
         self
     }
 
-    /// Refuses an answer that does not confirm the encryption this request asks for: some services do not know it.
-    pub(crate) fn check_encryption(&self, answer: &HeaderMap) -> Result<(), Error> {
+    /// Refuses a response that does not confirm the encryption this request asks for: some services do not know it.
+    pub(crate) fn check_encryption(&self, response: &HeaderMap) -> Result<(), Error> {
         let name = "x-amz-server-side-encryption";
-        if !self.headers.contains_key(name) || answer.contains_key(name) {
+        if !self.headers.contains_key(name) || response.contains_key(name) {
             return Ok(());
         }
         let text = format!(
@@ -153,7 +153,7 @@ impl Call {
         Err(self.locate(Error::new(ErrorKind::Config, text)))
     }
 
-    /// The error for an answer that makes no sense, though it is no failure.
+    /// The error for a response that makes no sense, though it is no failure.
     pub(crate) fn malformed(&self, what: &str) -> Error {
         let text = format!("{}: the service's answer is malformed: {what}", self.operation);
         self.locate(Error::new(ErrorKind::Service, text))

@@ -11,7 +11,7 @@ use crate::operation::object::{PutOptions, PutOutput};
 use crate::protocol::conditions::{Condition, Conditions, Support, is_weak};
 use crate::transfer::payload::Payload;
 
-/// The answer to [`Client::conditions`].
+/// The response to [`Client::conditions`].
 #[derive(Debug)]
 pub struct Found {
     /// What was found out now or before.
@@ -22,7 +22,7 @@ pub struct Found {
 
 impl Client {
     /// What the bucket does with conditional writes. Unless that is known it is tried with an object at `probe_key`, where
-    /// none may be; whoever else asks meanwhile waits for the answer.
+    /// none may be; whoever else asks meanwhile waits for the response.
     pub async fn conditions(&self, bucket: &str, probe_key: &str) -> Found {
         let mut left = None;
         let known = self.inner.store.bucket(bucket);

@@ -71,8 +71,8 @@ impl Client {
                 break;
             }
             let call = deletion_of(bucket, &left)?;
-            let reply = match self.attempt_whole(&call, &mut operation).await {
-                Ok(reply) => reply,
+            let response = match self.attempt_whole(&call, &mut operation).await {
+                Ok(response) => response,
                 Err(failure) => match self.recover(&call, &mut operation, failure).await {
                     Ok(()) => continue,
                     Err(error) if not_offered(&error) => {
@@ -87,18 +87,18 @@ impl Client {
                     Err(error) => return Err(error),
                 },
             };
-            let refused = refused_keys(&call, &reply.body)?;
+            let refused = refused_keys(&call, &response.body)?;
             let slow: Vec<Keys> = refused
                 .iter()
                 .filter(|(failure, _)| failure.class == Class::Throttled)
                 .map(|(_, refused)| Keys::new(bucket, Some(&refused.key), true))
                 .collect();
             if slow.is_empty() {
-                reply.permit.answered(Outcome::Admitted);
+                response.permit.answered(Outcome::Admitted);
             } else {
-                reply.permit.refused(&slow);
+                response.permit.refused(&slow);
             }
-            drop(reply);
+            drop(response);
             let (lasting, passing): (Vec<_>, Vec<_>) =
                 refused.into_iter().partition(|(failure, _)| failure.class == Class::Final);
             failures.extend(lasting.into_iter().map(|(_, refused)| refused));
@@ -136,7 +136,7 @@ impl Client {
                 Err(error) if refuses_the_key(&error) => {
                     failures.push(DeleteFailure {
                         key,
-                        code: error.code().unwrap_or(error.kind().name()).to_owned(),
+                        code: error.code().map_or_else(|| error.kind().to_string(), str::to_owned),
                         message: error.message().to_owned(),
                     });
                 }
@@ -168,9 +168,10 @@ fn deletion_of(bucket: &str, keys: &[String]) -> Result<Call, Error> {
     Ok(call)
 }
 
-/// The keys that an answer says were not deleted.
-fn refused_keys(call: &Call, answer: &[u8]) -> Result<Vec<(Failure, DeleteFailure)>, Error> {
-    let result = xml::parse(answer).map_err(|error| call.malformed(&xml::line(&error)).with_source(error))?;
+/// The keys that a response says were not deleted.
+fn refused_keys(call: &Call, response: &[u8]) -> Result<Vec<(Failure, DeleteFailure)>, Error> {
+    let result =
+        xml::parse(response).map_err(|error| call.malformed(&xml::line(&error)).with_source(error))?;
     result
         .all("Error")
         .map(|error| {
@@ -191,7 +192,7 @@ fn refuses_the_key(error: &Error) -> bool {
         && matches!(error.kind(), Denied | Conflict | PreconditionFailed | Service)
 }
 
-/// Whether the answer to DeleteObjects may mean that the service has no such operation.
+/// Whether the response to DeleteObjects may mean that the service has no such operation.
 fn not_offered(error: &Error) -> bool {
     error.not_understood() || error.status() == Some(404) && error.code() != Some("NoSuchBucket")
 }

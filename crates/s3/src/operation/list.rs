@@ -189,11 +189,11 @@ impl Client {
 
     /// One page, and the service's clock.
     async fn page(&self, call: &Call, root: &str) -> Result<(Element, Option<SystemTime>), Error> {
-        let reply = self.execute(call).await?;
-        let page =
-            xml::parse(&reply.body).map_err(|error| call.malformed(&xml::line(&error)).with_source(error))?;
+        let response = self.execute(call).await?;
+        let page = xml::parse(&response.body)
+            .map_err(|error| call.malformed(&xml::line(&error)).with_source(error))?;
         if page.name == root {
-            Ok((page, server_time(&reply.headers)))
+            Ok((page, server_time(&response.headers)))
         } else {
             Err(call.malformed(&format!("<{}> instead of <{root}>", page.name)))
         }
@@ -204,7 +204,7 @@ impl Client {
 #[derive(PartialEq)]
 enum Next {
     Token(String),
-    /// The keys after this one: of services that answer as to the first version of ListObjects.
+    /// The keys after this one: of services that response as to the first version of ListObjects.
     After(String),
 }
 

@@ -29,10 +29,10 @@ impl Client {
             .header("content-type", "application/octet-stream")?
             .checksum("x-amz-checksum-algorithm", "CRC32")?
             .checksum("x-amz-checksum-type", "FULL_OBJECT")?;
-        let reply = self.execute(&call).await?;
-        let id = xml::parse(&reply.body).ok().and_then(|root| root.text_of("UploadId").map(str::to_owned));
+        let response = self.execute(&call).await?;
+        let id = xml::parse(&response.body).ok().and_then(|root| root.text_of("UploadId").map(str::to_owned));
         let id = id.ok_or_else(|| call.malformed("no upload id"))?;
-        if let Err(error) = call.check_encryption(&reply.headers) {
+        if let Err(error) = call.check_encryption(&response.headers) {
             self.abort_multipart_upload(bucket, key, &id).await.ok();
             return Err(error);
         }
@@ -56,8 +56,8 @@ impl Client {
             .query("uploadId", upload_id)
             .checksum("x-amz-checksum-crc32", &crc32_text(crc32))?
             .body(body);
-        let reply = self.execute(&call).await?;
-        let etag = header(&reply.headers, "etag").ok_or_else(|| call.malformed("no ETag"))?;
+        let response = self.execute(&call).await?;
+        let etag = header(&response.headers, "etag").ok_or_else(|| call.malformed("no ETag"))?;
         Ok(Part { number, etag: etag.to_owned(), crc32, size })
     }
 
@@ -78,11 +78,11 @@ impl Client {
             .document_without_checksums(list_of(parts, false));
         let mut operation = Operation::default();
         match self.execute_as(&call, &mut operation).await {
-            Ok(reply) => {
-                let root = xml::parse(&reply.body).ok();
+            Ok(response) => {
+                let root = xml::parse(&response.body).ok();
                 Ok(root.and_then(|root| root.text_of("ETag").map(str::to_owned)))
             }
-            // An earlier attempt whose answer was lost may have done it: then the upload is gone, and the object
+            // An earlier attempt whose response was lost may have done it: then the upload is gone, and the object
             // tells.
             Err(error) if error.kind() == ErrorKind::NotFound && operation.ambiguous() => {
                 let size: u64 = parts.iter().map(|part| part.size).sum();

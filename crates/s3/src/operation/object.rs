@@ -1,4 +1,4 @@
-//! Operations on single objects whose request or answer fits in memory.
+//! Operations on single objects whose request or response fits in memory.
 
 use std::ops::Range;
 use std::time::SystemTime;
@@ -121,9 +121,9 @@ impl Client {
             Condition::IfNoneMatch => call.header("if-none-match", "*")?,
             Condition::IfMatch(etag) => call.header("if-match", etag)?,
         };
-        let answer = self.execute(&call).await?.headers;
-        call.check_encryption(&answer).map_err(|error| error.with_maybe_applied(true))?;
-        Ok(PutOutput { etag: header(&answer, "etag").map(str::to_owned), crc32 })
+        let response = self.execute(&call).await?.headers;
+        call.check_encryption(&response).map_err(|error| error.with_maybe_applied(true))?;
+        Ok(PutOutput { etag: header(&response, "etag").map(str::to_owned), crc32 })
     }
 
     /// Reads a whole object into new memory. A connection that breaks goes on where it ended; a CRC-32 that the
@@ -160,7 +160,7 @@ impl Client {
     /// Size, ETag and time of an object.
     ///
     /// # Errors
-    /// `NotFound` without a code, as a HEAD's answer has no body: the bucket may be what is missing.
+    /// `NotFound` without a code, as a HEAD's response has no body: the bucket may be what is missing.
     pub async fn head_object(&self, bucket: &str, key: &str) -> Result<ObjectInfo, Error> {
         Ok(self.head(Call::new("HeadObject", Method::HEAD, bucket, Some(key))?, key).await?.0)
     }
@@ -187,13 +187,13 @@ impl Client {
     /// Copies an object of at most 5 GiB within the bucket, in the service.
     ///
     /// # Errors
-    /// `NotFound` for the source, and all kinds that a request can end with, also from inside an answer of 200.
+    /// `NotFound` for the source, and all kinds that a request can end with, also from inside a response of 200.
     pub async fn copy_object(&self, bucket: &str, source_key: &str, key: &str) -> Result<(), Error> {
         let call = self
             .with_storage_headers(Call::new("CopyObject", Method::PUT, bucket, Some(key))?)?
             .header("x-amz-copy-source", &format!("{bucket}/{}", encode_key(source_key)))?;
-        let reply = self.execute(&call).await?;
-        call.check_encryption(&reply.headers).map_err(|error| error.with_maybe_applied(true))
+        let response = self.execute(&call).await?;
+        call.check_encryption(&response.headers).map_err(|error| error.with_maybe_applied(true))
     }
 
     /// Deletes an object; one that does not exist counts as deleted.
@@ -223,7 +223,7 @@ impl Client {
     }
 }
 
-/// What an answer's headers say of an object.
+/// What a response's headers say of an object.
 pub(crate) fn object_info(key: &str, headers: &HeaderMap, size: u64) -> ObjectInfo {
     ObjectInfo {
         key: key.to_owned(),

@@ -21,7 +21,7 @@ pub enum Support {
     Honoured,
     /// They are carried out whether it holds or not.
     Ignored,
-    /// They are refused as not understood, with this answer.
+    /// They are refused as not understood, with this response.
     Refused(Error),
     /// They are never carried out, as if the condition never held.
     NeverHolds,

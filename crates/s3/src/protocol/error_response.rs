@@ -1,4 +1,4 @@
-//! From an answer of S3 that is no success to an [`Error`] and what to do about it.
+//! From a response of S3 that is no success to an [`Error`] and what to do about it.
 //!
 //! The code in the body decides where there is one, else the status. Also for an error that arrives inside a 200.
 
@@ -12,20 +12,20 @@ use crate::protocol::dates::parse_http_date;
 use crate::protocol::xml::{self, Element};
 
 /// What the mapping needs to know of the request.
-pub(crate) struct Asked<'a> {
+pub(crate) struct Context<'a> {
     pub(crate) operation: &'static str,
     pub(crate) bucket: &'a str,
     /// The region the request was signed for; `None` when unsigned.
     pub(crate) region: Option<&'a str>,
     /// The request's.
     pub(crate) headers: &'a HeaderMap,
-    /// The time, as far as it is known, for an answer that does not tell it.
+    /// The time, as far as it is known, for a response that does not tell it.
     pub(crate) now: SystemTime,
 }
 
 /// Bytes before a document's first element that are looked through.
 const MAX_PROLOG: usize = 512;
-/// Longest code, request id or region that is taken from an answer, in bytes.
+/// Longest code, request id or region that is taken from a response, in bytes.
 const MAX_NAME: usize = 128;
 
 /// A header as text.
@@ -43,7 +43,7 @@ pub(crate) fn shortened(message: &str) -> String {
     message.chars().take(500).collect()
 }
 
-/// The `<Error>` that an answer holds, whatever its status: S3 says 200 before it is done with a long request, and a
+/// The `<Error>` that a response holds, whatever its status: S3 says 200 before it is done with a long request, and a
 /// gateway may do so with any.
 pub(crate) fn error_inside(body: &[u8]) -> Option<Element> {
     // Spares the other documents, which may be long, a second parse.
@@ -55,8 +55,8 @@ pub(crate) fn error_inside(body: &[u8]) -> Option<Element> {
         .filter(|root| root.name == "Error")
 }
 
-/// The failure that an answer means. `body` may be empty (HEAD) or no XML (a proxy's page).
-pub(crate) fn failure(asked: &Asked<'_>, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
+/// The failure that a response means. `body` may be empty (HEAD) or no XML (a proxy's page).
+pub(crate) fn failure(asked: &Context<'_>, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
     let document = error_inside(body);
     let text = |name: &str| document.as_ref().and_then(|root| root.text_of(name));
     let code = text("Code").and_then(name);
@@ -86,7 +86,7 @@ pub(crate) fn failure(asked: &Asked<'_>, status: StatusCode, headers: &HeaderMap
     Failure { error, ..failure }
 }
 
-/// The failure that an answer reports of one key among many, which it took otherwise.
+/// The failure that a response reports of one key among many, which it took otherwise.
 pub(crate) fn failure_of_key(operation: &str, key: &str, code: &str, message: &str) -> Failure {
     let (kind, class) = match classify(StatusCode::OK, Some(code)) {
         // Something else is being done with the key, and soon is not any more.
@@ -108,7 +108,7 @@ fn pause_of(text: &str, now: SystemTime) -> Option<Duration> {
     parse_http_date(text).map(|end| end.duration_since(now).unwrap_or_default())
 }
 
-/// The service's clock, from its answer.
+/// The service's clock, from its response.
 pub(crate) fn server_time(headers: &HeaderMap) -> Option<SystemTime> {
     header(headers, "date").and_then(parse_http_date)
 }
@@ -170,7 +170,7 @@ fn classify(status: StatusCode, code: Option<&str>) -> (ErrorKind, Class) {
     }
 }
 
-fn describe(asked: &Asked<'_>, status: StatusCode, code: Option<&str>, message: Option<&str>) -> String {
+fn describe(asked: &Context<'_>, status: StatusCode, code: Option<&str>, message: Option<&str>) -> String {
     let operation = asked.operation;
     match (code, message) {
         (Some("NoSuchBucket"), _) => format!("bucket {:?} does not exist", asked.bucket),
@@ -203,7 +203,7 @@ fn settings(headers: &HeaderMap) -> String {
 
 /// A request that went to another region than the bucket's.
 fn wrong_region(
-    asked: &Asked<'_>,
+    asked: &Context<'_>,
     status: StatusCode,
     code: Option<&str>,
     headers: &HeaderMap,
@@ -244,9 +244,9 @@ fn wrong_region(
 mod tests {
     use super::*;
 
-    /// What an answer to a PutObject with these headers means.
+    /// What a response to a PutObject with these headers means.
     fn judged(sent: &HeaderMap, status: u16, headers: &HeaderMap, body: &[u8]) -> Failure {
-        let asked = Asked {
+        let asked = Context {
             operation: "PutObject",
             bucket: "bkt",
             region: Some("us-east-1"),

@@ -1,4 +1,4 @@
-//! What S3's requests and answers look like.
+//! What S3's requests and responses look like.
 
 pub(crate) mod address;
 pub(crate) mod checksum;

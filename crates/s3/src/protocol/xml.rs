@@ -9,7 +9,7 @@ use quick_xml::escape::{escape, resolve_predefined_entity};
 use quick_xml::events::Event;
 use quick_xml::reader::Reader;
 
-/// Deepest nesting that is followed; S3's answers have four levels.
+/// Deepest nesting that is followed; S3's responses have four levels.
 const MAX_DEPTH: usize = 16;
 /// Longest name of an element, in bytes; S3's longest has 30.
 const MAX_NAME: usize = 100;

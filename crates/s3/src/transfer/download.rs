@@ -31,7 +31,7 @@ pub enum Space<'a> {
 /// Takes the bytes of a range, in order and each once; after a broken connection the engine asks for the rest only.
 /// Called from the runtime's threads, one call at a time.
 pub trait RangeSink: Send {
-    /// Where the next bytes go. Those that came along with an answer's head, or in frames, are written all the same.
+    /// Where the next bytes go. Those that came along with a response's head, or in frames, are written all the same.
     fn space(&mut self) -> Space<'_> {
         Space::Write(usize::MAX)
     }

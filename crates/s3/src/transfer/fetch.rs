@@ -14,7 +14,7 @@ use crate::admission::retry::{Class, Failure};
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::http::body::{ReadInto, Received, Receiver};
-use crate::operation::attempt::{Answer, Operation, malformed};
+use crate::operation::attempt::{Operation, Response, malformed};
 use crate::operation::call::Call;
 use crate::protocol::checksum::{crc32, crc32_combine, parse_crc32};
 use crate::protocol::error_response::header;
@@ -24,7 +24,7 @@ const MAX_RESERVED: u64 = 256 << 20;
 
 /// Where the bytes of a read go.
 pub(crate) trait ObjectReceiver: Receiver {
-    /// The first answer came: its headers, and the bytes to expect where known. An error ends the read.
+    /// The first response came: its headers, and the bytes to expect where known. An error ends the read.
     fn begin(&mut self, headers: &HeaderMap, length: Option<u64>) -> Result<(), Error>;
     /// Everything will come again from the first byte.
     fn restart(&mut self);
@@ -33,7 +33,7 @@ pub(crate) trait ObjectReceiver: Receiver {
 }
 
 impl Client {
-    /// Reads an object (or a range) into `receiver`; returns the headers of the first answer (none for an empty range).
+    /// Reads an object (or a range) into `receiver`; returns the headers of the first response (none for an empty range).
     pub(crate) async fn fetch(
         &self,
         bucket: &str,
@@ -84,21 +84,21 @@ impl Client {
         state: &mut ReadState,
         receiver: &mut dyn ObjectReceiver,
     ) -> Result<(), Failure> {
-        let mut answer = self.attempt(call, operation).await?;
-        answer.permit.answered(Outcome::Admitted);
-        let expected = state.check(call, &answer)?;
+        let mut response = self.attempt(call, operation).await?;
+        response.permit.answered(Outcome::Admitted);
+        let expected = state.check(call, &response)?;
         self.understood(call, operation);
         if state.headers.is_none() {
             let length = state.wanted.as_ref().map(|range| range.end - range.start).or(expected);
-            receiver.begin(&answer.headers, length).map_err(Failure::fatal)?;
-            state.headers = Some(std::mem::take(&mut answer.headers));
+            receiver.begin(&response.headers, length).map_err(Failure::fatal)?;
+            state.headers = Some(std::mem::take(&mut response.headers));
             if state.wanted.is_none() {
                 state.wanted = expected.map(|length| 0..length);
             }
         }
         let mut received = 0u64;
         while let Some(count) =
-            answer.body.read(receiver, expected.map_or(u64::MAX, |expected| expected - received)).await?
+            response.body.read(receiver, expected.map_or(u64::MAX, |expected| expected - received)).await?
         {
             received += count as u64;
             self.inner.counters.add_received(count as u64);
@@ -127,7 +127,7 @@ struct ReadState {
     wanted: Option<Range<u64>>,
     /// Bytes delivered, from the range's start.
     position: u64,
-    /// Of the first answer.
+    /// Of the first response.
     headers: Option<HeaderMap>,
 }
 
@@ -136,7 +136,7 @@ impl ReadState {
         if let Some(headers) = self.headers.take()
             && !headers.contains_key("content-range")
         {
-            // A whole object: the next answer's length counts.
+            // A whole object: the next response's length counts.
             self.wanted = None;
         }
         self.position = 0;
@@ -161,9 +161,9 @@ impl ReadState {
         }
     }
 
-    /// Checks the head of an answer; the length of its body, where known.
-    fn check(&self, call: &Call, answer: &Answer) -> Result<Option<u64>, Failure> {
-        let length = match header(&answer.headers, "content-length").map(str::parse::<u64>) {
+    /// Checks the head of a response; the length of its body, where known.
+    fn check(&self, call: &Call, response: &Response) -> Result<Option<u64>, Failure> {
+        let length = match header(&response.headers, "content-length").map(str::parse::<u64>) {
             None => None,
             Some(Ok(length)) => Some(length),
             Some(Err(_)) => return Err(malformed(call.operation, "its length is no number")),
@@ -171,22 +171,22 @@ impl ReadState {
         let asked_for_range = call.headers.contains_key("range");
         let wanted = match &self.wanted {
             Some(range) if asked_for_range => range.start + self.position..range.end,
-            _ if answer.status == StatusCode::OK => return Ok(length),
+            _ if response.status == StatusCode::OK => return Ok(length),
             _ => {
-                let text = format!("status {} for a whole object", answer.status.as_u16());
+                let text = format!("status {} for a whole object", response.status.as_u16());
                 return Err(malformed(call.operation, text));
             }
         };
-        if answer.status == StatusCode::OK && wanted.start == 0 && length == Some(wanted.end) {
+        if response.status == StatusCode::OK && wanted.start == 0 && length == Some(wanted.end) {
             // The range is the whole object, and the service says so in its own way.
             return Ok(length);
         }
-        if answer.status != StatusCode::PARTIAL_CONTENT {
+        if response.status != StatusCode::PARTIAL_CONTENT {
             let text =
-                format!("GetObject: the service ignored the range and answered {}", answer.status.as_u16());
+                format!("GetObject: the service ignored the range and answered {}", response.status.as_u16());
             return Err(Failure::fatal(Error::new(ErrorKind::Service, text)));
         }
-        let (given, total) = header(&answer.headers, "content-range")
+        let (given, total) = header(&response.headers, "content-range")
             .and_then(parse_content_range)
             .ok_or_else(|| malformed(call.operation, "no valid Content-Range"))?;
         if let Some(total) = total.filter(|total| *total < wanted.end) {

@@ -1,4 +1,4 @@
-//! What one connection to this service has been like: how long an answer takes to begin, and how fast bytes move.
+//! What one connection to this service has been like: how long a response takes to begin, and how fast bytes move.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn average(old: Option<f64>, new: f64) -> Option<f64> {
 }
 
 impl NetworkEstimate {
-    /// The answer to a request without a body began after `time`.
+    /// The response to a request without a body began after `time`.
     pub(crate) fn answered(&self, time: Duration) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.latency = average(seen.latency, time.as_secs_f64());
@@ -46,7 +46,7 @@ impl NetworkEstimate {
         seen.rate = average(seen.rate, bytes as f64 / (time.as_secs_f64() - waited).max(1e-6));
     }
 
-    /// Time until an answer begins.
+    /// Time until a response begins.
     pub(crate) fn latency(&self) -> Duration {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.latency.map_or(USUAL_LATENCY, Duration::from_secs_f64)

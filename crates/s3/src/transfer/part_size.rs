@@ -1,6 +1,6 @@
 //! How many bytes one request moves.
 //!
-//! Large enough that waiting for answers costs a tenth of the time, small enough that every connection has work. Where
+//! Large enough that waiting for responses costs a tenth of the time, small enough that every connection has work. Where
 //! many ranks share one range of keys, larger still: S3 counts requests there, not bytes.
 //!
 //! Parts have limits of their own: S3 allows 10,000 of 5 MiB to 5 GiB, and an upload may not know its size when it
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::config::{DEFAULT_PART_SIZE, MAX_PART_SIZE};
 
-/// Bytes moved per byte that could have been moved while waiting for an answer: a tenth of the time is waiting.
+/// Bytes moved per byte that could have been moved while waiting for a response: a tenth of the time is waiting.
 const WORK_PER_WAIT: f64 = 9.0;
 /// Most bytes of a request for the sake of latency: what a broken connection may cost to send again, and half of what
 /// tensors on their way through staging buffers need.
@@ -23,7 +23,7 @@ const MAX_FOR_LATENCY: f64 = (32 << 20) as f64;
 pub struct Capacity {
     /// Requests at once.
     pub connections: usize,
-    /// Time until an answer begins.
+    /// Time until a response begins.
     pub latency: Duration,
     /// Bytes per second of one connection.
     pub rate: f64,

@@ -261,22 +261,21 @@ async fn keys_refused_inside_an_answer_are_paced_counted_and_throttled_in_the_en
     let client =
         Client::new(with(server.config(), |config| config.deadline = Duration::from_secs(2))).unwrap();
     let keys = ["run/a/1", "run/b/1"].map(str::to_owned);
-    let began = Instant::now();
     let error = client.delete_objects("bkt", &keys).await.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Throttled, Some("SlowDown")));
     assert_eq!((error.key(), error.retryable()), (Some("run/a/1"), true));
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(error.elapsed() < Duration::from_secs(10), "{error}");
     // From 4 requests per second on downwards, after the first.
     let stats = client.stats();
     assert_eq!(stats.throttled, stats.requests);
     assert!((3..=12).contains(&stats.requests), "{stats:?}");
     assert_eq!(error.attempts() as u64, stats.requests);
-    // What goes to another bucket goes at once.
+    // What goes to another bucket goes at once: at the pace of those it would take five seconds and more.
     let began = Instant::now();
     for _ in 0..20 {
         client.put_object("other", "x", body(1), &PutOptions::default()).await.unwrap();
     }
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }
 
 #[tokio::test]

@@ -9,9 +9,9 @@ use http_body::{Frame, SizeHint};
 use s3s::{Body, StdError};
 use tokio::time::Sleep;
 
-use crate::link::Link;
+use crate::connection::Connection;
 
-/// The connection is to close without an answer.
+/// The connection is to close without a response.
 #[derive(Debug)]
 pub(crate) struct Dropped;
 
@@ -33,7 +33,7 @@ pub(super) enum Ending {
     /// With its connection closed.
     Cut,
     /// With its connection reset.
-    Reset(Link),
+    Reset(Connection),
     /// Never.
     Stall,
 }
@@ -59,8 +59,8 @@ impl Shortened {
         }
         let flush = self.flush.get_or_insert_with(|| Box::pin(tokio::time::sleep(FLUSH)));
         ready!(flush.as_mut().poll(cx));
-        if let Ending::Reset(link) = &self.ending {
-            link.reset();
+        if let Ending::Reset(connection) = &self.ending {
+            connection.reset();
         }
         Poll::Ready(Some(Err(Dropped.into())))
     }

@@ -2,20 +2,20 @@
 //!
 //! A rule names what happens and to which requests ([`Fault`]); the first rule that is due for a request is applied
 //! to it, and one at most. What is left to chance comes from one seeded generator. A rule acts around the S3
-//! operation ([`strike`]): before it, so that nothing takes effect, or on the answer, after everything did.
+//! operation ([`active`]): before it, so that nothing takes effect, or on the response, after everything did.
 
+mod active;
 mod body;
 mod rule;
-mod strike;
 mod target;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fastrand::Rng;
 
+pub(crate) use active::{ActiveFault, InjectedError};
 pub(crate) use body::Dropped;
 pub use rule::{Fault, InvalidFault};
-pub(crate) use strike::{Scripted, Strike};
 pub(crate) use target::Target;
 
 /// The rules in force.
@@ -56,7 +56,7 @@ impl Faults {
     }
 
     /// What is to happen to the request that `target` gives; asked once for each request.
-    pub(crate) fn strike(&self, target: impl FnOnce() -> Target) -> Option<Strike> {
+    pub(crate) fn select(&self, target: impl FnOnce() -> Target) -> Option<ActiveFault> {
         let mut rules = self.lock();
         let Rules { active, random } = &mut *rules;
         if active.is_empty() {
@@ -65,7 +65,7 @@ impl Faults {
         let target = target();
         let due =
             active.iter_mut().find_map(|rule| rule.due(&target, random).then(|| rule.fault.action().clone()));
-        due.map(|action| Strike::new(action, random.u64(..)))
+        due.map(|action| ActiveFault::new(action, random.u64(..)))
     }
 
     fn lock(&self) -> MutexGuard<'_, Rules> {
@@ -100,7 +100,7 @@ mod tests {
         let faults = Faults::new(&rules, seed);
         for &(operation, key, part) in requests {
             let headers = HEADERS.map(str::to_owned).to_vec();
-            faults.strike(|| Target { operation, key: key.to_owned(), part, headers });
+            faults.select(|| Target { operation, key: key.to_owned(), part, headers });
         }
         faults.applied().into_iter().map(|(_, count)| count).collect()
     }

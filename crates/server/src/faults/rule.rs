@@ -16,16 +16,16 @@ use super::target::{OPERATIONS, Target};
 /// | `error:<code>` | S3's error of this code (`SlowDown`, `InternalError`, `ExpiredToken`, `RequestTimeTooSkewed`, …); nothing is done |
 /// | `error:<status>/<code>` | the same with a status of another service's choice, and any code |
 /// | `error-in-200:<code>` | the same error in the body of a `200 OK`, as a long CompleteMultipartUpload may answer |
-/// | `drop` | the connection closes without an answer; nothing is done |
+/// | `drop` | the connection closes without a response; nothing is done |
 /// | `reset-request:<n>` | the connection is reset after n bytes of the request's body; nothing is done |
 /// | `silence` | the request is read and never answered; nothing is done |
 /// | `flip-request` | one bit of the request's body differs on arrival |
-/// | `delay:<n>ms` | the answer begins n milliseconds late |
-/// | `lose` | the request takes effect, and the connection closes without an answer |
-/// | `reset:<n>`, `cut:<n>` | it takes effect; n bytes into the answer's body the connection is reset, or closed |
-/// | `stall:<n>` | it takes effect; the answer stops after n bytes of its body, and the connection stays open |
-/// | `truncate:<n>` | it takes effect; the answer is a well-formed one of only n bytes of its body |
-/// | `flip` | it takes effect; one bit of the answer's body differs |
+/// | `delay:<n>ms` | the response begins n milliseconds late |
+/// | `lose` | the request takes effect, and the connection closes without a response |
+/// | `reset:<n>`, `cut:<n>` | it takes effect; n bytes into the response's body the connection is reset, or closed |
+/// | `stall:<n>` | it takes effect; the response stops after n bytes of its body, and the connection stays open |
+/// | `truncate:<n>` | it takes effect; the response is a well-formed one of only n bytes of its body |
+/// | `flip` | it takes effect; one bit of the response's body differs |
 ///
 /// | condition | the requests |
 /// | --- | --- |
@@ -37,7 +37,7 @@ use super::target::{OPERATIONS, Target};
 /// | `times=<n>` | n of them, then no more |
 /// | `chance=<p>` | each with this probability, from 0 to 1 |
 ///
-/// An answer without a body is lost altogether by `reset`, `cut` and `stall`, and left alone by `truncate` and `flip`.
+/// A response without a body is lost altogether by `reset`, `cut` and `stall`, and left alone by `truncate` and `flip`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
     text: String,

@@ -16,7 +16,7 @@ const MAX_KEYS: i32 = 1000;
 const UNESCAPED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
-/// How names are written into the answer: as they are, or escaped when the client asks for it.
+/// How names are written into the response: as they are, or escaped when the client asks for it.
 #[derive(Clone, Copy)]
 pub(super) struct Encoder(bool);
 

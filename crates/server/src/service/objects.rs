@@ -20,7 +20,7 @@ use crate::stats::Counters;
 struct Selection {
     start: u64,
     size: u64,
-    /// Whether it was asked for, so that the answer is partial content.
+    /// Whether it was asked for, so that the response is partial content.
     partial: bool,
 }
 
@@ -64,7 +64,7 @@ impl Selection {
     }
 }
 
-/// Puts what is stored with an object into an answer; GetObject and HeadObject have these fields alike.
+/// Puts what is stored with an object into a response; GetObject and HeadObject have these fields alike.
 macro_rules! describe {
     ($output:expr, $object:expr, $selection:expr, $part_number:expr, $checksum_mode:expr) => {{
         let (output, object, selection) = (&mut $output, &$object, &$selection);

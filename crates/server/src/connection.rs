@@ -1,6 +1,6 @@
 //! A client's connection, and how it ends: with a close, with a reset, or after a last look at what still comes.
 //!
-//! A socket that is closed with unread data resets its connection, and the reset can overtake the answer that was sent
+//! A socket that is closed with unread data resets its connection, and the reset can overtake the response that was sent
 //! before. Where a request is answered although nobody reads its body, the connection *lingers*: it says that nothing more
 //! will come, reads a little of what does, and is closed when the client has closed it or its time is up.
 
@@ -21,9 +21,9 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How much is read meanwhile; the rest waits in the client's buffers and the system's.
 const LINGER_BYTES: usize = 1 << 20;
 
-/// What tells a [`LinkedStream`] how to end.
+/// What tells a [`ConnectionStream`] how to end.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Link(Arc<Flags>);
+pub(crate) struct Connection(Arc<Flags>);
 
 #[derive(Debug, Default)]
 struct Flags {
@@ -31,13 +31,13 @@ struct Flags {
     linger: AtomicBool,
 }
 
-impl Link {
+impl Connection {
     /// The connection ends with a reset, whenever it ends.
     pub(crate) fn reset(&self) {
         self.0.reset.store(true, Ordering::Relaxed);
     }
 
-    /// The connection ends with its answer, and lingers.
+    /// The connection ends with its response, and lingers.
     pub(crate) fn linger(&self) {
         self.0.linger.store(true, Ordering::Relaxed);
     }
@@ -46,8 +46,8 @@ impl Link {
         self.0.linger.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn stream(&self, stream: TcpStream) -> LinkedStream {
-        LinkedStream { stream, link: self.clone(), lingering: None }
+    pub(crate) fn stream(&self, stream: TcpStream) -> ConnectionStream {
+        ConnectionStream { stream, connection: self.clone(), lingering: None }
     }
 
     fn is_reset(&self) -> bool {
@@ -55,9 +55,9 @@ impl Link {
     }
 }
 
-pub(crate) struct LinkedStream {
+pub(crate) struct ConnectionStream {
     stream: TcpStream,
-    link: Link,
+    connection: Connection,
     lingering: Option<Lingering>,
 }
 
@@ -67,7 +67,7 @@ struct Lingering {
     bytes: usize,
 }
 
-impl LinkedStream {
+impl ConnectionStream {
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Self { stream, lingering, .. } = self;
         let lingering = lingering.get_or_insert_with(|| Lingering {
@@ -88,7 +88,7 @@ impl LinkedStream {
     }
 }
 
-impl AsyncRead for LinkedStream {
+impl AsyncRead for ConnectionStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -98,7 +98,7 @@ impl AsyncRead for LinkedStream {
     }
 }
 
-impl AsyncWrite for LinkedStream {
+impl AsyncWrite for ConnectionStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -120,23 +120,23 @@ impl AsyncWrite for LinkedStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.link.is_reset() {
+        if self.connection.is_reset() {
             return Poll::Ready(Ok(()));
         }
         if self.lingering.is_none() {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         }
-        if self.link.lingers() {
+        if self.connection.lingers() {
             ready!(self.poll_linger(cx));
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl Drop for LinkedStream {
+impl Drop for ConnectionStream {
     fn drop(&mut self) {
-        if self.link.is_reset() {
-            // Without it the connection closes in order, which a client takes for a cut answer.
+        if self.connection.is_reset() {
+            // Without it the connection closes in order, which a client takes for a cut response.
             let _best_effort = self.stream.set_zero_linger();
         }
     }

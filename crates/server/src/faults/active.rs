@@ -11,21 +11,21 @@ use s3s::Body;
 
 use super::body::{Dropped, Ending, Flipped, Shortened};
 use super::rule::Action;
-use crate::link::Link;
+use crate::connection::Connection;
 
 /// An error to answer with.
-pub(crate) struct Scripted {
+pub(crate) struct InjectedError {
     pub(crate) status: StatusCode,
     pub(crate) code: String,
 }
 
-pub(crate) struct Strike {
+pub(crate) struct ActiveFault {
     action: Action,
     /// Where chance decides within the request: which bit flips.
     random: u64,
 }
 
-impl Strike {
+impl ActiveFault {
     pub(super) fn new(action: Action, random: u64) -> Self {
         Self { action, random }
     }
@@ -34,20 +34,20 @@ impl Strike {
     pub(crate) async fn before(
         &self,
         request: Request<Body>,
-        link: &Link,
-    ) -> Result<ControlFlow<Scripted, Request<Body>>, Dropped> {
+        connection: &Connection,
+    ) -> Result<ControlFlow<InjectedError, Request<Body>>, Dropped> {
         match &self.action {
             Action::Error(status, code) => {
-                return Ok(ControlFlow::Break(Scripted { status: *status, code: code.clone() }));
+                return Ok(ControlFlow::Break(InjectedError { status: *status, code: code.clone() }));
             }
             Action::Drop => return Err(Dropped),
             Action::ResetRequest(bytes) => {
-                swallow(request.into_body(), *bytes).await;
-                link.reset();
+                drain(request.into_body(), *bytes).await;
+                connection.reset();
                 return Err(Dropped);
             }
             Action::Silence => {
-                swallow(request.into_body(), u64::MAX).await;
+                drain(request.into_body(), u64::MAX).await;
                 return pending().await;
             }
             Action::FlipRequest => {
@@ -65,11 +65,11 @@ impl Strike {
         Ok(ControlFlow::Continue(request))
     }
 
-    /// The answer as it is sent, to a request that was carried out.
+    /// The response as it is sent, to a request that was carried out.
     pub(crate) async fn after(
         &self,
         response: Response<Body>,
-        link: &Link,
+        connection: &Connection,
         is_head: bool,
     ) -> Result<Response<Body>, Dropped> {
         let length = content_length(response.headers()).or(response.body().size_hint().exact());
@@ -81,11 +81,11 @@ impl Strike {
             Action::Lose => Err(Dropped),
             Action::Cut(_) if is_empty => Err(Dropped),
             Action::Reset(_) if is_empty => {
-                link.reset();
+                connection.reset();
                 Err(Dropped)
             }
             Action::Stall(_) if is_empty => pending().await,
-            Action::Reset(at) => Ok(shortened(response, at, Ending::Reset(link.clone()))),
+            Action::Reset(at) => Ok(shortened(response, at, Ending::Reset(connection.clone()))),
             Action::Cut(at) => Ok(shortened(response, at, Ending::Cut)),
             Action::Stall(at) => Ok(shortened(response, at, Ending::Stall)),
             Action::Truncate(at) if length.is_none_or(|length| at < length) && !is_empty => {
@@ -110,7 +110,7 @@ fn content_length(headers: &http::HeaderMap) -> Option<u64> {
 }
 
 /// Reads `bytes` bytes of a body, or all of it.
-async fn swallow(mut body: Body, bytes: u64) {
+async fn drain(mut body: Body, bytes: u64) {
     let mut read = 0;
     while read < bytes {
         match body.frame().await {
