@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 
 import s3dcp
 from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter
-from s3dcp._plan_check import replacements
+from s3dcp.planner._check import replacements
 from workers import fault_matrix, pages
 from workers.pages import ROOT, constant
 

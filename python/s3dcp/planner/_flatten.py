@@ -16,8 +16,8 @@ import torch
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.checkpoint import _nested_dict, _sharded_tensor_utils, _version, planner_helpers
 
-from ._gc import without_gc
-from ._tensors import PLAIN_TENSORS
+from .._gc import without_gc
+from .._tensors import PLAIN_TENSORS
 
 __all__ = ["flatten_sharded_tensors", "flatten_state_dict", "init_state_dict"]
 
