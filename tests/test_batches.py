@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch.distributed.checkpoint import DefaultSavePlanner
 
-from s3dcp import S3ClientConfig, _shards
+from s3dcp import S3ClientConfig, _native
 from s3dcp._client import client_for
+from s3dcp._save import shards
 from workers import jobs
 from workers.states import values
 from workers.store import REGION, Store
 
-COUNT = 2 * _shards._BATCH_TENSORS + 300
+COUNT = 2 * shards._BATCH_TENSORS + 300
 
 
 def mixed() -> dict[str, Any]:
@@ -208,7 +209,7 @@ def test_an_interrupt_ends_a_batch_that_waits_for_the_network(monkeypatch: pytes
 
     port = listener.getsockname()[1]
     client = client_for(REGION, f"http://127.0.0.1:{port}", S3ClientConfig(force_path_style=True))
-    writer = client.uploads("bucket").shard_writer("key", 1 << 40)
+    writer = _native.Save(client, "bucket", "path", None, None, "0123456789abcdef").shard("__0_", 0, 1 << 40)
     large = torch.zeros(16 << 20, dtype=torch.uint8)
     item = ("uint8", large.shape, large.data_ptr(), large)
     threading.Thread(target=serve, daemon=True).start()

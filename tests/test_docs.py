@@ -266,11 +266,11 @@ NUMBERS = [
     ("docs/decisions/prefix.md", r"key, ([\d,]+); whoever", PREFIX, "MAX_KEY_BYTES", 1),
     ("docs/decisions/server.md", r"chunks of (\d+) MiB", SERVER, "CHUNK_BYTES", 1 / MIB),
     ("docs/decisions/server.md", r"read, up to (\d+) MiB", SERVER, "COURTESY_BYTES", 1 / MIB),
-    ("docs/decisions/storage-classes.md", r"up to ([\d,]+) tensors", f"{PYTHON}/_shards.py", "_BATCH_TENSORS", 1),
+    ("docs/decisions/storage-classes.md", r"up to ([\d,]+) tensors", f"{PYTHON}/_save/shards.py", "_BATCH_TENSORS", 1),
     (
         "docs/decisions/storage-classes.md",
         r"once they have (\d+) MiB",
-        f"{PYTHON}/_shards.py",
+        f"{PYTHON}/_save/shards.py",
         "_BATCH_BYTES",
         1 / MIB,
     ),

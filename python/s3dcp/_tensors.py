@@ -1,10 +1,10 @@
-"""Kinds of tensors: which are plain, and of those, which can be read and written where they are."""
+"""Kinds of tensors: plain ones, those of them to read and write where they are, and host memory for all others."""
 
 from __future__ import annotations
 
 import torch
 
-__all__ = ["PLAIN_TENSORS", "is_direct", "is_plain"]
+__all__ = ["PLAIN_TENSORS", "host_buffer", "is_direct", "is_plain"]
 
 PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 """The types of plain tensors, exactly these: a subclass may be more than its elements."""
@@ -31,3 +31,8 @@ def _has_memory(tensor: torch.Tensor) -> bool:
         return tensor.data_ptr() != 0 or tensor.numel() == 0
     except RuntimeError:
         return False
+
+
+def host_buffer(nbytes: int) -> torch.Tensor:
+    """Host memory, pinned where there is a GPU; whatever the default device is."""
+    return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=torch.cuda.is_available())

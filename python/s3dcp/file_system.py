@@ -213,7 +213,7 @@ class _ObjectWriter(io.RawIOBase):
     """One object, written in order through a small buffer; it exists once `close` has returned."""
 
     def __init__(self, client: _native.Client, bucket: str, key: str) -> None:
-        self._native = client.uploads(bucket).shard_writer(key, 0)
+        self._native = client.object_writer(bucket, key)
         self._native.begin_raw()
         self._buffer = bytearray()
         self._position = 0

@@ -12,15 +12,14 @@ mod index_writer;
 mod layout;
 mod memory;
 mod panics;
-mod pool;
 mod prefix;
 mod runtime;
+mod save;
 mod server;
 mod settings;
 mod shard_writer;
 mod simulate;
 mod staging;
-mod sync;
 mod uses;
 
 use pyo3::prelude::*;
@@ -35,6 +34,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     layout::register(module)?;
     prefix::register(module)?;
     simulate::register(module)?;
+    save::register(module)?;
     server::register(module)?;
     panics::register(module)?;
     Ok(())

@@ -14,10 +14,10 @@ import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
 
-from ._hooks import answers_like
-from ._tensors import PLAIN_TENSORS
-from ._trust import WAY_OUT, refusal
-from .errors import shown
+from .._hooks import answers_like
+from .._tensors import PLAIN_TENSORS
+from .._trust import WAY_OUT, refusal
+from ..errors import shown
 
 _TENSOR = WriteItemType.TENSOR
 _SCALARS = frozenset((bool, int, float, str, type(None)))
