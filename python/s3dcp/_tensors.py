@@ -21,14 +21,17 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 
 def is_direct(tensor: torch.Tensor) -> bool:
-    """Whether the elements of a plain tensor lie in host memory as they are: at ``data_ptr()``, by its strides."""
-    return tensor.is_cpu and not tensor.is_conj() and not tensor.is_neg() and _has_memory(tensor)
+    """Whether the elements of a plain tensor lie in host memory as they are: at ``data_ptr()``, by its strides.
 
-
-def _has_memory(tensor: torch.Tensor) -> bool:
-    """Whether the elements are where the tensor says: those of ``torch.func`` and functionalisation wrap others."""
+    Those of ``torch.func`` and functionalisation wrap others, which have the memory.
+    """
     try:
-        return tensor.data_ptr() != 0 or tensor.numel() == 0
+        return (
+            tensor.is_cpu
+            and not tensor.is_conj()
+            and not tensor.is_neg()
+            and (tensor.data_ptr() != 0 or tensor.numel() == 0)
+        )
     except RuntimeError:
         return False
 

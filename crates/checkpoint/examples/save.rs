@@ -11,7 +11,7 @@
 use std::error::Error;
 
 use bytes::Bytes;
-use s3dcp_checkpoint::{DType, Location, Save, SaveOptions, TensorIndex, TensorSpec, read_facts};
+use s3dcp_checkpoint::{Chunk, DType, Location, Save, SaveOptions, TensorIndex, TensorSpec, read_facts};
 use s3dcp_prefix::{DefaultPrefixStrategy, PrefixStrategy as _};
 use s3dcp_s3::{Client, ClientConfig, StaticCredentials, parse_s3_uri};
 use s3dcp_server::{Server, ServerConfig};
@@ -52,8 +52,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     for first in [0, 3] {
         let spec = TensorSpec::contiguous(DType::Float32, vec![3, 2]);
-        let record = shard.writer()?.tensor(&spec, numbers(2 * first, 6)).await?;
-        index.chunk("rows", DType::Float32, &[6, 2], (&[first, 0], &[3, 2]), &file, record)?;
+        let record = shard.writer()?.tensor(&spec, numbers(2 * first as u64, 6)).await?;
+        let chunk = Chunk { offsets: vec![first, 0], sizes: vec![3, 2] };
+        index.chunk("rows", DType::Float32, &[6, 2], chunk, &file, record)?;
     }
     shard.finish().await?;
 

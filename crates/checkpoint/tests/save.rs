@@ -6,8 +6,8 @@ mod common;
 use bytes::Bytes;
 use common::{BUCKET, Bed, location};
 use s3dcp_checkpoint::{
-    AllowList, DType, Index, ItemRecord, Save, SaveOptions, ShardName, TensorIndex, TensorSpec, check_index,
-    read_facts,
+    AllowList, Chunk, DType, Index, ItemRecord, Save, SaveOptions, ShardName, TensorIndex, TensorSpec,
+    check_index, read_facts,
 };
 use s3dcp_s3::ErrorKind;
 
@@ -32,9 +32,9 @@ async fn write(save: &mut Save, prefix: &str) -> Written {
 fn index(save: &Save, files: &[&Written]) -> Index {
     let mut index = TensorIndex::new();
     for (place, file) in files.iter().enumerate() {
-        let (offset, length) = (4 * place as u64, 4 * files.len() as u64);
+        let chunk = Chunk { offsets: vec![4 * place as i64], sizes: vec![4] };
         let (path, record) = (&file.name.relative_path, file.record.clone());
-        index.chunk("x", DType::UInt8, &[length], (&[offset], &[4]), path, record).unwrap();
+        index.chunk("x", DType::UInt8, &[4 * files.len() as u64], chunk, path, record).unwrap();
     }
     index.finish(save.save_id(), 1, None).unwrap()
 }
@@ -143,10 +143,11 @@ async fn what_an_index_would_have_named_is_discarded_too() {
 async fn an_index_of_tensors_that_cannot_be_is_refused() {
     let bed = Bed::start().await;
     let Written { record, .. } = write(&mut Save::join(&bed.client, location(None, None)), "__0_").await;
-    let chunks = |chunks: &[[u64; 2]]| {
+    let chunks = |chunks: &[[i64; 2]]| {
         let mut index = TensorIndex::new();
         for &[offset, length] in chunks {
-            index.chunk("x", DType::UInt8, &[8], (&[offset], &[length]), "f", record.clone())?;
+            let chunk = Chunk { offsets: vec![offset], sizes: vec![length] };
+            index.chunk("x", DType::UInt8, &[8], chunk, "f", record.clone())?;
         }
         index.finish("0123456789abcdef", 1, None)
     };
@@ -155,7 +156,7 @@ async fn an_index_of_tensors_that_cannot_be_is_refused() {
         (&[[0, 4]][..], "holes"),
         (&[[0, 4], [2, 6]], "over"),
         (&[[4, 8]], "outside"),
-        (&[[0, u64::MAX]], "length"),
+        (&[[0, -8]], "outside"),
     ] {
         let error = chunks(wrong).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
@@ -163,7 +164,7 @@ async fn an_index_of_tensors_that_cannot_be_is_refused() {
     }
     let mut index = TensorIndex::new();
     index.tensor("x", DType::UInt8, &[4], "f", record.clone()).unwrap();
-    for (dtype, shape) in [(DType::Int8, &[4][..]), (DType::UInt8, &[2, 2])] {
+    for (dtype, shape) in [(DType::Int8, &[4][..]), (DType::UInt8, &[2, 2]), (DType::UInt8, &[u64::MAX])] {
         assert_eq!(
             index.tensor("x", dtype, shape, "f", record.clone()).unwrap_err().kind(),
             ErrorKind::Config

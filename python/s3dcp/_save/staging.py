@@ -24,7 +24,7 @@ class Stager:
 
     def __init__(self, part_size: int) -> None:
         self._part_size = part_size
-        self._buffer: _native.StagingBuffer | None = None
+        self._current: tuple[torch.Tensor, _native.StagingBuffer] | None = None
         self._used = 0
 
     def staged(self, tensor: torch.Tensor) -> Iterator[tuple[_native.StagingBuffer, int, int]]:
@@ -32,16 +32,18 @@ class Stager:
         for rows in _row_blocks(tensor, CHUNK_BYTES):
             nbytes = rows.numel() * rows.element_size()
             start = -(-self._used // ALIGNMENT) * ALIGNMENT
-            if self._buffer is None or start + nbytes > self._buffer.memory.nbytes:
+            if self._current is None or start + nbytes > self._current[0].nbytes:
                 self.close()
-                self._buffer, start = _pool.take(self._part_size), 0
-            self._buffer.memory[start : start + nbytes].view(rows.dtype).view(rows.shape).copy_(rows)
+                taken, start = _pool.take(self._part_size), 0
+                self._current = taken.memory, taken
+            memory, buffer = self._current
+            memory[start : start + nbytes].view(rows.dtype).view(rows.shape).copy_(rows)
             self._used = start + nbytes
-            yield self._buffer, start, nbytes
+            yield buffer, start, nbytes
 
     def close(self) -> None:
         """Let go of the buffer in use; what was written from it keeps it."""
-        self._buffer, self._used = None, 0
+        self._current, self._used = None, 0
 
 
 def _row_blocks(tensor: torch.Tensor, max_bytes: int) -> Iterator[torch.Tensor]:

@@ -52,35 +52,30 @@ impl TensorIndex {
         file: &str,
         record: ItemRecord,
     ) -> Result<(), Error> {
-        self.chunk(name, dtype, shape, (&vec![0; shape.len()], shape), file, record)
+        let whole = Chunk { offsets: vec![0; shape.len()], sizes: signed(shape)? };
+        self.chunk(name, dtype, shape, whole, file, record)
     }
 
-    /// Adds a chunk of a tensor of this whole `shape`, stored as an item of its own: its offsets in the tensor and its
-    /// lengths, in elements.
+    /// Adds a chunk, stored as an item of its own, of a tensor of this whole `shape`.
     ///
     /// # Errors
-    /// `Config` for what no tensor can be, and where the name has been given to one of another dtype or shape.
+    /// `Config` for a shape beyond `i64`, and where the name has been given to a tensor of another dtype or shape.
     pub fn chunk(
         &mut self,
         name: &str,
         dtype: DType,
         shape: &[u64],
-        (offsets, sizes): (&[u64], &[u64]),
+        chunk: Chunk,
         file: &str,
         record: ItemRecord,
     ) -> Result<(), Error> {
-        let signed = |lengths: &[u64]| -> Result<Vec<i64>, _> {
-            lengths.iter().map(|&length| i64::try_from(length)).collect()
-        };
-        let (Ok(shape), Ok(offsets), Ok(sizes)) = (signed(shape), signed(offsets), signed(sizes)) else {
-            return Err(config(format!("tensor {name:?}: a length beyond what a tensor can have")));
-        };
+        let shape = signed(shape)?;
         let new = || Tensor { dtype, shape: shape.clone(), chunks: Vec::new(), stored: Vec::new() };
         let tensor = self.tensors.entry(name.to_owned()).or_insert_with(new);
-        if (tensor.dtype, &tensor.shape) != (dtype, &shape) {
+        if tensor.dtype != dtype || tensor.shape != shape {
             return Err(config(format!("tensor {name:?}: has another dtype or shape in this index")));
         }
-        tensor.chunks.push(Chunk { offsets, sizes });
+        tensor.chunks.push(chunk);
         tensor.stored.push((file.to_owned(), record));
         Ok(())
     }
@@ -88,7 +83,7 @@ impl TensorIndex {
     /// The index of a save with this id by so many ranks, of an epoch where it is of one.
     ///
     /// # Errors
-    /// `Config` where the chunks of a tensor leave holes, overlap or lie outside.
+    /// `Config` for a tensor that cannot be, or whose chunks leave holes, overlap or lie outside.
     pub fn finish(&self, save_id: &str, ranks: u32, epoch: Option<i64>) -> Result<Index, Error> {
         for (name, tensor) in &self.tensors {
             let fault = match check_chunks(&tensor.shape, &tensor.chunks) {
@@ -190,6 +185,12 @@ impl TensorIndex {
         }
         index.pickle.set_items();
     }
+}
+
+/// Lengths as torch counts them.
+fn signed(shape: &[u64]) -> Result<Vec<i64>, Error> {
+    let lengths = shape.iter().map(|&length| i64::try_from(length)).collect::<Result<_, _>>();
+    lengths.map_err(|_| config(format!("a tensor of shape {shape:?} cannot be")))
 }
 
 /// Begins an object whose attributes follow.
