@@ -12,6 +12,7 @@ mod index_writer;
 mod layout;
 mod memory;
 mod panics;
+mod pool;
 mod prefix;
 mod runtime;
 mod save;
@@ -20,6 +21,7 @@ mod settings;
 mod shard_writer;
 mod simulate;
 mod staging;
+mod sync;
 mod uses;
 
 use pyo3::prelude::*;

@@ -1,7 +1,6 @@
 //! The buffers through which goes what cannot go up as it is: Python fills one, uploads hold it until their parts are up.
 #![expect(unsafe_code, reason = "Python hands over the memory of its buffers by address")]
 
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use pyo3::prelude::*;
 use s3dcp_entry::entry;
 
 use crate::memory::BufferView;
+use crate::pool::{InUse, Pool};
 use crate::runtime::OfProcess;
 
 /// How often a waiting `take` looks for signals.
@@ -19,55 +19,21 @@ const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 const MIN_BUFFERS: usize = 8;
 
 /// A buffer's memory.
-struct Memory {
+struct Buffer {
     owner: Py<PyAny>,
     address: usize,
     capacity: usize,
 }
 
-/// A buffer that is filled or going up. Once the last to hold it lets go it is home again, where there still is one.
-struct InUse {
-    memory: Arc<Memory>,
-    home: Sender<Arc<Memory>>,
-}
-
-impl Drop for InUse {
-    fn drop(&mut self) {
-        let _gone = self.home.send(Arc::clone(&self.memory));
-    }
-}
-
 /// Filled bytes of a buffer on their way up.
 struct Filled {
     view: BufferView,
-    _in_use: Arc<InUse>,
+    _in_use: Arc<InUse<Vec<Buffer>>>,
 }
 
 impl AsRef<[u8]> for Filled {
     fn as_ref(&self) -> &[u8] {
         self.view.as_ref()
-    }
-}
-
-/// So many buffers, and those of them that are free.
-struct Pool {
-    count: usize,
-    free: Mutex<Receiver<Arc<Memory>>>,
-    home: Sender<Arc<Memory>>,
-}
-
-impl Pool {
-    fn new(buffers: Vec<Arc<Memory>>) -> Pool {
-        let (home, free) = channel();
-        let count = buffers.into_iter().filter_map(|memory| home.send(memory).ok()).count();
-        Pool { count, free: Mutex::new(free), home }
-    }
-
-    /// Waits that long for a free buffer.
-    fn acquire(&self, patience: Duration) -> Option<StagingBuffer> {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let memory = free.recv_timeout(patience).ok()?;
-        Some(StagingBuffer { in_use: Arc::new(InUse { memory, home: self.home.clone() }) })
     }
 }
 
@@ -79,30 +45,30 @@ pub(crate) struct StagingPool {
     count: Option<usize>,
     patience: Duration,
     /// Locked with the GIL held and without giving it up, so never while a child is forked.
-    current: Mutex<OfProcess<Arc<Pool>>>,
+    current: Mutex<OfProcess<Pool<Vec<Buffer>>>>,
 }
 
 impl StagingPool {
-    fn allocate(&self, py: Python<'_>) -> PyResult<Arc<Memory>> {
+    fn allocate(&self, py: Python<'_>) -> PyResult<Buffer> {
         let owner = self.allocate.call1(py, (self.buffer_bytes,))?;
         let address = owner.call_method0(py, "data_ptr")?.extract(py)?;
         let capacity = owner.getattr(py, "nbytes")?.extract(py)?;
         if address == 0 || capacity < self.buffer_bytes {
             return Err(PyValueError::new_err("allocate: gave less memory than was asked for"));
         }
-        Ok(Arc::new(Memory { owner, address, capacity }))
+        Ok(Buffer { owner, address, capacity })
     }
 
     /// The pool, of so many buffers at least.
-    fn of_at_least(&self, py: Python<'_>, count: usize) -> PyResult<Arc<Pool>> {
+    fn of_at_least(&self, py: Python<'_>, count: usize) -> PyResult<Pool<Vec<Buffer>>> {
         let current = || self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pool) = current().get().filter(|pool| pool.count >= count) {
-            return Ok(Arc::clone(pool));
+        if let Some(pool) = current().get().filter(|pool| pool.kept().len() >= count) {
+            return Ok(pool.clone());
         }
         let buffers = (0..count).map(|_| self.allocate(py)).collect::<PyResult<_>>()?;
-        let pool = Arc::new(Pool::new(buffers));
+        let pool = Pool::new(count, buffers);
         // What was there goes after the lock: Python's memory may be freed with it.
-        let _before = std::mem::replace(&mut *current(), OfProcess::new(Arc::clone(&pool)));
+        let _before = std::mem::replace(&mut *current(), OfProcess::new(pool.clone()));
         Ok(pool)
     }
 }
@@ -124,19 +90,16 @@ impl StagingPool {
     fn take(&self, py: Python<'_>, part_size: u64) -> PyResult<StagingBuffer> {
         // A quarter of a buffer may stay unused at its end.
         let of_part = part_size.div_ceil((self.buffer_bytes - self.buffer_bytes / 4) as u64) as usize + 1;
-        let pool = self.of_at_least(py, self.count.unwrap_or(MIN_BUFFERS.max(2 * of_part)))?;
+        let mut pool = self.of_at_least(py, self.count.unwrap_or(MIN_BUFFERS.max(2 * of_part)))?;
         let until = Instant::now() + self.patience;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            if let Some(buffer) = py.detach(|| pool.acquire(left.min(SIGNAL_INTERVAL))) {
-                return Ok(buffer);
+            if let Some(in_use) = py.detach(|| pool.acquire(left.min(SIGNAL_INTERVAL))) {
+                return Ok(StagingBuffer { in_use });
             }
             py.check_signals()?;
             if left.is_zero() {
-                let own = Pool::new(vec![self.allocate(py)?]);
-                return own
-                    .acquire(Duration::ZERO)
-                    .ok_or_else(|| PyValueError::new_err("allocate: gave nothing"));
+                pool = Pool::new(1, vec![self.allocate(py)?]);
             }
         }
     }
@@ -145,13 +108,17 @@ impl StagingPool {
 /// One buffer of a pool, Python's to fill; free again once this is gone and all that was written from it is up.
 #[pyclass(frozen, module = "s3dcp._native")]
 pub(crate) struct StagingBuffer {
-    in_use: Arc<InUse>,
+    in_use: Arc<InUse<Vec<Buffer>>>,
 }
 
 impl StagingBuffer {
+    fn buffer(&self) -> &Buffer {
+        &self.in_use.kept()[self.in_use.slot()]
+    }
+
     /// `length` bytes from `start` on, which Python does not touch any more.
     pub(crate) fn filled(&self, start: usize, length: usize) -> PyResult<Bytes> {
-        let Memory { address, capacity, .. } = *self.in_use.memory;
+        let &Buffer { address, capacity, .. } = self.buffer();
         if start.checked_add(length).is_none_or(|end| end > capacity) {
             return Err(PyValueError::new_err(format!(
                 "start={start}, length={length}: past the end of the buffer of {capacity} bytes"
@@ -170,6 +137,6 @@ impl StagingBuffer {
     /// Its memory, as it was allocated.
     #[getter]
     fn memory(&self, py: Python<'_>) -> Py<PyAny> {
-        self.in_use.memory.owner.clone_ref(py)
+        self.buffer().owner.clone_ref(py)
     }
 }

@@ -1,4 +1,4 @@
-//! The limit on connections and that on bytes in flight under many interleavings of their users, which Shuttle draws.
+//! The limit on connections, that on bytes in flight, and the staging pool under many interleavings of their users, which Shuttle draws.
 //!
 //! The files are the product's own; only their locks, counters, semaphores and clock are others. A failure prints the
 //! schedule that leads to it.
@@ -16,9 +16,12 @@ use shuttle::{future, thread};
 use admission::connection_limit::ConnectionLimit;
 use admission::in_flight::InFlight;
 use admission::tuning::Concurrency;
+use pool::{InUse, Pool};
 
 #[path = "../../../crates/s3/src/error.rs"]
 mod error;
+#[path = "../../../crates/python/src/pool.rs"]
+mod pool;
 #[path = "../../../crates/s3/src/stats.rs"]
 mod stats;
 
@@ -56,7 +59,7 @@ mod clock {
 const SCHEDULES: usize = 20_000;
 
 fn main() {
-    for (name, model) in [("connection limit", connection_limit_model as fn()), ("bytes in flight", in_flight_model)] {
+    for (name, model) in [("pool", pool_model as fn()), ("connection limit", connection_limit_model), ("bytes in flight", in_flight_model)] {
         shuttle::check_random(model, SCHEDULES);
         shuttle::check_pct(model, SCHEDULES, 3);
         println!("{name}: {} schedules", 2 * SCHEDULES);
@@ -82,6 +85,54 @@ impl Taken {
     fn give_back(&self, many: usize) {
         self.now.fetch_sub(many, SeqCst);
     }
+}
+
+/// A buffer has one user, an upload of it may be the last to let go, whoever waits gets one, all come back, and what
+/// the pool keeps outlives them.
+fn pool_model() {
+    struct Kept(Plain<Count>);
+    impl Drop for Kept {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+    struct Filled {
+        users: Plain<[Plain<Taken>; 2]>,
+        buffer: sync::Arc<InUse<Kept>>,
+    }
+    impl Drop for Filled {
+        fn drop(&mut self) {
+            self.users[self.buffer.slot()].give_back(1);
+        }
+    }
+    let gone = Plain::new(Count::new(0));
+    let pool = sync::Arc::new(Pool::new(2, Kept(Plain::clone(&gone))));
+    let users = Plain::new([Taken::new(1), Taken::new(1)]);
+    let savers: Vec<_> = (0..3)
+        .map(|_| {
+            let (pool, users) = (sync::Arc::clone(&pool), Plain::clone(&users));
+            thread::spawn(move || {
+                let buffer = pool.acquire(Duration::MAX).expect("somebody lets go of one");
+                users[buffer.slot()].take(1);
+                let filled = sync::Arc::new(Filled { users, buffer });
+                let upload = sync::Arc::clone(&filled);
+                let upload = thread::spawn(move || {
+                    thread::yield_now();
+                    drop(upload);
+                });
+                drop(filled);
+                upload.join().expect("the upload ends");
+            })
+        })
+        .collect();
+    for saver in savers {
+        saver.join().expect("the save ends");
+    }
+    let both = [(); 2].map(|()| pool.acquire(Duration::MAX).expect("all came back"));
+    drop(pool);
+    assert_eq!(gone.load(SeqCst), 0);
+    drop(both);
+    assert_eq!(gone.load(SeqCst), 1);
 }
 
 /// Not more requests at once than the cap, while the limit climbs and goes back; one that is given up while it waits takes

@@ -1,0 +1,3 @@
+//! The locks of [`crate::pool`]; `fuzz/models` has others here.
+
+pub(crate) use std::sync::{Arc, Condvar, Mutex, PoisonError};
