@@ -94,10 +94,10 @@ def run_one(operation: str, items: int, chunks: int) -> dict[str, float]:
     def committer(uri: str, **settings: Any) -> Callable[[], Any]:
         metadata, results = metadata_of(items, chunks)
         writer = S3StorageWriter("us-east-1", uri, **settings)
-        writer.set_up_storage_writer(True)
         plans = [s3dcp_plan() for _ in results]
 
         def commit() -> None:
+            writer.set_up_storage_writer(True)
             writer.prepare_local_plan(plans[0])
             writer.prepare_global_plan(plans)
             writer.finish(metadata, results)

@@ -14,7 +14,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner
 
 import s3dcp._client
-from s3dcp import HexPrefixStrategy, S3ClientConfig, S3FileSystem, S3StorageReader, S3StorageWriter, _staging
+from s3dcp import HexPrefixStrategy, S3ClientConfig, S3FileSystem, S3StorageReader, S3StorageWriter, _native
+from s3dcp._save import staging
+from s3dcp._tensors import host_buffer
 from support import async_jobs, jobs
 from support.states import assert_same, blank, training_state, values
 from support.store import REGION, Store
@@ -85,9 +87,8 @@ def test_overlapping_async_saves_of_one_path_leave_one_whole_checkpoint(store: S
 
 def test_overlapping_saves_of_views_do_not_wait_for_each_others_buffers(store: Store, monkeypatch) -> None:
     """Every save holds a buffer back in a part that is not full, and there are fewer buffers than saves."""
-    monkeypatch.setattr(_staging, "PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(_staging, "_pool", _staging.StagingPool(2))
-    monkeypatch.setattr(_staging, "staging_pool", lambda part_size: _staging._pool)
+    pool = _native.StagingPool(host_buffer, staging.BUFFER_BYTES, count=2, patience=0.05)
+    monkeypatch.setattr(staging, "_pool", pool)
     barrier = threading.Barrier(4)
 
     class AfterTheFirst(Together):

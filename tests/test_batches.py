@@ -14,14 +14,15 @@ import pytest
 import torch
 from torch.distributed.checkpoint import DefaultSavePlanner
 
-from s3dcp import S3ClientConfig, _shards
+from s3dcp import S3ClientConfig, _native
 from s3dcp._client import client_for
+from s3dcp._save import shards
 from support import jobs
 from support.states import values
 from support.store import REGION, Store
 from support.wire import Request, Scripted, error
 
-COUNT = 2 * _shards._BATCH_TENSORS + 300
+COUNT = 2 * shards._BATCH_TENSORS + 300
 
 
 def mixed() -> dict[str, Any]:
@@ -195,7 +196,7 @@ def test_an_interrupt_ends_a_batch_that_waits_for_the_network(monkeypatch: pytes
 
     with Scripted(refuse) as service:
         client = client_for(REGION, service.url, S3ClientConfig(force_path_style=True))
-        writer = client.uploads("bucket").shard_writer("key", 1 << 40)
+        writer = _native.Save(client, "bucket", "path", None, None, "0123456789abcdef").shard("__0_", 0, 1 << 40)
         large = torch.zeros(16 << 20, dtype=torch.uint8)
         item = ("uint8", large.shape, large.data_ptr(), large)
         try:

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 
 import s3dcp
 from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, checkpoint_id
-from s3dcp._plan_check import replacements
+from s3dcp.planner._check import replacements
 from support import fault_matrix, pages
 from support.pages import ROOT, constant
 
@@ -275,11 +275,11 @@ NUMBERS = [
     ("docs/decisions/prefix.md", r"key, ([\d,]+); whoever", PREFIX, "MAX_KEY_BYTES", 1),
     ("docs/decisions/server.md", r"chunks of (\d+) MiB", SERVER, "CHUNK_BYTES", 1 / MIB),
     ("docs/decisions/server.md", r"read, up to (\d+) MiB", SERVER, "COURTESY_BYTES", 1 / MIB),
-    ("docs/decisions/storage-classes.md", r"up to ([\d,]+) tensors", f"{PYTHON}/_shards.py", "_BATCH_TENSORS", 1),
+    ("docs/decisions/storage-classes.md", r"up to ([\d,]+) tensors", f"{PYTHON}/_save/shards.py", "_BATCH_TENSORS", 1),
     (
         "docs/decisions/storage-classes.md",
         r"once they have (\d+) MiB",
-        f"{PYTHON}/_shards.py",
+        f"{PYTHON}/_save/shards.py",
         "_BATCH_BYTES",
         1 / MIB,
     ),

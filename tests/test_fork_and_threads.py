@@ -18,7 +18,6 @@ import torch.distributed.checkpoint as dcp
 from torch.utils.data import DataLoader, IterableDataset
 
 import s3dcp._client
-import s3dcp._staging
 from s3dcp import Interrupted, S3ClientConfig, S3FileSystem, S3StorageReader, S3StorageWriter, testing
 from s3dcp._gc import GcPause
 from s3dcp._transfer import Batch
@@ -152,9 +151,8 @@ def save_and_load(uri: str) -> None:
     jobs.check(uri, state())
 
 
-@pytest.mark.parametrize("module", [s3dcp._client, s3dcp._staging], ids=lambda module: module.__name__)
-def test_a_lock_that_is_held_at_a_fork_is_free_in_the_child(store: Store, module: Any) -> None:
-    with module._lock:
+def test_a_lock_that_is_held_at_a_fork_is_free_in_the_child(store: Store) -> None:
+    with s3dcp._client._lock:
         child = Child(save_and_load, store.uri)
     child.result()
 

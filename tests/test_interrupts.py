@@ -291,14 +291,15 @@ def test_an_upload_that_nobody_holds_any_more_is_stopped(store: Store, s3dcp_ser
     tensor = torch.zeros(12 * MIB, dtype=torch.uint8)
     s3dcp_server.inject("silence on=PutObject,UploadPart,CreateMultipartUpload")
     try:
-        uploads = S3FileSystem(REGION, s3client_config=S3ClientConfig(part_size=5 * MIB)).client.uploads(store.bucket)
-        writers = [uploads.shard_writer(f"{store.path}/{number}", 0) for number in range(3)]
+        client = S3FileSystem(REGION, s3client_config=S3ClientConfig(part_size=5 * MIB)).client
+        save = _native.Save(client, store.bucket, store.path, None, None, "0123456789abcdef")
+        writers = [save.shard("__0_", number, 0) for number in range(3)]
         for writer, nbytes in zip(writers, (100_000, 12 * MIB, 12 * MIB), strict=True):
             writer.raw_memory(tensor.data_ptr(), nbytes, tensor)
         for writer in writers[:2]:
             writer.start_finishing()
         assert _native.memory_in_use() != NOTHING
-        del uploads, writer, writers
+        del save, writer, writers
         assert _native.memory_in_use() == NOTHING
     finally:
         s3dcp_server.clear_faults()

@@ -13,6 +13,7 @@ import torch
 
 from s3dcp import InternalError, S3ClientConfig, S3DcpError, _native, testing
 from s3dcp._client import client_for
+from s3dcp._tensors import host_buffer
 from s3dcp._transfer import Batch
 
 SOURCES = Path(__file__).parents[1] / "crates/python/src"
@@ -56,19 +57,20 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     memory = torch.zeros(64, dtype=torch.uint8)
     owner, place = memory, memory.data_ptr()
 
-    downloads, uploads = client.downloads(bucket, False), client.uploads(bucket)
+    downloads = client.downloads(bucket, False)
+
+    def save() -> _native.Save:
+        return _native.Save(client, bucket, "path", None, None, "0123456789abcdef")
 
     def writer() -> _native.ShardWriter:
-        return uploads.shard_writer("file", 0)
+        return client.object_writer(bucket, "file")
 
-    pool = _native.StagingPool([(place, 64)], owner)
-    buffer = pool.acquire(1.0)
-    assert buffer is not None
+    pool = _native.StagingPool(host_buffer, 64)
+    buffer = pool.take(64)
     batch = Batch()
     download = downloads.start(batch, memory)
     download.wait()
     share = client.share_pace(True, bucket, "path", 2)
-    observed = client.observe(bucket, "path", None, None, True, "off")
     from torch.distributed.checkpoint.metadata import Metadata
 
     metadata = Metadata({}, None, {})
@@ -88,17 +90,20 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "Client.read_ranges": lambda: client.read_ranges(bucket, []),
         "Client.nearby_checkpoints": lambda: client.nearby_checkpoints(bucket, "path"),
         "Client.downloads": lambda: client.downloads(bucket, False),
-        "Client.uploads": lambda: client.uploads(bucket),
+        "Client.object_writer": writer,
         "Downloads.start": lambda: downloads.start(batch, memory),
         "Downloads.__enter__": downloads.__enter__,
         "Downloads.__exit__": lambda: downloads.__exit__(None, None, None),
         "Downloads.close": downloads.close,
-        "Uploads.shard_writer": writer,
-        "Uploads.__enter__": uploads.__enter__,
-        "Uploads.__exit__": lambda: uploads.__exit__(None, None, None),
-        "Client.discard": lambda: client.discard(bucket, "path", [], []),
-        "Client.observe": lambda: client.observe(bucket, "path", None, None, True, "off"),
-        "Client.commit": lambda: client.commit(bucket, "path", None, None, observed, index, "off"),
+        "Save.new": save,
+        "Save.prepare": lambda: save().prepare(True, "off"),
+        "Save.divide_budget": lambda: save().divide_budget(1, 1),
+        "Save.shard": lambda: save().shard("__0_", 0, 0),
+        "Save.commit": lambda: save().commit(index),
+        "Save.discard": lambda: save().discard([]),
+        "Save.__enter__": lambda: save().__enter__(),
+        "Save.__exit__": lambda: save().__exit__(None, None, None),
+        "spread": lambda: _native.spread([1], 1),
         "Client.share_pace": lambda: client.share_pace(True, bucket, "path", 2),
         "Client.stats": client.stats,
         "Download.wait": download.wait,
@@ -106,7 +111,6 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "PaceShare.agree": lambda: share.agree(0),
         "PaceShare.leave": share.leave,
         "PaceShare.remainder": lambda: _native.PaceShare.remainder(0),
-        "Observed.exists": lambda: observed.exists,
         "ShardWriter.tensors": lambda: writer().tensors([]),
         "ShardWriter.begin_tensor": lambda: writer().begin_tensor("float32", [1]),
         "ShardWriter.begin_raw": lambda: writer().begin_raw(),
@@ -118,9 +122,9 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "ShardWriter.start_finishing": lambda: writer().start_finishing(),
         "ShardWriter.wait": lambda: writer().wait(),
         "ShardWriter.abort": lambda: writer().abort(),
-        "StagingPool.new": lambda: _native.StagingPool([(place, 64)], owner),
-        "StagingPool.acquire": lambda: pool.acquire(0.0),
-        "StagingBuffer.slot": lambda: buffer.slot,
+        "StagingPool.new": lambda: _native.StagingPool(host_buffer, 64),
+        "StagingPool.take": lambda: pool.take(64),
+        "StagingBuffer.memory": lambda: buffer.memory,
         "Index.seal": lambda: index.seal(""),
         "write_index": lambda: _native.write_index(metadata, "id"),
         "parse_archive_head": lambda: _native.parse_archive_head(b"", "x"),
@@ -140,7 +144,6 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "Layout.new": lambda: _native.Layout("a"),
         "Layout.index_key": lambda: layout.index_key(None),
         "Layout.prefix_fault": lambda: layout.prefix_fault("b"),
-        "Layout.shard_file": lambda: layout.shard_file("b", 0, "0123456789abcdef"),
         "Layout.resolve": lambda: layout.resolve("b"),
         "parse_s3_uri": lambda: _native.parse_s3_uri("s3://b/k", "path"),
         "simulate_prefixes": lambda: _native.simulate_prefixes(

@@ -15,8 +15,9 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner,
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from s3dcp import FastLoadPlanner, FastSavePlanner, _plan_check, _plan_save, _plan_state
+from s3dcp import FastLoadPlanner, FastSavePlanner
 from s3dcp._gc import GcPause
+from s3dcp.planner import _check, _flatten, _save_plan
 from support import jobs, planning
 from support.planning import assert_identical, both_load, both_save, outcome, plan, whole
 from support.states import DTYPES, assert_same, blank, layouts, training_state, values
@@ -26,7 +27,7 @@ from support.store import Store
 
 
 def test_every_helper_of_this_torch_has_its_faster_one() -> None:
-    faster, unfit = _plan_check.replacements()
+    faster, unfit = _check.replacements()
     assert unfit == []
     for planner, methods in (
         (FastSavePlanner, {"set_up_planner", "create_local_plan", "_dedup_save_plans", "_create_global_plan"}),
@@ -400,7 +401,7 @@ def test_a_helper_that_gives_something_new_is_left_to_torch(monkeypatch: pytest.
         return plans, dataclasses.replace(metadata, version="3")
 
     monkeypatch.setattr(default_planner, "create_default_global_save_plan", versioned)
-    faster, unfit = _plan_check.replacements()
+    faster, unfit = _check.replacements()
     assert unfit == ["create_default_global_save_plan"]
     assert "create_default_global_save_plan" not in faster
 
@@ -412,12 +413,12 @@ def test_a_helper_with_other_arguments_is_left_to_torch(monkeypatch: pytest.Monk
         return known(state_dict, metadata, strict)
 
     monkeypatch.setattr(default_planner, "create_default_local_load_plan", stricter)
-    assert _plan_check.replacements()[1] == ["create_default_local_load_plan"]
+    assert _check.replacements()[1] == ["create_default_local_load_plan"]
 
 
 def test_a_helper_that_is_gone_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(default_planner, "_validate_global_plan")
-    assert _plan_check.replacements()[1] == ["_validate_global_plan"]
+    assert _check.replacements()[1] == ["_validate_global_plan"]
 
 
 # -- the garbage collector
@@ -446,11 +447,11 @@ def test_collections_resume_when_the_last_is_done() -> None:
 
 
 def test_collections_resume_after_an_error_and_stay_off_where_they_were() -> None:
-    assert isinstance(outcome(_plan_state.flatten_state_dict, {"a.b": 1, "a": {"b": 1}}), tuple)
+    assert isinstance(outcome(_flatten.flatten_state_dict, {"a.b": 1, "a": {"b": 1}}), tuple)
     assert gc.isenabled()
     gc.disable()
     try:
-        _plan_save.dedup_save_plans([])
+        _save_plan.dedup_save_plans([])
         assert not gc.isenabled()
     finally:
         gc.enable()

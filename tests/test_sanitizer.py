@@ -29,7 +29,7 @@ tensor = torch.zeros(SIZE, dtype=torch.uint8)
 
 
 def upload(size):
-    writer = client.uploads("bucket").shard_writer("k", size)
+    writer = client.object_writer("bucket", "k")
     writer.raw_memory(tensor.data_ptr(), size, tensor)
     writer.start_finishing()
     writer.wait()

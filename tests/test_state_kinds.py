@@ -15,7 +15,9 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension, ZStandard
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
-from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, _fetch, _staging, _transfer
+from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, _fetch, _native, _transfer
+from s3dcp._save import staging
+from s3dcp._tensors import host_buffer
 from support import jobs
 from support.states import DTYPES, assert_same, blank, layouts, training_state, values
 from support.store import REGION
@@ -91,11 +93,8 @@ def test_many_views_of_middling_size_are_saved(store) -> None:
 @pytest.fixture
 def tiny_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buffers so small that every tensor takes several, and few of them."""
-    monkeypatch.setattr(_staging, "BUFFER_BYTES", 256)
-    monkeypatch.setattr(_staging, "CHUNK_BYTES", 128)
-    monkeypatch.setattr(_staging, "PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(_staging, "_pool", _staging.StagingPool(3))
-    monkeypatch.setattr(_staging, "staging_pool", lambda part_size: _staging._pool)
+    monkeypatch.setattr(staging, "CHUNK_BYTES", 128)
+    monkeypatch.setattr(staging, "_pool", _native.StagingPool(host_buffer, 256, count=3, patience=0.01))
     monkeypatch.setattr(_transfer, "SLOT_BYTES", 320)
     monkeypatch.setattr(_transfer, "SLOTS", 3)
     monkeypatch.setattr(_transfer, "BATCH_READS", 5)

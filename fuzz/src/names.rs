@@ -1,6 +1,6 @@
 //! Texts that become buckets, keys and hosts: S3 URIs, endpoints, relative paths of an index, prefixes.
 
-use s3dcp_checkpoint::resolve_key;
+use s3dcp_checkpoint::Layout;
 use s3dcp_prefix::{MAX_KEY_BYTES, PrefixStrategy, RoundRobinPrefixStrategy};
 use s3dcp_s3::{Client, ClientConfig, ErrorKind, join_key, parse_s3_uri};
 
@@ -35,7 +35,7 @@ fn endpoint(url: &str) {
 
 /// A key lies in the folder that its path climbs to.
 fn relative_path(base: &str, relative: &str) {
-    let Ok(key) = resolve_key(base, relative) else { return };
+    let Ok(key) = Layout::new(base).resolve(relative) else { return };
     assert!((1..=MAX_KEY_BYTES).contains(&key.len()));
     let folder = join_key(base, "");
     let mut folders: Vec<&str> = folder.split('/').collect();
@@ -56,6 +56,6 @@ fn prefix(text: &str) {
     assert_eq!(prefix, format!("{text}/epoch_7/__3_"));
     let name = format!("{prefix}0.distcp");
     if "run/".len() + name.len() <= MAX_KEY_BYTES {
-        assert_eq!(resolve_key("run", &name).expect("a readable name"), format!("run/{name}"));
+        assert_eq!(Layout::new("run").resolve(&name).expect("a readable name"), format!("run/{name}"));
     }
 }

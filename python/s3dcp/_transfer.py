@@ -18,7 +18,7 @@ from torch.autograd.graph import increment_version
 
 from . import _native
 from ._ranks import world_size
-from ._staging import host_buffer
+from ._tensors import host_buffer
 
 SLOT_BYTES = _native.SLICE_BYTES
 SLOTS = 10

@@ -220,7 +220,7 @@ class ObjectWriter(io.RawIOBase):
     """
 
     def __init__(self, client: _native.Client, bucket: str, key: str) -> None:
-        self._native = client.uploads(bucket).shard_writer(key, 0)
+        self._native = client.object_writer(bucket, key)
         self._native.begin_raw()
         self._buffer = bytearray()
         self._position = 0

@@ -16,6 +16,7 @@ import os
 import secrets
 import threading
 import warnings
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -30,8 +31,9 @@ from . import _native
 from ._gc import GcPause
 from ._progress import Progress, ProgressCallback
 from ._ranks import world_size
-from ._resolve import Resolver
-from ._shards import ShardFile, discard, split_into_files
+from ._save.files import split_into_files
+from ._save.resolve import Resolver
+from ._save.shards import ShardFile, discard
 from ._shared_pace import SharedPace
 from .client_config import S3ClientConfig
 from .errors import ConfigError
@@ -64,6 +66,7 @@ class _DrawnId:
 class _Save:
     """The state of one save in this process."""
 
+    native: _native.Save
     save_id: str
     path: str
     bucket: str
@@ -72,24 +75,8 @@ class _Save:
     is_coordinator: bool
     use_collectives: bool
     strategy: S3PrefixStrategyBase
+    is_prepared: bool = False
     plan_data: _PlanData | None = None
-    observed: _native.Observed | None = None
-
-    @property
-    def epoch(self) -> str | None:
-        """The epoch as it stands in keys, or None."""
-        epoch = getattr(self.strategy, "epoch_num", None)
-        return None if epoch is None else str(epoch)
-
-    @property
-    def layout(self) -> _native.Layout:
-        """The names of what this save writes."""
-        return _native.Layout(self.path_key)
-
-    @property
-    def index_rank(self) -> int | None:
-        """The rank of the index this process commits: None for the one index of all ranks."""
-        return None if self.use_collectives else self.rank
 
     @property
     def commits(self) -> bool:
@@ -98,12 +85,31 @@ class _Save:
 
     def require(self, done: object, earlier: str, step: str) -> None:
         """Refuse `step` where the process that commits has not done what is `earlier`."""
-        if self.commits and done is None:
+        if self.commits and not done:
             raise RuntimeError(f"{earlier}() must be called before {step}()")
 
-    def prefix(self, ranks: int) -> str:
-        """This rank's prefix among `ranks`, checked."""
-        return _checked_prefix(_bind(self.strategy, ranks), self.rank, self.layout)
+    def prefixes(self, ranks: int, of: Iterable[int]) -> list[str]:
+        """The strategy's prefixes for some of `ranks` ranks.
+
+        Raises:
+            ConfigError: shard files cannot have such a prefix; the message names it and its rank.
+        """
+        bound, layout = _bind(self.strategy, ranks), _native.Layout(self.path_key)
+        prefixes = []
+        for rank in of:
+            prefix = bound(rank)
+            fault = layout.prefix_fault(prefix) if isinstance(prefix, str) else "must be a string that is not empty"
+            if fault is not None:
+                raise ConfigError(f"prefix_strategy={bound!r}: prefix {prefix!r} of rank {rank} {fault}")
+            prefixes.append(prefix)
+        return prefixes
+
+    def storage_meta(self) -> StorageMeta:
+        """What the index says of the save."""
+        meta = StorageMeta(checkpoint_id=self.path, save_id=self.save_id)
+        epoch = getattr(self.strategy, "epoch_num", None)
+        meta.s3dcp = {"format": 1, "ranks": self.plan_data.ranks if self.plan_data else None, "epoch": epoch}  # type: ignore[attr-defined]
+        return meta
 
 
 class S3StorageWriter(FileSystemWriter):
@@ -219,18 +225,30 @@ class S3StorageWriter(FileSystemWriter):
         rank = kwargs.get("rank")
         if rank is None:
             rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        use_collectives = kwargs.get("use_collectives", True)
+        strategy = copy.deepcopy(self.prefix_strategy)
+        epoch = getattr(strategy, "epoch_num", None)
+        save_id = self._next_save_id()
         self._thread.save = _Save(
-            save_id=self._next_save_id(),
+            native=_native.Save(
+                self.fs.client,
+                bucket,
+                path_key,
+                None if epoch is None else str(epoch),
+                None if use_collectives else rank,
+                save_id,
+            ),
+            save_id=save_id,
             path=os.fspath(path),
             bucket=bucket,
             path_key=path_key,
             rank=rank,
             is_coordinator=is_coordinator,
-            use_collectives=kwargs.get("use_collectives", True),
-            strategy=copy.deepcopy(self.prefix_strategy),
+            use_collectives=use_collectives,
+            strategy=strategy,
         )
         del self._thread.drawn
-        self.save_id = self._thread.save.save_id
+        self.save_id = save_id
 
     @property
     def _save(self) -> _Save:
@@ -249,10 +267,9 @@ class S3StorageWriter(FileSystemWriter):
         """
         save = self._save
         if save.commits:
-            save.observed = self.fs.client.observe(
-                save.bucket, save.path_key, save.epoch, save.index_rank, self.overwrite, self.conditional_commit
-            )
-            if save.observed.exists:
+            replaces = save.native.prepare(self.overwrite, self.conditional_commit)
+            save.is_prepared = True
+            if replaces:
                 warnings.warn(
                     f"Detected an existing checkpoint in {save.path}, overwriting since {self.overwrite=}.",
                     stacklevel=2,
@@ -262,11 +279,9 @@ class S3StorageWriter(FileSystemWriter):
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Bind the strategy to the number of ranks and check every rank's prefix before anything is written."""
         save = self._save
-        save.require(save.observed, "prepare_local_plan", "prepare_global_plan")
+        save.require(save.is_prepared, "prepare_local_plan", "prepare_global_plan")
         ranks = len(plans) if save.use_collectives else world_size()
-        bound, layout = _bind(save.strategy, ranks), save.layout
-        for rank in range(ranks) if save.use_collectives else (save.rank,):
-            _checked_prefix(bound, rank, layout)
+        save.prefixes(ranks, range(ranks) if save.use_collectives else (save.rank,))
         save.plan_data = _PlanData(ranks)
         return [dataclasses.replace(plan, storage_data=save.plan_data) for plan in plans]
 
@@ -281,28 +296,30 @@ class S3StorageWriter(FileSystemWriter):
         plan_data = save.plan_data or told or _PlanData(world_size())
         save.plan_data = self._last_plan_data = plan_data
         files = split_into_files(plan.items, self.thread_count, self.single_file_per_rank, self.serialization_format)
+        save.native.divide_budget(plan_data.ranks, len(files))
         results: list[WriteResult] = []
-        open_files: list[ShardFile] = []
+        shards: list[ShardFile] = []
         resolver = Resolver(planner)
         total = sum(file.nbytes for file in files)
-        prefix = save.prefix(plan_data.ranks)
+        (prefix,) = save.prefixes(plan_data.ranks, (save.rank,))
         with (
             Progress(self.progress, "save", client, "bytes_sent", total, save.rank),
             SharedPace(client, True, save.bucket, save.path_key),
             # Whatever unwinds, also while files are discarded: after this nothing reads the tensors.
-            client.uploads(save.bucket, (plan_data.ranks, len(files))) as uploads,
+            save.native,
         ):
             try:
                 for number, file in enumerate(files):
-                    key, name = save.layout.shard_file(prefix, number, save.save_id)
-                    shard = ShardFile(uploads, key, name, self.transforms, file.nbytes)
-                    open_files.append(shard)
+                    shard = ShardFile(save.native.shard(prefix, number, file.nbytes), self.transforms)
+                    shards.append(shard)
                     results += shard.write(file, resolver)
                     shard.start_finishing()
-                for shard in open_files:
+                for shard in shards:
                     shard.wait()
             except BaseException:
-                discard(client, save.bucket, save.path_key, open_files)
+                for shard in shards:
+                    shard.let_go()
+                discard(save.native, save.bucket)
                 raise
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
@@ -318,10 +335,10 @@ class S3StorageWriter(FileSystemWriter):
         Where the index was certainly not written, the shard files of all ranks are deleted.
         """
         save = self._save
-        if save.observed is None:
+        if not save.is_prepared:
             raise RuntimeError("prepare_local_plan() must be called before finish(), by the rank that commits")
         metadata.version = CURRENT_DCP_VERSION
-        metadata.storage_meta = self._storage_meta(save)
+        metadata.storage_meta = save.storage_meta()
         with GcPause(old_at_once=True):
             metadata.storage_data = {
                 result.index: result.storage_data for rank_results in results for result in rank_results
@@ -329,13 +346,9 @@ class S3StorageWriter(FileSystemWriter):
             try:
                 index = _native.write_index(metadata, save.save_id)
             except BaseException:
-                names = {info.relative_path for info in metadata.storage_data.values()}
-                discard(self.fs.client, save.bucket, save.path_key, [], names)
+                discard(save.native, save.bucket, {info.relative_path for info in metadata.storage_data.values()})
                 raise
-        committed = self.fs.client.commit(
-            save.bucket, save.path_key, save.epoch, save.index_rank, save.observed, index, self.conditional_commit
-        )
-        warned = list(committed.warnings)
+        warned = save.native.commit(index)
         if index.refusal is not None:
             warned.append(
                 f"the index of {save.path} holds what readers refuse unless they are made with "
@@ -353,13 +366,6 @@ class S3StorageWriter(FileSystemWriter):
         path = getattr(self._thread, "path", None) or self.path
         return StorageMeta(checkpoint_id=os.fspath(path), save_id=self._next_save_id())
 
-    @staticmethod
-    def _storage_meta(save: _Save) -> StorageMeta:
-        meta = StorageMeta(checkpoint_id=save.path, save_id=save.save_id)
-        epoch = None if save.epoch is None else getattr(save.strategy, "epoch_num", None)
-        meta.s3dcp = {"format": 1, "ranks": save.plan_data.ranks if save.plan_data else None, "epoch": epoch}  # type: ignore[attr-defined]
-        return meta
-
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         """Whether `checkpoint_id` is an S3 URI."""
@@ -369,12 +375,3 @@ class S3StorageWriter(FileSystemWriter):
 def _bind(strategy: S3PrefixStrategyBase, ranks: int) -> S3PrefixStrategyBase:
     """The strategy for `ranks` ranks; a callable of another kind (say, the peer's strategy) stays as it is."""
     return strategy.bind(ranks) if isinstance(strategy, S3PrefixStrategyBase) else strategy
-
-
-def _checked_prefix(strategy: S3PrefixStrategyBase, rank: int, layout: _native.Layout) -> str:
-    """The strategy's prefix for `rank`, refused where shard files cannot have it."""
-    prefix = strategy(rank)
-    fault = layout.prefix_fault(prefix) if isinstance(prefix, str) else "must be a string that is not empty"
-    if fault is not None:
-        raise ConfigError(f"prefix_strategy={strategy!r}: prefix {prefix!r} of rank {rank} {fault}")
-    return prefix

@@ -154,9 +154,7 @@ impl Layout {
         if let Some(fault) = self.prefix_fault(prefix) {
             return Err(config(format!("prefix {prefix:?} {fault}")));
         }
-        if !is_id(save_id) {
-            return Err(config(format!("save id {save_id:?} must be 16 hexadecimal digits in lower case")));
-        }
+        check_save_id(save_id)?;
         let relative_path = shard_file_name(prefix, number, save_id);
         Ok(ShardName { key: format!("{}{relative_path}", self.folder), relative_path })
     }
@@ -214,14 +212,6 @@ impl Layout {
     pub(crate) fn deletable(&self, key: &str) -> bool {
         key.starts_with(&self.folder) && matches!(Name::of(key), Name::ShardFile { .. } | Name::Probe)
     }
-}
-
-/// The key of `relative_path`, seen from the folder `base_key` in which its index lies: see [`Layout::resolve`].
-///
-/// # Errors
-/// Those of [`Layout::resolve`].
-pub fn resolve_key(base_key: &str, relative_path: &str) -> Result<String, Error> {
-    Layout::new(base_key).resolve(relative_path)
 }
 
 /// A new shard file.
@@ -307,6 +297,15 @@ pub(crate) fn new_save_id() -> String {
     id_text(hasher.finish())
 }
 
+/// # Errors
+/// `Config` for what is no save id.
+pub(crate) fn check_save_id(save_id: &str) -> Result<(), Error> {
+    if is_id(save_id) {
+        return Ok(());
+    }
+    Err(config(format!("save id {save_id:?} must be 16 hexadecimal digits in lower case")))
+}
+
 /// 64 bits in lower-case hexadecimal.
 fn is_id(text: &str) -> bool {
     text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
@@ -314,7 +313,7 @@ fn is_id(text: &str) -> bool {
 
 /// Where one save puts its index.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct Location {
     /// The bucket.
     pub bucket: String,
     /// The key of the checkpoint's path, which is a folder: see [`join_key`].
@@ -325,7 +324,7 @@ pub struct Target {
     pub rank: Option<u64>,
 }
 
-impl Target {
+impl Location {
     /// The names below the path.
     #[must_use]
     pub fn layout(&self) -> Layout {
@@ -401,7 +400,7 @@ mod tests {
             ("a/b", "../../c", "c"),
             ("a", "x/..y/...z", "a/x/..y/...z"),
         ] {
-            assert_eq!(resolve_key(base, relative).unwrap(), key, "{base} + {relative}");
+            assert_eq!(Layout::new(base).resolve(relative).unwrap(), key, "{base} + {relative}");
         }
     }
 
@@ -425,7 +424,7 @@ mod tests {
             ("a", "x\ny"),
             ("a", &long),
         ] {
-            assert!(resolve_key(base, relative).is_err(), "{base} + {relative:?}");
+            assert!(Layout::new(base).resolve(relative).is_err(), "{base} + {relative:?}");
         }
     }
 
@@ -532,17 +531,17 @@ mod tests {
 
     #[test]
     fn indexes_lie_where_the_layout_says() {
-        let mut target =
-            Target { bucket: "b".into(), path_key: "run".into(), epoch: Some("5".into()), rank: None };
-        assert_eq!(target.index_key(), "run/epoch_5/.metadata");
-        assert_eq!(target.root_key(), "run/.metadata");
-        target.rank = Some(3);
-        assert_eq!(target.index_key(), "run/epoch_5/__3.metadata");
-        target.epoch = None;
-        assert_eq!(target.index_key(), "run/__3.metadata");
-        target.path_key = String::new();
-        assert_eq!(target.index_key(), "__3.metadata");
-        target.rank = None;
+        let mut location =
+            Location { bucket: "b".into(), path_key: "run".into(), epoch: Some("5".into()), rank: None };
+        assert_eq!(location.index_key(), "run/epoch_5/.metadata");
+        assert_eq!(location.root_key(), "run/.metadata");
+        location.rank = Some(3);
+        assert_eq!(location.index_key(), "run/epoch_5/__3.metadata");
+        location.epoch = None;
+        assert_eq!(location.index_key(), "run/__3.metadata");
+        location.path_key = String::new();
+        assert_eq!(location.index_key(), "__3.metadata");
+        location.rank = None;
         for (path_key, index_key, index_key_of_epoch) in [
             ("run/", "run/.metadata", "run/epoch_5/.metadata"),
             ("run//", "run//.metadata", "run//epoch_5/.metadata"),
@@ -552,14 +551,14 @@ mod tests {
             ("x/../y", "x/../y/.metadata", "x/../y/epoch_5/.metadata"),
             ("run ", "run /.metadata", "run /epoch_5/.metadata"),
         ] {
-            target.path_key = path_key.to_owned();
+            location.path_key = path_key.to_owned();
             for (epoch, key) in [(None, index_key), (Some("5".to_owned()), index_key_of_epoch)] {
-                target.epoch = epoch;
-                assert!(target.check().is_ok(), "{path_key}");
-                assert_eq!(target.index_key(), key);
-                assert_eq!(target.index_layout(), Layout::beside(key));
-                assert_eq!(target.root_key(), index_key);
-                assert_eq!(target.layout(), Layout::beside(index_key));
+                location.epoch = epoch;
+                assert!(location.check().is_ok(), "{path_key}");
+                assert_eq!(location.index_key(), key);
+                assert_eq!(location.index_layout(), Layout::beside(key));
+                assert_eq!(location.root_key(), index_key);
+                assert_eq!(location.layout(), Layout::beside(index_key));
             }
         }
         assert!(

@@ -1,14 +1,14 @@
 //! The layout of `torch.distributed.checkpoint` on S3.
 //!
-//! - Names: [`Layout`] writes, parses and checks every name of a checkpoint's objects; [`Target`] is where one save puts its index.
+//! - Names: [`Layout`] writes, parses and checks every name of a checkpoint's objects; [`Location`] is where one save puts its index.
 //! - Tensor archives: [`TensorSpec`], [`archive_layout`], [`parse_archive_head`], [`ends_archive`].
 //! - Writing a shard file: [`ShardWriter`] with [`ItemChecksums`].
 //! - Reading: [`check_chunks`] sees that an index gives a tensor's every element once; [`plan_reads`] turns wanted bytes of items into ranges of shard files, [`BlockLayout`] takes blocks out of
 //!   rows.
-//! - The index: [`IndexWriter`] writes it, [`check_index`] judges it before Python unpickles it, [`read_facts`] reads
+//! - The index: [`TensorIndex`] makes one of tensors, [`IndexWriter`] pickles any, [`check_index`] judges it before Python unpickles it, [`read_facts`] reads
 //!   what this crate needs.
-//! - A save: [`Save`] begins, writes shard files and commits or is given up. Its steps are [`prepare`], which looks at the path
-//!   as [`observe`] does, [`commit`], and [`discard`] when it fails.
+//! - A save: [`Save`] is joined by each rank, prepared by the one that commits it, writes [`ShardFile`]s and is committed or
+//!   discarded. Its steps are [`prepare`], which looks at the path as [`observe`] does, [`commit`] and [`discard`].
 //! - What killed and failed saves leave: [`find_leftovers`] lists and deletes it. [`remove`] deletes all below a path.
 //!
 //! Errors are the engine's, [`s3dcp_s3::Error`].
@@ -38,15 +38,18 @@ pub use index::read::{MAX_INDEX_BYTES, SeenIndex};
 pub use index::scan::scan_index;
 pub use index::seal::seal_index;
 pub use index::write::{Index, IndexWriter, SealedIndex};
-pub use layout::{Layout, ShardName, Target, resolve_key};
+pub use layout::{Layout, Location, ShardName};
 pub use load::blocks::{BlockDim, BlockLayout};
 pub use load::chunks::{Chunk, Cover, check_chunks, has_all};
 pub use load::destination::Destination;
 pub use load::plan::{ItemHead, ItemRead, Piece, ReadOptions, plan_reads};
 pub use pickle::write::{PickleWriter, ValueStart};
-pub use save::begin::{Save, SaveOptions, Shard};
+pub use save::begin::{Save, SaveOptions};
 pub use save::clean_up::discard;
 pub use save::commit::{Committed, commit};
 pub use save::conditions::{ConditionalCommit, prepare};
 pub use save::observe::{Observed, observe};
+pub use save::shard_file::ShardFile;
 pub use save::shard_writer::{GATHER_BELOW, ItemRecord, ShardWriter};
+pub use save::spread::spread;
+pub use save::tensor_index::TensorIndex;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
-use common::{Action, BUCKET, Bed, Head, index, stored, target};
+use common::{Action, BUCKET, Bed, Head, index, location, stored};
 use s3dcp_checkpoint::{
-    Committed, ConditionalCommit, Observed, Target, commit, observe, prepare, read_facts,
+    Committed, ConditionalCommit, Location, Observed, commit, observe, prepare, read_facts,
 };
 use s3dcp_s3::{Client, Error, ErrorKind};
 use tokio::sync::Semaphore;
@@ -24,24 +24,24 @@ async fn save(
     save_id: &str,
     files: &[&str],
 ) -> Result<Committed, Error> {
-    let target = target(epoch, rank);
-    let observed = observe(&bed.client, &target, true).await?;
+    let location = location(epoch, rank);
+    let observed = observe(&bed.client, &location, true).await?;
     for file in files {
         bed.put(&format!("run/{file}"), "shard").await;
     }
-    finish(&bed.client, &target, &observed, epoch, save_id, files, WARN).await
+    finish(&bed.client, &location, &observed, epoch, save_id, files, WARN).await
 }
 
 async fn finish(
     client: &Client,
-    target: &Target,
+    location: &Location,
     observed: &Observed,
     epoch: Option<u8>,
     save_id: &str,
     files: &[&str],
     mode: ConditionalCommit,
 ) -> Result<Committed, Error> {
-    commit(client, target, observed, &index(save_id, epoch, files), mode).await
+    commit(client, location, observed, &index(save_id, epoch, files), mode).await
 }
 
 async fn save_id_at(bed: &Bed, key: &str) -> String {
@@ -56,13 +56,13 @@ fn is_index_put(head: &Head) -> bool {
 #[tokio::test]
 async fn of_two_first_savers_one_wins_and_the_other_learns_both_save_ids() {
     let bed = Bed::start().await;
-    let target = target(None, None);
-    let (one, two) = (observe(&bed.client, &target, false), observe(&bed.client, &target, false));
+    let location = location(None, None);
+    let (one, two) = (observe(&bed.client, &location, false), observe(&bed.client, &location, false));
     let (one, two) = (one.await.unwrap(), two.await.unwrap());
     assert_eq!(one, Observed::default());
     let (one, two) = tokio::join!(
-        finish(&bed.client, &target, &one, None, "first", &["a.distcp"], WARN),
-        finish(&bed.client, &target, &two, None, "second", &["b.distcp"], WARN),
+        finish(&bed.client, &location, &one, None, "first", &["a.distcp"], WARN),
+        finish(&bed.client, &location, &two, None, "second", &["b.distcp"], WARN),
     );
     let (winner, error) = match (one, two) {
         (Ok(_), Err(error)) => ("first", error),
@@ -79,13 +79,13 @@ async fn of_two_first_savers_one_wins_and_the_other_learns_both_save_ids() {
 async fn of_two_overwriting_savers_the_second_does_not_replace_what_it_never_saw() {
     let bed = Bed::start().await;
     save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
-    let target = target(None, None);
-    let one = observe(&bed.client, &target, true).await.unwrap();
-    let two = observe(&bed.client, &target, true).await.unwrap();
+    let location = location(None, None);
+    let one = observe(&bed.client, &location, true).await.unwrap();
+    let two = observe(&bed.client, &location, true).await.unwrap();
     assert_eq!(one.index.as_ref().unwrap().save_id.as_deref(), Some("old"));
     bed.put("run/one.distcp", "shard").await;
-    finish(&bed.client, &target, &one, None, "one", &["one.distcp"], WARN).await.unwrap();
-    let error = finish(&bed.client, &target, &two, None, "two", &["two.distcp"], WARN).await.unwrap_err();
+    finish(&bed.client, &location, &one, None, "one", &["one.distcp"], WARN).await.unwrap();
+    let error = finish(&bed.client, &location, &two, None, "two", &["two.distcp"], WARN).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert!(error.message().contains("one") && error.message().contains("two"), "{error}");
     assert_eq!(save_id_at(&bed, "run/.metadata").await, "one");
@@ -107,9 +107,9 @@ async fn a_lost_reply_is_a_success_when_the_index_is_ours() {
                 }
             })
             .await;
-        let target = target(None, None);
-        let observed = observe(&client, &target, false).await.unwrap();
-        let committed = finish(&client, &target, &observed, None, "s", &["a.distcp"], WARN).await.unwrap();
+        let location = location(None, None);
+        let observed = observe(&client, &location, false).await.unwrap();
+        let committed = finish(&client, &location, &observed, None, "s", &["a.distcp"], WARN).await.unwrap();
         assert_eq!(committed, Committed::default());
         assert!(count.load(Ordering::SeqCst) >= lost, "the reply was lost");
         assert_eq!(save_id_at(&bed, "run/.metadata").await, "s");
@@ -120,8 +120,8 @@ async fn a_lost_reply_is_a_success_when_the_index_is_ours() {
 async fn an_unknown_outcome_says_so_and_deletes_nothing() {
     let bed = Bed::start().await;
     save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
-    let target = target(None, None);
-    let observed = observe(&bed.client, &target, true).await.unwrap();
+    let location = location(None, None);
+    let observed = observe(&bed.client, &location, true).await.unwrap();
     bed.put("run/new.distcp", "shard").await;
     let client = bed
         .through(2, |head| match head.path.ends_with(".metadata") {
@@ -130,7 +130,7 @@ async fn an_unknown_outcome_says_so_and_deletes_nothing() {
             false => Action::Forward,
         })
         .await;
-    let error = finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
+    let error = finish(&client, &location, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
     assert!(error.maybe_applied());
     assert!(
         error.message().contains("may or may not") && error.message().contains("nothing was deleted"),
@@ -143,11 +143,11 @@ async fn an_unknown_outcome_says_so_and_deletes_nothing() {
 async fn a_reply_lost_before_the_write_leaves_the_outcome_open() {
     let bed = Bed::start().await;
     save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
-    let target = target(None, None);
-    let observed = observe(&bed.client, &target, true).await.unwrap();
+    let location = location(None, None);
+    let observed = observe(&bed.client, &location, true).await.unwrap();
     bed.put("run/new.distcp", "shard").await;
     let client = bed.through(1, |head| if is_index_put(head) { Action::Hang } else { Action::Forward }).await;
-    let error = finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
+    let error = finish(&client, &location, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
     assert!(error.maybe_applied(), "{error}");
     assert_eq!(error.kind(), ErrorKind::Connection);
     assert_eq!(save_id_at(&bed, "run/.metadata").await, "old");
@@ -160,8 +160,8 @@ async fn a_save_whose_index_was_not_written_deletes_the_shard_files_that_it_alon
         [(403, "AccessDenied", ErrorKind::Denied), (412, "PreconditionFailed", ErrorKind::AlreadyExists)]
     {
         let bed = Bed::start().await;
-        let target = target(None, None);
-        let observed = observe(&bed.client, &target, true).await.unwrap();
+        let location = location(None, None);
+        let observed = observe(&bed.client, &location, true).await.unwrap();
         save(&bed, None, None, "rival", &["rival.distcp", "both.distcp"]).await.unwrap();
         for key in ["run/new.distcp", "run/x/new.distcp", "run/notes.txt", "other/new.distcp"] {
             bed.put(key, "shard").await;
@@ -173,7 +173,7 @@ async fn a_save_whose_index_was_not_written_deletes_the_shard_files_that_it_alon
                 false => Action::Forward,
             })
             .await;
-        let error = finish(&client, &target, &observed, None, "new", &files, WARN).await.unwrap_err();
+        let error = finish(&client, &location, &observed, None, "new", &files, WARN).await.unwrap_err();
         assert_eq!((error.kind(), error.maybe_applied()), (kind, false));
         let stay =
             ["other/new.distcp", "run/.metadata", "run/both.distcp", "run/notes.txt", "run/rival.distcp"];
@@ -184,13 +184,13 @@ async fn a_save_whose_index_was_not_written_deletes_the_shard_files_that_it_alon
 #[tokio::test]
 async fn a_save_that_another_index_may_name_deletes_nothing_while_that_cannot_be_read() {
     let bed = Bed::start().await;
-    let target = target(None, None);
-    let observed = observe(&bed.client, &target, true).await.unwrap();
+    let location = location(None, None);
+    let observed = observe(&bed.client, &location, true).await.unwrap();
     save(&bed, None, None, "rival", &["rival.distcp"]).await.unwrap();
     bed.put("run/new.distcp", "shard").await;
     bed.put("run/epoch_9/.metadata", "damaged").await;
     let error =
-        finish(&bed.client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
+        finish(&bed.client, &location, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert!(bed.exists("run/new.distcp").await);
 }
@@ -200,8 +200,8 @@ async fn a_save_that_another_index_may_name_deletes_nothing_while_that_cannot_be
 async fn nothing_is_deleted_after_a_refusal_that_an_attempt_of_unknown_outcome_came_before() {
     for first in [500, 409] {
         let bed = Bed::start().await;
-        let target = target(None, None);
-        let observed = observe(&bed.client, &target, true).await.unwrap();
+        let location = location(None, None);
+        let observed = observe(&bed.client, &location, true).await.unwrap();
         save(&bed, None, None, "rival", &["rival.distcp"]).await.unwrap();
         bed.put("run/new.distcp", "shard").await;
         let count = AtomicU32::new(0);
@@ -216,7 +216,7 @@ async fn nothing_is_deleted_after_a_refusal_that_an_attempt_of_unknown_outcome_c
             })
             .await;
         let error =
-            finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
+            finish(&client, &location, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
         assert!(bed.exists("run/new.distcp").await);
     }
@@ -225,8 +225,8 @@ async fn nothing_is_deleted_after_a_refusal_that_an_attempt_of_unknown_outcome_c
 #[tokio::test]
 async fn an_epoch_that_the_path_could_not_follow_is_committed_and_keeps_its_files() {
     let bed = Bed::start().await;
-    let target = target(Some(4), None);
-    let observed = observe(&bed.client, &target, true).await.unwrap();
+    let location = location(Some(4), None);
+    let observed = observe(&bed.client, &location, true).await.unwrap();
     bed.put("run/new.distcp", "shard").await;
     let client = bed
         .through(2, |head| match head.method == "PUT" && head.path.ends_with("run/.metadata") {
@@ -234,7 +234,8 @@ async fn an_epoch_that_the_path_could_not_follow_is_committed_and_keeps_its_file
             false => Action::Forward,
         })
         .await;
-    let error = finish(&client, &target, &observed, Some(4), "new", &["new.distcp"], WARN).await.unwrap_err();
+    let error =
+        finish(&client, &location, &observed, Some(4), "new", &["new.distcp"], WARN).await.unwrap_err();
     assert_eq!(error.key(), Some("run/.metadata"));
     assert_eq!(bed.keys().await, ["run/epoch_4/.metadata", "run/new.distcp"]);
 }
@@ -253,9 +254,9 @@ async fn a_conflict_is_tried_again() {
             }
         })
         .await;
-    let target = target(None, None);
-    let observed = observe(&client, &target, false).await.unwrap();
-    finish(&client, &target, &observed, None, "s", &["a.distcp"], WARN).await.unwrap();
+    let location = location(None, None);
+    let observed = observe(&client, &location, false).await.unwrap();
+    finish(&client, &location, &observed, None, "s", &["a.distcp"], WARN).await.unwrap();
     assert_eq!(count.load(Ordering::SeqCst), 3);
 }
 
@@ -263,11 +264,11 @@ async fn a_conflict_is_tried_again() {
 async fn an_index_that_has_gone_is_a_conflict() {
     let bed = Bed::start().await;
     save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
-    let target = target(None, None);
-    let observed = observe(&bed.client, &target, true).await.unwrap();
+    let location = location(None, None);
+    let observed = observe(&bed.client, &location, true).await.unwrap();
     bed.client.delete_object(BUCKET, "run/.metadata").await.unwrap();
     let error =
-        finish(&bed.client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
+        finish(&bed.client, &location, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(!bed.exists("run/.metadata").await);
     assert!(bed.exists("run/old.distcp").await);
@@ -277,27 +278,27 @@ async fn an_index_that_has_gone_is_a_conflict() {
 async fn an_existing_checkpoint_is_refused_unless_it_may_be_overwritten() {
     let bed = Bed::start().await;
     save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
-    let error = observe(&bed.client, &target(None, None), false).await.unwrap_err();
+    let error = observe(&bed.client, &location(None, None), false).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert!(error.message().contains("old"), "{error}");
-    observe(&bed.client, &target(None, None), true).await.unwrap();
+    observe(&bed.client, &location(None, None), true).await.unwrap();
 }
 
 #[tokio::test]
 async fn with_an_epoch_only_that_epoch_and_checkpoints_without_one_are_in_the_way() {
     let bed = Bed::start().await;
     save(&bed, Some(1), None, "one", &["a/epoch_1/1.distcp"]).await.unwrap();
-    observe(&bed.client, &target(Some(2), None), false).await.unwrap();
-    let error = observe(&bed.client, &target(Some(1), None), false).await.unwrap_err();
+    observe(&bed.client, &location(Some(2), None), false).await.unwrap();
+    let error = observe(&bed.client, &location(Some(1), None), false).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert_eq!(error.key(), Some("run/epoch_1/.metadata"));
     // a checkpoint without an epoch, or a damaged one
     for root in [stored("plain", None, &["p.distcp"]), Bytes::from_static(b"damaged")] {
         bed.put("run/.metadata", root).await;
-        let error = observe(&bed.client, &target(Some(2), None), false).await.unwrap_err();
+        let error = observe(&bed.client, &location(Some(2), None), false).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
         assert_eq!(error.key(), Some("run/.metadata"));
-        observe(&bed.client, &target(Some(2), None), true).await.unwrap();
+        observe(&bed.client, &location(Some(2), None), true).await.unwrap();
     }
 }
 
@@ -314,13 +315,13 @@ async fn overwriting_deletes_only_shard_files_of_the_path_that_no_index_names() 
     let mut named = old.to_vec();
     named.extend(["../other/outside.distcp", "../run2/outside.distcp"]);
     bed.put("run/.metadata", stored("old", None, &named)).await;
-    let target = target(None, None);
-    let observed = observe(&bed.client, &target, true).await.unwrap();
+    let location = location(None, None);
+    let observed = observe(&bed.client, &location, true).await.unwrap();
     bed.put("run/epoch_3/.metadata", stored("e3", Some(3), &["../kept_by_epoch.distcp"])).await;
     bed.put("run/epoch_4/__7.metadata", stored("r7", Some(4), &["../kept_by_rank.distcp"])).await;
     bed.put("run/new.distcp", "shard").await;
     let files = ["new.distcp", "kept.distcp"];
-    let committed = finish(&bed.client, &target, &observed, None, "new", &files, WARN).await.unwrap();
+    let committed = finish(&bed.client, &location, &observed, None, "new", &files, WARN).await.unwrap();
     assert_eq!(committed.deleted, ["run/x/old.distcp"]);
     assert!(committed.left.is_empty() && committed.warnings.is_empty(), "{committed:?}");
     let stay = [
@@ -365,8 +366,8 @@ async fn overtaken_before_the_root(bed: &Bed, epoch: u8) {
     let slow = bed
         .through(1, move |head| if is_root_put(head) { Action::Hold(held.clone()) } else { Action::Forward })
         .await;
-    let target = target(Some(1), None);
-    let observed = observe(&bed.client, &target, true).await.unwrap();
+    let location = location(Some(1), None);
+    let observed = observe(&bed.client, &location, true).await.unwrap();
     bed.put("run/first.distcp", "shard").await;
     let second = async {
         while !bed.exists("run/epoch_1/.metadata").await {
@@ -375,7 +376,7 @@ async fn overtaken_before_the_root(bed: &Bed, epoch: u8) {
         save(bed, Some(epoch), None, "second", &["second.distcp"]).await.unwrap();
         gate.add_permits(1);
     };
-    let first = finish(&slow, &target, &observed, Some(1), "first", &["first.distcp"], WARN);
+    let first = finish(&slow, &location, &observed, Some(1), "first", &["first.distcp"], WARN);
     let (committed, ()) = tokio::join!(first, second);
     assert_eq!(committed.unwrap(), Committed::default());
 }
@@ -406,11 +407,11 @@ async fn a_commit_costs_as_many_requests_with_many_epochs_as_with_few() {
     let mut costs = Vec::new();
     for epoch in 1..=12u8 {
         let file = format!("a/{epoch}.distcp");
-        let target = target(Some(epoch), None);
-        let observed = observe(&bed.client, &target, false).await.unwrap();
+        let location = location(Some(epoch), None);
+        let observed = observe(&bed.client, &location, false).await.unwrap();
         bed.put(&format!("run/{file}"), "shard").await;
         let before = bed.client.stats().requests;
-        finish(&bed.client, &target, &observed, Some(epoch), "s", &[&file], WARN).await.unwrap();
+        finish(&bed.client, &location, &observed, Some(epoch), "s", &[&file], WARN).await.unwrap();
         costs.push(bed.client.stats().requests - before);
     }
     assert_eq!(costs[2], costs[11], "{costs:?}");
@@ -433,7 +434,7 @@ async fn a_damaged_index_can_be_replaced_and_nothing_is_cleaned_up_then() {
     let bed = Bed::start().await;
     bed.put("run/old.distcp", "shard").await;
     bed.put("run/.metadata", stored("old", None, &["old.distcp"]).slice(..60)).await;
-    let error = observe(&bed.client, &target(None, None), false).await.unwrap_err();
+    let error = observe(&bed.client, &location(None, None), false).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     let committed = save(&bed, None, None, "new", &["new.distcp"]).await.unwrap();
     assert!(committed.deleted.is_empty() && committed.warnings.len() == 1, "{committed:?}");
@@ -451,9 +452,9 @@ async fn a_file_that_cannot_be_deleted_is_left_and_the_save_succeeds() {
             false => Action::Forward,
         })
         .await;
-    let target = target(None, None);
-    let observed = observe(&client, &target, true).await.unwrap();
-    let committed = finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap();
+    let location = location(None, None);
+    let observed = observe(&client, &location, true).await.unwrap();
+    let committed = finish(&client, &location, &observed, None, "new", &["new.distcp"], WARN).await.unwrap();
     assert_eq!(committed.left, ["run/old.distcp"]);
     assert_eq!(committed.warnings.len(), 1);
     assert!(bed.exists("run/old.distcp").await);
@@ -462,21 +463,21 @@ async fn a_file_that_cannot_be_deleted_is_left_and_the_save_succeeds() {
 #[tokio::test]
 async fn a_path_holds_one_kind_of_checkpoint_whatever_overwrite_says() {
     let cases = [
-        ("run/__0.metadata", target(None, None)),
-        ("run/__0.metadata", target(Some(5), None)),
-        ("run/epoch_5/__0.metadata", target(Some(5), None)),
-        ("run/epoch_4/__0.metadata", target(Some(5), None)),
-        ("run/epoch_4/__0.metadata", target(None, None)),
-        ("run/.metadata", target(None, Some(3))),
-        ("run/.metadata", target(Some(5), Some(0))),
-        ("run/epoch_5/.metadata", target(Some(5), Some(0))),
+        ("run/__0.metadata", location(None, None)),
+        ("run/__0.metadata", location(Some(5), None)),
+        ("run/epoch_5/__0.metadata", location(Some(5), None)),
+        ("run/epoch_4/__0.metadata", location(Some(5), None)),
+        ("run/epoch_4/__0.metadata", location(None, None)),
+        ("run/.metadata", location(None, Some(3))),
+        ("run/.metadata", location(Some(5), Some(0))),
+        ("run/epoch_5/.metadata", location(Some(5), Some(0))),
     ];
-    for (key, target) in cases {
+    for (key, location) in cases {
         let bed = Bed::start().await;
         bed.put(key, stored("other", None, &["o.distcp"])).await;
         for overwrite in [true, false] {
-            let error = observe(&bed.client, &target, overwrite).await.unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{key} {target:?}");
+            let error = observe(&bed.client, &location, overwrite).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{key} {location:?}");
             assert_eq!(error.key(), Some(key));
         }
     }
@@ -488,7 +489,7 @@ async fn each_rank_commits_its_own_index_and_spares_what_the_others_name() {
     save(&bed, None, Some(0), "r0", &["__0_0.distcp", "shared.distcp"]).await.unwrap();
     save(&bed, None, Some(1), "r1", &["__1_0.distcp", "shared.distcp"]).await.unwrap();
     assert_eq!(save_id_at(&bed, "run/__1.metadata").await, "r1");
-    let error = observe(&bed.client, &target(None, Some(1)), false).await.unwrap_err();
+    let error = observe(&bed.client, &location(None, Some(1)), false).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     let committed = save(&bed, None, Some(0), "r0b", &["__0_0-b.distcp"]).await.unwrap();
     assert_eq!(committed.deleted, ["run/__0_0.distcp"]);
@@ -509,23 +510,23 @@ fn ignores_conditions(head: &Head) -> Action {
 async fn a_server_that_ignores_conditions_is_warned_of_or_refused() {
     let bed = Bed::start().await;
     let client = bed.through(10, ignores_conditions).await;
-    let target = target(None, None);
-    let observed = observe(&client, &target, false).await.unwrap();
+    let location = location(None, None);
+    let observed = observe(&client, &location, false).await.unwrap();
     let require = ConditionalCommit::Require;
     bed.put("run/a.distcp", "shard").await;
     for error in [
-        prepare(&client, &target, false, require).await.unwrap_err(),
-        finish(&client, &target, &observed, None, "s", &["a.distcp"], require).await.unwrap_err(),
+        prepare(&client, &location, false, require).await.unwrap_err(),
+        finish(&client, &location, &observed, None, "s", &["a.distcp"], require).await.unwrap_err(),
     ] {
         assert_eq!(error.kind(), ErrorKind::Config);
     }
-    prepare(&client, &target, false, WARN).await.unwrap();
+    prepare(&client, &location, false, WARN).await.unwrap();
     assert!(bed.keys().await.is_empty(), "no index, file or probe object: {:?}", bed.keys().await);
-    let committed = finish(&client, &target, &observed, None, "s", &["a.distcp"], WARN).await.unwrap();
+    let committed = finish(&client, &location, &observed, None, "s", &["a.distcp"], WARN).await.unwrap();
     assert!(committed.warnings[0].contains("ignores conditional writes"), "{:?}", committed.warnings);
     assert_eq!(bed.keys().await, ["run/.metadata"]);
     // without conditions the commit still looks before it writes
-    let error = finish(&client, &target, &observed, None, "t", &["b.distcp"], WARN).await.unwrap_err();
+    let error = finish(&client, &location, &observed, None, "t", &["b.distcp"], WARN).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert_eq!(save_id_at(&bed, "run/.metadata").await, "s");
 }
@@ -533,10 +534,11 @@ async fn a_server_that_ignores_conditions_is_warned_of_or_refused() {
 #[tokio::test]
 async fn a_server_that_honours_conditions_passes_require_and_keeps_no_probe() {
     let bed = Bed::start().await;
-    let target = target(None, None);
-    let observed = observe(&bed.client, &target, false).await.unwrap();
+    let location = location(None, None);
+    let observed = observe(&bed.client, &location, false).await.unwrap();
     let require = ConditionalCommit::Require;
-    let committed = finish(&bed.client, &target, &observed, None, "s", &["a.distcp"], require).await.unwrap();
+    let committed =
+        finish(&bed.client, &location, &observed, None, "s", &["a.distcp"], require).await.unwrap();
     assert!(committed.warnings.is_empty());
     assert_eq!(bed.keys().await, ["run/.metadata"]);
 }
@@ -550,16 +552,16 @@ async fn a_server_that_knows_no_conditions_is_not_sent_any() {
             None => Action::Forward,
         })
         .await;
-    let target = target(None, None);
+    let location = location(None, None);
     for save_id in ["one", "two"] {
-        let observed = observe(&client, &target, true).await.unwrap();
+        let observed = observe(&client, &location, true).await.unwrap();
         let committed =
-            finish(&client, &target, &observed, None, save_id, &["a.distcp"], WARN).await.unwrap();
+            finish(&client, &location, &observed, None, save_id, &["a.distcp"], WARN).await.unwrap();
         assert!(committed.warnings[0].contains("refuses"), "{:?}", committed.warnings);
     }
-    let observed = observe(&client, &target, true).await.unwrap();
+    let observed = observe(&client, &location, true).await.unwrap();
     let off = ConditionalCommit::Off;
-    let committed = finish(&client, &target, &observed, None, "three", &["a.distcp"], off).await.unwrap();
+    let committed = finish(&client, &location, &observed, None, "three", &["a.distcp"], off).await.unwrap();
     assert!(committed.warnings.is_empty());
     assert_eq!(save_id_at(&bed, "run/.metadata").await, "three");
 }
@@ -595,20 +597,20 @@ async fn a_server_with_half_of_the_conditions_matters_where_the_other_half_is_ne
         for epoch in [None, Some(3)] {
             let bed = Bed::start().await;
             let client = bed.through(1, rule).await;
-            let target = target(epoch, None);
+            let location = location(epoch, None);
             for (save_id, file, honoured) in [("one", "1.distcp", creates), ("two", "2.distcp", replaces)] {
                 let before = bed.keys().await;
-                let required = prepare(&client, &target, true, ConditionalCommit::Require).await;
+                let required = prepare(&client, &location, true, ConditionalCommit::Require).await;
                 assert_eq!(required.is_ok(), honoured, "{server} {save_id}: {required:?}");
                 if let Err(error) = required {
                     assert_eq!(error.kind(), ErrorKind::Config);
                     assert!(error.message().contains("conditional_commit=\"require\""), "{error}");
                 }
                 assert_eq!(bed.keys().await, before, "{server}: the probe stays");
-                let observed = prepare(&client, &target, true, WARN).await.unwrap();
+                let observed = prepare(&client, &location, true, WARN).await.unwrap();
                 bed.put(&format!("run/{file}"), "shard").await;
                 let committed =
-                    finish(&client, &target, &observed, epoch, save_id, &[file], WARN).await.unwrap();
+                    finish(&client, &location, &observed, epoch, save_id, &[file], WARN).await.unwrap();
                 assert_eq!(
                     committed.warnings.len(),
                     usize::from(!honoured),
@@ -632,10 +634,10 @@ async fn without_the_condition_a_save_still_looks_before_it_writes() {
         })
         .await;
     save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
-    let target = target(None, None);
-    let observed = prepare(&client, &target, true, WARN).await.unwrap();
+    let location = location(None, None);
+    let observed = prepare(&client, &location, true, WARN).await.unwrap();
     save(&bed, None, None, "rival", &["rival.distcp"]).await.unwrap();
-    let error = finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
+    let error = finish(&client, &location, &observed, None, "new", &["new.distcp"], WARN).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert_eq!(save_id_at(&bed, "run/.metadata").await, "rival");
 }
@@ -658,15 +660,16 @@ async fn a_condition_that_only_the_index_cannot_have_is_warned_of_or_refused_at_
             if let Some(old) = old {
                 save(&bed, None, None, old, &["old.distcp"]).await.unwrap();
             }
-            let target = target(None, None);
+            let location = location(None, None);
             let require = ConditionalCommit::Require;
-            let observed = prepare(&client, &target, true, require).await.unwrap();
-            let error =
-                finish(&client, &target, &observed, None, "new", &["new.distcp"], require).await.unwrap_err();
+            let observed = prepare(&client, &location, true, require).await.unwrap();
+            let error = finish(&client, &location, &observed, None, "new", &["new.distcp"], require)
+                .await
+                .unwrap_err();
             assert!(!error.message().contains("has gone"), "{error}");
             assert_eq!(bed.exists("run/.metadata").await, old.is_some());
             let committed =
-                finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap();
+                finish(&client, &location, &observed, None, "new", &["new.distcp"], WARN).await.unwrap();
             assert_eq!(committed.warnings.len(), 1, "{status} {old:?}: {committed:?}");
             assert_eq!(save_id_at(&bed, "run/.metadata").await, "new");
         }
@@ -687,9 +690,9 @@ async fn what_a_server_does_with_conditions_is_asked_once_for_all_saves() {
         .await;
     let mut asked = Vec::new();
     for save_id in ["one", "two", "three"] {
-        let target = target(None, None);
-        let observed = prepare(&client, &target, true, WARN).await.unwrap();
-        finish(&client, &target, &observed, None, save_id, &["a.distcp"], WARN).await.unwrap();
+        let location = location(None, None);
+        let observed = prepare(&client, &location, true, WARN).await.unwrap();
+        finish(&client, &location, &observed, None, save_id, &["a.distcp"], WARN).await.unwrap();
         asked.push(probes.load(Ordering::SeqCst));
     }
     assert_eq!(asked, [4, 4, 4]);
@@ -705,9 +708,9 @@ async fn a_server_that_compares_bare_etags_can_be_committed_to() {
         })
         .await;
     save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
-    let target = target(None, None);
-    let observed = observe(&client, &target, true).await.unwrap();
-    finish(&client, &target, &observed, None, "new", &["new.distcp"], WARN).await.unwrap();
+    let location = location(None, None);
+    let observed = observe(&client, &location, true).await.unwrap();
+    finish(&client, &location, &observed, None, "new", &["new.distcp"], WARN).await.unwrap();
     assert_eq!(save_id_at(&bed, "run/.metadata").await, "new");
 }
 
@@ -715,8 +718,8 @@ async fn a_server_that_compares_bare_etags_can_be_committed_to() {
 async fn an_unknown_bucket_is_told_from_an_empty_path() {
     let bed = Bed::start().await;
     for rank in [None, Some(0)] {
-        let target = Target { bucket: "nowhere".into(), ..target(None, rank) };
-        let error = observe(&bed.client, &target, false).await.unwrap_err();
+        let location = Location { bucket: "nowhere".into(), ..location(None, rank) };
+        let error = observe(&bed.client, &location, false).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert_eq!(error.code(), Some("NoSuchBucket"));
     }
@@ -725,11 +728,11 @@ async fn an_unknown_bucket_is_told_from_an_empty_path() {
 #[tokio::test]
 async fn a_path_may_be_the_bucket_itself() {
     let bed = Bed::start().await;
-    let target = Target { path_key: String::new(), ..target(None, None) };
+    let location = Location { path_key: String::new(), ..location(None, None) };
     for (save_id, file) in [("one", "x/1.distcp"), ("two", "x/2.distcp")] {
-        let observed = observe(&bed.client, &target, true).await.unwrap();
+        let observed = observe(&bed.client, &location, true).await.unwrap();
         bed.put(file, "shard").await;
-        finish(&bed.client, &target, &observed, None, save_id, &[file], WARN).await.unwrap();
+        finish(&bed.client, &location, &observed, None, save_id, &[file], WARN).await.unwrap();
     }
     assert_eq!(bed.keys().await, [".metadata", "x/2.distcp"]);
 }

@@ -1,22 +1,19 @@
-//! `_native.Client`: the engine and the commit, for Python.
+//! `_native.Client`: the engine, for Python.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyList};
-use s3dcp_checkpoint::{
-    ConditionalCommit, Layout, MAX_INDEX_BYTES, Target, commit, discard, nearby_checkpoints, prepare, remove,
-};
+use s3dcp_checkpoint::{MAX_INDEX_BYTES, ShardFile, ShardName, nearby_checkpoints, remove};
 use s3dcp_entry::entry;
-use s3dcp_s3::ClientConfig;
+use s3dcp_s3::{ClientConfig, UploadOptions};
 
 use crate::download::{Download, Downloads, Order, Running, whole_range};
 use crate::errors::{about, to_python};
-use crate::index::Index;
 use crate::runtime::{OfProcess, wait};
 use crate::settings::Settings;
-use crate::shard_writer::{ShardWriter, Uploads};
+use crate::shard_writer::{ItemRecord, ShardWriter};
 
 /// Size, ETag and age of an object.
 #[pyclass(frozen, get_all, module = "s3dcp._native")]
@@ -91,30 +88,6 @@ impl PaceShare {
     }
 }
 
-/// What planning saw at a path.
-#[pyclass(frozen, module = "s3dcp._native")]
-pub(crate) struct Observed {
-    inner: s3dcp_checkpoint::Observed,
-}
-
-#[entry]
-#[pymethods]
-impl Observed {
-    /// Whether an index is there already.
-    #[getter]
-    fn exists(&self) -> bool {
-        self.inner.index.is_some()
-    }
-}
-
-/// How a commit went.
-#[pyclass(frozen, get_all, module = "s3dcp._native")]
-pub(crate) struct Committed {
-    warnings: Vec<String>,
-    deleted: Vec<String>,
-    left: Vec<String>,
-}
-
 /// An S3 client; connections are made at first use, and anew in a forked child.
 #[pyclass(frozen, module = "s3dcp._native")]
 pub(crate) struct Client {
@@ -123,7 +96,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    fn engine(&self, py: Python<'_>) -> PyResult<s3dcp_s3::Client> {
+    pub(crate) fn engine(&self, py: Python<'_>) -> PyResult<s3dcp_s3::Client> {
         let mut live = self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(engine) = live.get() {
             return Ok(engine.clone());
@@ -246,73 +219,11 @@ impl Client {
         Ok(Downloads::new(self.engine(py)?, bucket, verify, ranks))
     }
 
-    /// The uploads of one save to `bucket`, to be used in a `with` block. `alike`: the ranks that save at once, and the files of
-    /// each, between which S3's budget is divided (None: it is not).
-    #[pyo3(signature = (bucket, alike=None))]
-    fn uploads(&self, py: Python<'_>, bucket: &str, alike: Option<(u64, u64)>) -> PyResult<Uploads> {
-        Ok(Uploads::new(self.engine(py)?, bucket, alike))
-    }
-
-    /// Give up a save to a path that no index can name: abort its uploads and delete its files, those with these
-    /// names too; the keys that may stay. See `s3dcp_checkpoint::discard`.
-    fn discard(
-        &self,
-        py: Python<'_>,
-        bucket: &str,
-        path_key: &str,
-        writers: Vec<PyRefMut<'_, ShardWriter>>,
-        relative_paths: Vec<String>,
-    ) -> PyResult<Vec<String>> {
-        let engine = self.engine(py)?;
-        let layout = Layout::new(path_key);
-        let mut keys: Vec<String> =
-            relative_paths.iter().filter_map(|path| layout.resolve(path).ok()).collect();
-        let mut uploads = Vec::with_capacity(writers.len());
-        for mut writer in writers {
-            let (ended, key) = writer.stop();
-            uploads.push(ended);
-            keys.extend(key);
-        }
-        wait(py, async { Ok(discard(&engine, bucket, uploads, keys).await) })
-    }
-
-    /// What is at a path before a save, and meanwhile what the server does with conditions; see
-    /// `s3dcp_checkpoint::prepare`.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one save")]
-    fn observe(
-        &self,
-        py: Python<'_>,
-        bucket: String,
-        path_key: String,
-        epoch: Option<String>,
-        rank: Option<u64>,
-        overwrite: bool,
-        conditional_commit: &str,
-    ) -> PyResult<Observed> {
-        let engine = self.engine(py)?;
-        let target = Target { bucket, path_key, epoch, rank };
-        let mode = commit_mode(conditional_commit);
-        Ok(Observed { inner: wait(py, prepare(&engine, &target, overwrite, mode))? })
-    }
-
-    /// Commit an index; see `s3dcp_checkpoint::commit`.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one commit")]
-    fn commit(
-        &self,
-        py: Python<'_>,
-        bucket: String,
-        path_key: String,
-        epoch: Option<String>,
-        rank: Option<u64>,
-        observed: &Observed,
-        index: &Index,
-        conditional_commit: &str,
-    ) -> PyResult<Committed> {
-        let engine = self.engine(py)?;
-        let target = Target { bucket, path_key, epoch, rank };
-        let mode = commit_mode(conditional_commit);
-        let committed = wait(py, commit(&engine, &target, &observed.inner, &index.inner, mode))?;
-        Ok(Committed { warnings: committed.warnings, deleted: committed.deleted, left: committed.left })
+    /// A writer of one object that belongs to no save.
+    fn object_writer(&self, py: Python<'_>, bucket: &str, key: String) -> PyResult<ShardWriter> {
+        let name = ShardName { relative_path: key.clone(), key };
+        let shard = ShardFile::new(&self.engine(py)?, bucket, name, UploadOptions::default());
+        Ok(ShardWriter::new(shard))
     }
 
     /// This client's part in the pace of a job of so many clients, from now on.
@@ -356,26 +267,15 @@ fn join_key(folder: &str, name: &str) -> String {
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Client>()?;
-    module.add_class::<Committed>()?;
     module.add_class::<Download>()?;
     module.add_class::<Downloads>()?;
+    module.add_class::<ItemRecord>()?;
     module.add_class::<ObjectInfo>()?;
-    module.add_class::<Observed>()?;
     module.add_class::<PaceShare>()?;
     module.add_class::<ShardWriter>()?;
     module.add_class::<Stats>()?;
-    module.add_class::<Uploads>()?;
     module.add_class::<crate::staging::StagingBuffer>()?;
     module.add_class::<crate::staging::StagingPool>()?;
     module.add_function(wrap_pyfunction!(join_key, module)?)?;
     module.add_function(wrap_pyfunction!(parse_s3_uri, module)?)
-}
-
-/// The mode of this name, which Python has checked.
-fn commit_mode(name: &str) -> ConditionalCommit {
-    match name {
-        "require" => ConditionalCommit::Require,
-        "off" => ConditionalCommit::Off,
-        _ => ConditionalCommit::Warn,
-    }
 }

@@ -4,7 +4,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{PyBytes, PyDict, PyFrozenSet, PyList, PyString, PyTuple, PyType};
+use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyFrozenSet, PyList, PyString, PyTuple, PyType};
 use s3dcp_checkpoint::{AllowList, Chunk, Cover, DType, HeadState, TensorSpec};
 use s3dcp_entry::entry;
 use s3dcp_s3::{Error, ErrorKind};
@@ -208,11 +208,12 @@ fn default_globals(py: Python<'_>) -> PyResult<Bound<'_, PyFrozenSet>> {
     PyFrozenSet::new(py, AllowList::default_globals().globals())
 }
 
-/// The names in module `torch` of the dtypes whose archives are written and read here.
+/// The dtypes whose archives are written and read here: their names in module `torch`, and in safetensors files where those
+/// have them.
 #[entry]
 #[pyfunction]
-fn dtype_names(py: Python<'_>) -> PyResult<Bound<'_, PyFrozenSet>> {
-    PyFrozenSet::new(py, DType::all().map(DType::torch_name))
+fn dtype_names(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    DType::all().map(|dtype| (dtype.torch_name(), dtype.safetensors_name())).into_py_dict(py)
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

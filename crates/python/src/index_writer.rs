@@ -190,24 +190,10 @@ impl<'py> Walk<'py> {
 
     fn storage_data(&mut self, items: &Bound<'py, PyDict>) -> PyResult<()> {
         self.writer.pickle.empty_dict();
-        let mut count = 0;
-        for (index, info) in items {
-            if count % BATCH == 0 {
-                if count > 0 {
-                    self.writer.pickle.set_items();
-                }
-                self.py.check_signals()?;
-                self.writer.pickle.mark();
-            }
-            count += 1;
-            self.value(&index, 2)?;
-            self.storage_info(&index, &info)?;
-            self.writer.pickle.between_items();
-        }
-        if count > 0 {
-            self.writer.pickle.set_items();
-        }
-        Ok(())
+        self.pairs(items, |walk, index, info| {
+            walk.value(index, 2)?;
+            walk.storage_info(index, info)
+        })
     }
 
     fn storage_info(&mut self, index: &Bound<'py, PyAny>, info: &Bound<'py, PyAny>) -> PyResult<()> {
@@ -326,7 +312,10 @@ impl<'py> Walk<'py> {
             if !self.get_known(value) {
                 self.writer.pickle.empty_dict();
                 self.memoize(value);
-                self.pairs(dict, depth)?;
+                self.pairs(dict, |walk, key, value| {
+                    walk.value(key, depth + 1)?;
+                    walk.value(value, depth + 1)
+                })?;
             }
         } else {
             self.opaque(value)?;
@@ -429,7 +418,12 @@ impl<'py> Walk<'py> {
         Ok(())
     }
 
-    fn pairs(&mut self, dict: &Bound<'py, PyDict>, depth: u32) -> PyResult<()> {
+    /// The keys and values of the dict just begun, each pair as `write` writes it.
+    fn pairs(
+        &mut self,
+        dict: &Bound<'py, PyDict>,
+        write: impl Fn(&mut Self, &Bound<'py, PyAny>, &Bound<'py, PyAny>) -> PyResult<()>,
+    ) -> PyResult<()> {
         for (place, (key, value)) in dict.iter().enumerate() {
             if place % BATCH == 0 {
                 if place > 0 {
@@ -438,8 +432,7 @@ impl<'py> Walk<'py> {
                 self.py.check_signals()?;
                 self.writer.pickle.mark();
             }
-            self.value(&key, depth + 1)?;
-            self.value(&value, depth + 1)?;
+            write(self, &key, &value)?;
             self.writer.pickle.between_items();
         }
         if !dict.is_empty() {

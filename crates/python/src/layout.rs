@@ -2,7 +2,6 @@
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
-use s3dcp_checkpoint::ShardName;
 use s3dcp_entry::entry;
 
 use crate::errors::to_python;
@@ -32,19 +31,6 @@ impl Layout {
             Ok(prefix) => self.inner.prefix_fault(prefix),
             Err(_) => Some("is not valid Unicode".to_owned()),
         }
-    }
-
-    /// Key and relative path of a shard file.
-    fn shard_file(
-        &self,
-        py: Python<'_>,
-        prefix: &str,
-        number: u32,
-        save_id: &str,
-    ) -> PyResult<(String, String)> {
-        let ShardName { key, relative_path } =
-            self.inner.shard_file(prefix, number, save_id).map_err(|error| to_python(py, &error))?;
-        Ok((key, relative_path))
     }
 
     /// The key of a shard file that an index in this folder names.

@@ -15,6 +15,7 @@ mod panics;
 mod pool;
 mod prefix;
 mod runtime;
+mod save;
 mod server;
 mod settings;
 mod shard_writer;
@@ -35,6 +36,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     layout::register(module)?;
     prefix::register(module)?;
     simulate::register(module)?;
+    save::register(module)?;
     server::register(module)?;
     panics::register(module)?;
     Ok(())

@@ -63,9 +63,12 @@ pub(crate) struct TensorMemory {
 }
 
 impl TensorMemory {
-    /// `length` bytes at `address`, memory of `owner`. The owner of little is not kept: whoever calls keeps it alive
-    /// until this is dropped.
-    pub(crate) fn new(
+    /// `length` bytes at `address`, memory of `owner`, which is kept; but not the owner of less than [`GATHER_BELOW`].
+    ///
+    /// # Safety
+    /// These bytes must be alive as long as `owner` is, and nobody may write them until this is dropped. Of fewer than
+    /// [`GATHER_BELOW`] whoever calls keeps the owner alive until then.
+    pub(crate) unsafe fn new(
         address: usize,
         length: usize,
         owner: &Bound<'_, PyAny>,
@@ -84,9 +87,8 @@ impl AsRef<[u8]> for TensorMemory {
         if self.length == 0 {
             return &[];
         }
-        // SAFETY: `address..address + length` is memory of `owner`, or of an object that the caller of `new` keeps
-        // alive, so it lives as long as `self`. That nobody changes it meanwhile is the caller's promise (torch: a
-        // state dict must not change during a save).
+        // SAFETY: the owner is held here or by the caller of `new`, who promised that these bytes live as long as it does
+        // and are not written meanwhile.
         unsafe { std::slice::from_raw_parts(self.address as *const u8, self.length) }
     }
 }
@@ -155,22 +157,23 @@ impl Destination for TensorDestination {
     }
 }
 
-/// A plain view of `length` bytes at `address` for the staging pool, whose buffers outlive every view.
+/// A plain view of `length` bytes at `address`, of a staging buffer.
 pub(crate) struct BufferView {
     address: usize,
     length: usize,
 }
 
 impl BufferView {
-    pub(crate) fn new(address: usize, length: usize) -> Self {
+    /// # Safety
+    /// These bytes must be alive, and nobody may write them, until this is dropped.
+    pub(crate) unsafe fn new(address: usize, length: usize) -> Self {
         Self { address, length }
     }
 }
 
 impl AsRef<[u8]> for BufferView {
     fn as_ref(&self) -> &[u8] {
-        // SAFETY: the pool that handed out the buffer is alive (its guard holds it) and the buffer is not handed
-        // out again before the guard is dropped.
+        // SAFETY: as `new` demands.
         unsafe { std::slice::from_raw_parts(self.address as *const u8, self.length) }
     }
 }

@@ -17,6 +17,12 @@ struct Shared<K> {
     kept: K,
 }
 
+impl<K> Clone for Pool<K> {
+    fn clone(&self) -> Pool<K> {
+        Pool { shared: Arc::clone(&self.shared) }
+    }
+}
+
 /// A buffer in use; it is free again when the last holder of this is gone.
 pub(crate) struct InUse<K> {
     slot: usize,
@@ -30,7 +36,11 @@ impl<K> Pool<K> {
         Pool { shared: Arc::new(Shared { free, freed: Condvar::new(), kept }) }
     }
 
-    /// Waits that long for a free buffer.
+    pub(crate) fn kept(&self) -> &K {
+        &self.shared.kept
+    }
+
+    /// Waits that long for a free buffer: the one that was freed last, so that others stay untouched.
     pub(crate) fn acquire(&self, patience: Duration) -> Option<Arc<InUse<K>>> {
         let free = self.shared.free.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut free, _) = self

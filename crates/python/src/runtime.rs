@@ -38,6 +38,11 @@ impl<T> OfProcess<T> {
         Self { pid: std::process::id(), value: Some(value) }
     }
 
+    /// Nothing, until it is exchanged for something.
+    pub(crate) fn none() -> Self {
+        Self { pid: std::process::id(), value: None }
+    }
+
     fn is_here(&self) -> bool {
         self.pid == std::process::id()
     }
@@ -50,6 +55,11 @@ impl<T> OfProcess<T> {
     /// The value, in the process that made it.
     pub(crate) fn get_mut(&mut self) -> Option<&mut T> {
         if self.is_here() { self.value.as_mut() } else { None }
+    }
+
+    /// The value, in the process that made it; nothing is left here then.
+    pub(crate) fn take(&mut self) -> Option<T> {
+        if self.is_here() { self.value.take() } else { None }
     }
 }
 

@@ -75,12 +75,6 @@ impl Index {
         self.files.iter().map(|(_, name)| &name[..])
     }
 
-    /// The pickle's length, in bytes.
-    #[must_use]
-    pub fn length(&self) -> usize {
-        self.pickle.len()
-    }
-
     /// The stored bytes, with `prefix` in front of every shard file's name: "" for an index in the checkpoint's path,
     /// "../" for one in a folder of it. They share this index's memory.
     #[must_use]

@@ -120,12 +120,6 @@ impl PickleWriter {
         }
     }
 
-    /// Bytes so far.
-    #[must_use]
-    pub fn length(&self) -> usize {
-        self.out.len()
-    }
-
     /// None.
     pub fn none(&mut self) {
         self.out.push(b'N');

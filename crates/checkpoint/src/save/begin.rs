@@ -1,14 +1,17 @@
 //! One save, as one rank knows it: from its first look at the path to its commit, or to its end without one.
 
-use s3dcp_s3::{Client, Error, ErrorKind, UploadOptions};
+use std::collections::BTreeSet;
 
-use crate::index::write::IndexWriter;
-use crate::layout::{ShardName, Target, new_save_id};
+use s3dcp_s3::{Client, Error, UploadOptions, share_of_budget};
+
+use crate::error::config;
+use crate::index::write::Index;
+use crate::layout::{Location, check_save_id, new_save_id};
 use crate::save::clean_up::discard;
 use crate::save::commit::{Committed, commit};
 use crate::save::conditions::{ConditionalCommit, prepare};
 use crate::save::observe::Observed;
-use crate::save::shard_writer::ShardWriter;
+use crate::save::shard_file::ShardFile;
 
 /// What a save may do at its path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,51 +25,72 @@ pub struct SaveOptions {
 /// A save under way. Nothing of it is global, and no two have the same id, so that saves to one path, in one process or in
 /// many, touch none of each other's files.
 ///
-/// Of a job's ranks one commits: it [begins](Save::begin) the save, the others [join](Save::join) it. Where each rank keeps
-/// an index of its own ([`Target::rank`]), each begins.
+/// Each of a job's ranks [joins](Save::join) the save. One commits, and so must [prepare](Save::prepare) it before; where
+/// each rank keeps an index of its own ([`Location::rank`]), each does.
 #[derive(Debug)]
 pub struct Save {
     client: Client,
-    target: Target,
+    location: Location,
     save_id: String,
     conditional_commit: ConditionalCommit,
     /// What the commit will replace; `None` for a rank that does not commit.
     observed: Option<Observed>,
+    /// Writes per second that each shard file should keep to; `None`: as many as it likes.
+    requests_per_second: Option<f64>,
     /// The keys of shard files so far.
-    keys: Vec<String>,
-}
-
-/// A shard file of a save.
-pub struct Shard {
-    /// Key, and name in the index.
-    pub name: ShardName,
-    /// Writes its items; to be finished before the commit. Dropped, it gives up.
-    pub writer: ShardWriter,
+    keys: BTreeSet<String>,
 }
 
 impl Save {
-    /// Begins a save that this rank will commit: looks at what is there. Nothing is written yet that stays.
+    /// Takes part in a save to this place, under a new id.
+    #[must_use]
+    pub fn join(client: &Client, location: Location) -> Save {
+        Save {
+            client: client.clone(),
+            location,
+            save_id: new_save_id(),
+            conditional_commit: ConditionalCommit::default(),
+            observed: None,
+            requests_per_second: None,
+            keys: BTreeSet::new(),
+        }
+    }
+
+    /// The same, under an id that the caller has drawn.
+    ///
+    /// # Errors
+    /// `Config` for anything but 64 bits in lower-case hexadecimal.
+    pub fn join_as(client: &Client, location: Location, save_id: &str) -> Result<Save, Error> {
+        check_save_id(save_id)?;
+        Ok(Save { save_id: save_id.to_owned(), ..Save::join(client, location) })
+    }
+
+    /// Begins a save that this rank will commit: joins and prepares it.
+    ///
+    /// # Errors
+    /// Those of [`Save::prepare`].
+    pub async fn begin(client: &Client, location: Location, options: SaveOptions) -> Result<Save, Error> {
+        let mut save = Save::join(client, location);
+        save.prepare(options).await?;
+        Ok(save)
+    }
+
+    /// Looks at what is there, for this rank will commit the save. Nothing is written yet that stays.
     ///
     /// # Errors
     /// Those of [`prepare`]: `AlreadyExists` for a checkpoint that may not be replaced, `Config` for a server that does not
     /// honour a condition that is required.
-    pub async fn begin(client: &Client, target: Target, options: SaveOptions) -> Result<Save, Error> {
+    pub async fn prepare(&mut self, options: SaveOptions) -> Result<&Observed, Error> {
         let mode = options.conditional_commit;
-        let observed = prepare(client, &target, options.overwrite, mode).await?;
-        Ok(Save { observed: Some(observed), conditional_commit: mode, ..Save::join(client, target) })
+        let observed = prepare(&self.client, &self.location, options.overwrite, mode).await?;
+        self.conditional_commit = mode;
+        Ok(self.observed.insert(observed))
     }
 
-    /// Takes part in a save that another rank commits.
-    #[must_use]
-    pub fn join(client: &Client, target: Target) -> Save {
-        Save {
-            client: client.clone(),
-            target,
-            save_id: new_save_id(),
-            conditional_commit: ConditionalCommit::default(),
-            observed: None,
-            keys: Vec::new(),
-        }
+    /// Divides S3's budget of writes between so many ranks that save at once, and so many shard files of each, from the
+    /// next file on: parts grow where that takes fewer of them.
+    pub fn divide_budget(&mut self, ranks: u64, files: u64) {
+        self.requests_per_second = Some(share_of_budget(true, ranks, files));
     }
 
     /// The id of this rank's part of the save, as in the names of its shard files; that of the rank which commits is the
@@ -76,7 +100,7 @@ impl Save {
         &self.save_id
     }
 
-    /// What was at the path; `None` for a rank that does not commit.
+    /// What was at the path; `None` for a rank that has not prepared a commit.
     #[must_use]
     pub fn observed(&self) -> Option<&Observed> {
         self.observed.as_ref()
@@ -87,12 +111,12 @@ impl Save {
     /// # Errors
     /// `Config` for a prefix under which nothing could be found again: see
     /// [`Layout::prefix_fault`](crate::Layout::prefix_fault).
-    pub fn shard(&mut self, prefix: &str, number: u32, size_hint: Option<u64>) -> Result<Shard, Error> {
-        let name = self.target.layout().shard_file(prefix, number, &self.save_id)?;
-        let options = UploadOptions { size_hint, ..UploadOptions::default() };
-        let upload = self.client.upload(&self.target.bucket, &name.key, options);
-        self.keys.push(name.key.clone());
-        Ok(Shard { name, writer: ShardWriter::new(upload) })
+    pub fn shard(&mut self, prefix: &str, number: u32, size_hint: Option<u64>) -> Result<ShardFile, Error> {
+        let name = self.location.layout().shard_file(prefix, number, &self.save_id)?;
+        let requests_per_second = self.requests_per_second;
+        let options = UploadOptions { size_hint, requests_per_second, ..UploadOptions::default() };
+        self.keys.insert(name.key.clone());
+        Ok(ShardFile::new(&self.client, &self.location.bucket, name, options))
     }
 
     /// Commits: makes the checkpoint visible, whose shard files are complete, those of other ranks too. Then cleans up after
@@ -100,19 +124,34 @@ impl Save {
     ///
     /// # Errors
     /// Those of [`commit`]. Where the index was certainly not written, the shard files that it names are deleted. `Config`
-    /// for a save that was joined.
-    pub async fn commit(self, index: IndexWriter) -> Result<Committed, Error> {
+    /// for a save that was not prepared, and for an index of another one.
+    pub async fn commit(self, index: &Index) -> Result<Committed, Error> {
         let Some(observed) = &self.observed else {
-            return Err(Error::new(ErrorKind::Config, "the rank that began the save commits it, no other"));
+            return Err(config("a save is committed by the rank that prepared it, and no other"));
         };
-        let index = index.finish(self.save_id);
-        commit(&self.client, &self.target, observed, &index, self.conditional_commit).await
+        if index.save_id() != self.save_id {
+            return Err(config(format!("index: of save {}, not of {}", index.save_id(), self.save_id)));
+        }
+        commit(&self.client, &self.location, observed, index, self.conditional_commit).await
     }
 
-    /// Gives the save up before its commit: aborts the uploads of `shards`, and deletes every shard file that this rank has
-    /// completed. Takes 30 seconds at most; the keys of files that may stay.
-    pub async fn discard(self, shards: Vec<Shard>) -> Vec<String> {
-        let uploads = shards.into_iter().map(|shard| shard.writer.abort()).collect();
-        discard(&self.client, &self.target.bucket, uploads, self.keys).await
+    /// Gives the save up before its commit: aborts the uploads of `shards`, and deletes every shard file that this rank may
+    /// have completed, and those that an index would have named (`relative_paths`). Takes 30 seconds at most; the keys of
+    /// files that may stay.
+    pub async fn discard<'a>(
+        mut self,
+        shards: impl IntoIterator<Item = &'a mut ShardFile>,
+        relative_paths: impl IntoIterator<Item = &'a str>,
+    ) -> Vec<String> {
+        let mut ends = Vec::new();
+        for shard in shards {
+            if shard.is_open() {
+                self.keys.remove(&shard.name().key);
+            }
+            ends.push(shard.stop());
+        }
+        let layout = self.location.layout();
+        self.keys.extend(relative_paths.into_iter().filter_map(|path| layout.resolve(path).ok()));
+        discard(&self.client, &self.location.bucket, ends, self.keys.into_iter().collect()).await
     }
 }

@@ -13,7 +13,7 @@ use s3dcp_s3::Client;
 
 use crate::catalogue::delete::{NamedBy, Stopped, delete_objects};
 use crate::index::write::Index;
-use crate::layout::{Layout, Target};
+use crate::layout::{Layout, Location};
 use crate::save::observe::Observed;
 
 /// Longest time for giving up what a failed save wrote: whoever failed on a dead service should not wait for it again.
@@ -43,22 +43,22 @@ pub async fn discard(
 /// Deletes the shard files of a save whose index was not written and never will be, as far as that goes in 30 seconds.
 pub(crate) async fn discard_uncommitted(
     client: &Client,
-    target: &Target,
+    location: &Location,
     observed: &Observed,
     index: &Index,
 ) {
-    let layout = target.layout();
+    let layout = location.layout();
     let keys: Vec<String> = index.shard_files().filter_map(|file| layout.resolve(file).ok()).collect();
     // What stays is found by a prune; the save has its own error to report.
-    let discarded = delete_objects(client, &target.bucket, &layout, keys, named_by(target, observed));
+    let discarded = delete_objects(client, &location.bucket, &layout, keys, named_by(location, observed));
     let _in_time = tokio::time::timeout(DISCARD_LIMIT, discarded).await;
 }
 
 /// The indexes of the path, those that are likely to name what a commit replaced first.
-fn named_by(target: &Target, observed: &Observed) -> NamedBy<'static> {
-    let mut likely = vec![target.index_key(), target.root_key()];
+fn named_by(location: &Location, observed: &Observed) -> NamedBy<'static> {
+    let mut likely = vec![location.index_key(), location.root_key()];
     if let Some(epoch) = observed.root.as_ref().and_then(|root| root.epoch) {
-        likely.push(target.layout().epoch(epoch).index_key(None));
+        likely.push(location.layout().epoch(epoch).index_key(None));
     }
     NamedBy::Path(likely)
 }
@@ -74,7 +74,7 @@ pub(crate) struct CleanedUp {
     pub(crate) left: Vec<String>,
 }
 
-pub(crate) async fn clean_up(client: &Client, target: &Target, observed: &Observed) -> CleanedUp {
+pub(crate) async fn clean_up(client: &Client, location: &Location, observed: &Observed) -> CleanedUp {
     let mut cleaned = CleanedUp::default();
     let mut keys = BTreeSet::new();
     for seen in [&observed.index, &observed.root].into_iter().flatten() {
@@ -85,8 +85,8 @@ pub(crate) async fn clean_up(client: &Client, target: &Target, observed: &Observ
                 .push("the replaced index could not be read: the shard files it named stay".to_owned()),
         }
     }
-    let (layout, named_by) = (target.layout(), named_by(target, observed));
-    let deletion = delete_objects(client, &target.bucket, &layout, keys, named_by).await;
+    let (layout, named_by) = (location.layout(), named_by(location, observed));
+    let deletion = delete_objects(client, &location.bucket, &layout, keys, named_by).await;
     if let Some(Stopped { error, left, asked }) = deletion.stopped {
         let count = left.len();
         let stay = if asked { "may stay" } else { "stay" };

@@ -13,7 +13,7 @@ use s3dcp_s3::{Client, Condition, Error, ErrorKind, PutOptions, Support};
 use crate::index::judge::read_facts;
 use crate::index::read::{SeenIndex, get, see};
 use crate::index::write::{Index, SealedIndex};
-use crate::layout::Target;
+use crate::layout::Location;
 use crate::save::clean_up::{CleanedUp, clean_up, discard_uncommitted};
 use crate::save::conditions::{ConditionalCommit, Protection};
 use crate::save::observe::{EXISTS, Observed};
@@ -49,31 +49,31 @@ pub struct Committed {
 /// no attempt to write it can have had an effect or still have one.
 pub async fn commit(
     client: &Client,
-    target: &Target,
+    location: &Location,
     observed: &Observed,
     index: &Index,
     mode: ConditionalCommit,
 ) -> Result<Committed, Error> {
-    target.check()?;
-    let mut protection = Protection::new(client, target, mode);
+    location.check()?;
+    let mut protection = Protection::new(client, location, mode);
     let mut commit = IndexCommit {
         client,
-        target,
-        key: target.index_key(),
+        location,
+        key: location.index_key(),
         seen: observed.index.clone(),
-        index: index.seal(target.to_path()),
+        index: index.seal(location.to_path()),
         save_id: index.save_id(),
         maybe_applied: false,
     };
     if let Err(error) = commit.write(&mut protection).await {
         if !commit.maybe_applied && !error.maybe_applied() {
-            discard_uncommitted(client, target, observed, index).await;
+            discard_uncommitted(client, location, observed, index).await;
         }
         return Err(error);
     }
-    if target.has_root() {
+    if location.has_root() {
         let root = IndexCommit {
-            key: target.root_key(),
+            key: location.root_key(),
             seen: observed.root.clone(),
             index: index.seal(""),
             ..commit.clone()
@@ -87,7 +87,7 @@ pub async fn commit(
             error.with_message(message)
         })?;
     }
-    let CleanedUp { warnings, deleted, left } = clean_up(client, target, observed).await;
+    let CleanedUp { warnings, deleted, left } = clean_up(client, location, observed).await;
     Ok(Committed {
         warnings: [observed.notes.clone(), protection.warnings, warnings].concat(),
         deleted,
@@ -99,7 +99,7 @@ pub async fn commit(
 #[derive(Clone)]
 struct IndexCommit<'a> {
     client: &'a Client,
-    target: &'a Target,
+    location: &'a Location,
     key: String,
     seen: Option<SeenIndex>,
     index: SealedIndex,
@@ -151,7 +151,7 @@ impl IndexCommit<'_> {
 
     async fn put_once(&mut self, options: &PutOptions) -> Result<(), Error> {
         let body = self.index.payload.clone();
-        let put = self.client.put_object(&self.target.bucket, &self.key, body, options).await;
+        let put = self.client.put_object(&self.location.bucket, &self.key, body, options).await;
         self.maybe_applied |= put.as_ref().is_err_and(Error::maybe_applied);
         put.map(drop)
     }
@@ -199,7 +199,7 @@ impl IndexCommit<'_> {
                 Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::Conflict) => {}
                 result => return result,
             }
-            root.seen = see(self.client, &self.target.bucket, &root.key).await?;
+            root.seen = see(self.client, &self.location.bucket, &root.key).await?;
             match self.outcome().await {
                 Outcome::Ours => {}
                 Outcome::Unknown(error) => return Err(error),
@@ -211,7 +211,7 @@ impl IndexCommit<'_> {
 
     /// Without a condition the best there is: look right before writing.
     async fn refuse_change(&self) -> Result<(), Error> {
-        match self.client.head_object(&self.target.bucket, &self.key).await {
+        match self.client.head_object(&self.location.bucket, &self.key).await {
             Ok(info) if self.seen.is_none() || info.etag.as_deref() != self.seen_etag() => {
                 let outcome = self.outcome().await;
                 let error = Error::new(
@@ -230,7 +230,7 @@ impl IndexCommit<'_> {
 
     /// Reads what is there now.
     async fn outcome(&self) -> Outcome {
-        match get(self.client, &self.target.bucket, &self.key).await {
+        match get(self.client, &self.location.bucket, &self.key).await {
             Err(error) => Outcome::Unknown(error),
             Ok(None) => Outcome::Gone,
             Ok(Some((body, _))) if self.index.is(&body) => Outcome::Ours,
@@ -250,7 +250,7 @@ impl IndexCommit<'_> {
     /// Turns an outcome into the commit's result. `refused`: the server answered that it did not write.
     fn settle(&self, cause: Error, refused: bool, outcome: Outcome) -> Result<(), Error> {
         let ours = self.save_id;
-        let locate = |error: Error| error.with_bucket(&self.target.bucket).with_key(&self.key);
+        let locate = |error: Error| error.with_bucket(&self.location.bucket).with_key(&self.key);
         let unknown = |cause: Error, why: String| {
             let message = format!(
                 "the index may or may not have been written ({}; {why}); nothing was deleted",

@@ -7,7 +7,7 @@
 use s3dcp_s3::{Client, Condition, Conditions, Error, ErrorKind, Found, Support};
 
 use crate::index::read::SeenIndex;
-use crate::layout::Target;
+use crate::layout::Location;
 use crate::save::observe::{Observed, observe};
 
 /// What to do about servers that do not honour the condition that a commit needs.
@@ -29,26 +29,27 @@ pub enum ConditionalCommit {
 /// `Require`.
 pub async fn prepare(
     client: &Client,
-    target: &Target,
+    location: &Location,
     overwrite: bool,
     mode: ConditionalCommit,
 ) -> Result<Observed, Error> {
-    target.check()?;
-    let found =
-        async { if mode == ConditionalCommit::Off { None } else { Some(conditions(client, target).await) } };
-    let (observed, found) = tokio::join!(observe(client, target, overwrite), found);
+    location.check()?;
+    let found = async {
+        if mode == ConditionalCommit::Off { None } else { Some(conditions(client, location).await) }
+    };
+    let (observed, found) = tokio::join!(observe(client, location, overwrite), found);
     let mut observed = observed?;
     let Some((conditions, notes)) = found else { return Ok(observed) };
     observed.notes = notes;
     if mode == ConditionalCommit::Require {
-        let root = target.has_root().then_some(&observed.root);
+        let root = location.has_root().then_some(&observed.root);
         for seen in [Some(&observed.index), root].into_iter().flatten() {
             let condition = wanted(seen.as_ref());
             let support = conditions.support(&condition);
             // What could not be found out just now may be at the commit.
             let passes = matches!(support, Support::Unknown(error) if error.retryable());
             if let Some(problem) = problem(&condition, support).filter(|_| !passes) {
-                return Err(required(target, &problem));
+                return Err(required(location, &problem));
             }
         }
     }
@@ -56,10 +57,11 @@ pub async fn prepare(
 }
 
 /// What the server does, and a note where the object that asked it stays.
-async fn conditions(client: &Client, target: &Target) -> (Conditions, Vec<String>) {
-    let key = target.layout().probe_key(fastrand::u64(..));
-    let Found { conditions, left } = client.conditions(&target.bucket, &key).await;
-    let note = |error| format!("the probe object s3://{}/{key} could not be deleted: {error}", target.bucket);
+async fn conditions(client: &Client, location: &Location) -> (Conditions, Vec<String>) {
+    let key = location.layout().probe_key(fastrand::u64(..));
+    let Found { conditions, left } = client.conditions(&location.bucket, &key).await;
+    let note =
+        |error| format!("the probe object s3://{}/{key} could not be deleted: {error}", location.bucket);
     (conditions, left.into_iter().map(note).collect())
 }
 
@@ -91,15 +93,15 @@ fn problem(condition: &Condition, support: &Support) -> Option<String> {
 }
 
 /// The refusal of a save that requires conditions.
-fn required(target: &Target, problem: &str) -> Error {
+fn required(location: &Location, problem: &str) -> Error {
     let message = format!("conditional_commit=\"require\": {problem}; nothing was committed");
-    Error::new(ErrorKind::Config, message).with_bucket(&target.bucket)
+    Error::new(ErrorKind::Config, message).with_bucket(&location.bucket)
 }
 
 /// The conditions of one commit, and what there is to say of them.
 pub(crate) struct Protection<'a> {
     client: &'a Client,
-    target: &'a Target,
+    location: &'a Location,
     mode: ConditionalCommit,
     conditions: Option<Conditions>,
     /// For the user.
@@ -107,8 +109,12 @@ pub(crate) struct Protection<'a> {
 }
 
 impl Protection<'_> {
-    pub(crate) fn new<'a>(client: &'a Client, target: &'a Target, mode: ConditionalCommit) -> Protection<'a> {
-        Protection { client, target, mode, conditions: None, warnings: Vec::new() }
+    pub(crate) fn new<'a>(
+        client: &'a Client,
+        location: &'a Location,
+        mode: ConditionalCommit,
+    ) -> Protection<'a> {
+        Protection { client, location, mode, conditions: None, warnings: Vec::new() }
     }
 
     /// The condition to send with a write that replaces this; none where the server does not honour it.
@@ -121,14 +127,14 @@ impl Protection<'_> {
             return Ok(Condition::None);
         }
         if self.conditions.is_none() {
-            let (conditions, mut notes) = conditions(self.client, self.target).await;
+            let (conditions, mut notes) = conditions(self.client, self.location).await;
             self.warnings.append(&mut notes);
             self.conditions = Some(conditions);
         }
         let support = self.conditions.as_ref().map_or(&Support::Honoured, |known| known.support(&condition));
         let Some(problem) = problem(&condition, support) else { return Ok(condition) };
         if self.mode == ConditionalCommit::Require {
-            return Err(required(self.target, &problem));
+            return Err(required(self.location, &problem));
         }
         let send = matches!(support, Support::Unknown(_));
         self.warn(&problem);

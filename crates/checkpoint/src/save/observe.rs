@@ -7,7 +7,7 @@ use s3dcp_s3::{Client, Error, ErrorKind};
 use tokio::task::JoinSet;
 
 use crate::index::read::{SeenIndex, epoch_folders, see};
-use crate::layout::Target;
+use crate::layout::Location;
 
 /// HEAD requests under way at once.
 const CONCURRENT_HEADS: usize = 32;
@@ -32,59 +32,59 @@ pub struct Observed {
 /// `<path>/.metadata` that is no epoch's; and, whatever `overwrite` says, when the path holds the other kind of
 /// checkpoint (with one index per rank, or with one for all). `Config` for a path or epoch that cannot be part of a
 /// key. Else those of the requests; nothing has been written then.
-pub async fn observe(client: &Client, target: &Target, overwrite: bool) -> Result<Observed, Error> {
-    target.check()?;
-    let bucket = &target.bucket;
-    let (key, root_key) = (target.index_key(), target.root_key());
-    let root = async { if target.has_root() { see(client, bucket, &root_key).await } else { Ok(None) } };
+pub async fn observe(client: &Client, location: &Location, overwrite: bool) -> Result<Observed, Error> {
+    location.check()?;
+    let bucket = &location.bucket;
+    let (key, root_key) = (location.index_key(), location.root_key());
+    let root = async { if location.has_root() { see(client, bucket, &root_key).await } else { Ok(None) } };
     let (other_kind, index, root) =
-        tokio::join!(refuse_other_kind(client, target), see(client, bucket, &key), root);
+        tokio::join!(refuse_other_kind(client, location), see(client, bucket, &key), root);
     other_kind?;
     let index = index?;
     if let Some(seen) = &index
         && !overwrite
     {
         let by = seen.save_id.as_ref().map_or_else(String::new, |id| format!(" Its save id is {id}."));
-        return Err(exists(target, &key, format!("{EXISTS} and self.overwrite=False.{by}")));
+        return Err(exists(location, &key, format!("{EXISTS} and self.overwrite=False.{by}")));
     }
     let root = root?;
     if root.as_ref().is_some_and(|seen| seen.epoch.is_none()) && !overwrite {
         let message = format!("{EXISTS} and self.overwrite=False. It has no epoch.");
-        return Err(exists(target, &root_key, message));
+        return Err(exists(location, &root_key, message));
     }
     Ok(Observed { index, root, notes: Vec::new() })
 }
 
-fn exists(target: &Target, key: &str, message: String) -> Error {
-    Error::new(ErrorKind::AlreadyExists, message).with_bucket(&target.bucket).with_key(key)
+fn exists(location: &Location, key: &str, message: String) -> Error {
+    Error::new(ErrorKind::AlreadyExists, message).with_bucket(&location.bucket).with_key(key)
 }
 
 /// A path holds one kind of checkpoint.
-async fn refuse_other_kind(client: &Client, target: &Target) -> Result<(), Error> {
-    let (rank, kind) = match target.rank {
+async fn refuse_other_kind(client: &Client, location: &Location) -> Result<(), Error> {
+    let (rank, kind) = match location.rank {
         None => (Some(0), "saved by each rank for itself (use_collectives=False)"),
         Some(_) => (None, "saved by all ranks together"),
     };
-    let (layout, own) = (target.layout(), target.index_layout());
+    let (layout, own) = (location.layout(), location.index_layout());
     let mut keys = vec![layout.index_key(rank)];
-    if target.epoch.is_some() {
+    if location.epoch.is_some() {
         keys.push(own.index_key(rank));
     }
     let in_epochs = async {
-        if target.rank.is_some() {
+        if location.rank.is_some() {
             return Ok(None);
         }
-        let mut folders = epoch_folders(client, &target.bucket, &layout).await?;
+        let mut folders = epoch_folders(client, &location.bucket, &layout).await?;
         folders.retain(|folder| *folder != own);
         let keys = folders.iter().map(|folder| folder.index_key(rank)).collect();
-        first_existing(client, &target.bucket, keys).await
+        first_existing(client, &location.bucket, keys).await
     };
-    let (here, in_epochs) = tokio::join!(first_existing(client, &target.bucket, keys), in_epochs);
+    let (here, in_epochs) = tokio::join!(first_existing(client, &location.bucket, keys), in_epochs);
     // A listing that fails says why; the answer to a HEAD has no room for it.
     let in_epochs = in_epochs?;
     if let Some(key) = here?.or(in_epochs) {
         let message = format!("{EXISTS}, {kind}, and one path holds one kind");
-        return Err(exists(target, &key, message));
+        return Err(exists(location, &key, message));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use s3dcp_checkpoint::{Index, IndexWriter, Target};
+use s3dcp_checkpoint::{Index, IndexWriter, Location};
 use s3dcp_s3::{Client, ClientConfig, ErrorKind, Payload, PutOptions, StaticCredentials};
 use s3dcp_server::{Server, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -192,11 +192,6 @@ fn parse(head: &[u8]) -> Head {
 
 /// An index of one item in each of these files.
 pub(crate) fn index(save_id: &str, epoch: Option<u8>, files: &[&str]) -> Index {
-    index_writer(save_id, epoch, files).finish(save_id)
-}
-
-/// The same, not finished.
-pub(crate) fn index_writer(save_id: &str, epoch: Option<u8>, files: &[&str]) -> IndexWriter {
     let mut writer = IndexWriter::new();
     let object = |writer: &mut IndexWriter, module: &str, class: &str| {
         writer.pickle.global(module, class);
@@ -236,7 +231,7 @@ pub(crate) fn index_writer(save_id: &str, epoch: Option<u8>, files: &[&str]) -> 
         writer.pickle.set_items();
         writer.pickle.build();
     }
-    writer
+    writer.finish(save_id)
 }
 
 /// The bytes of such an index.
@@ -245,8 +240,8 @@ pub(crate) fn stored(save_id: &str, epoch: Option<u8>, files: &[&str]) -> Bytes 
 }
 
 /// Where a save to `run` goes.
-pub(crate) fn target(epoch: Option<u8>, rank: Option<u64>) -> Target {
-    Target {
+pub(crate) fn location(epoch: Option<u8>, rank: Option<u64>) -> Location {
+    Location {
         bucket: BUCKET.into(),
         path_key: "run".into(),
         epoch: epoch.map(|epoch| epoch.to_string()),

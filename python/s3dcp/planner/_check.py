@@ -20,7 +20,7 @@ from torch.distributed.checkpoint import default_planner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 
-from . import _plan_load, _plan_save, _plan_state
+from . import _flatten, _load_plan, _save_plan
 
 __all__ = ["replacements"]
 
@@ -31,28 +31,28 @@ Cases = Callable[[], Iterable[tuple[Any, ...]]]
 def replacements() -> tuple[dict[str, Function], list[str]]:
     """The functions to use in place of torch's, by name, and the names of those that do not fit this torch."""
     candidates: dict[str, tuple[Function, Cases]] = {
-        "_init_state_dict": (_plan_state.init_state_dict, lambda: [(_state(),)]),
-        "_flatten_sharded_tensors": (_plan_state.flatten_sharded_tensors, lambda: [(_state(),)]),
-        "flatten_state_dict": (_plan_state.flatten_state_dict, lambda: [(_state(),)]),
+        "_init_state_dict": (_flatten.init_state_dict, lambda: [(_state(),)]),
+        "_flatten_sharded_tensors": (_flatten.flatten_sharded_tensors, lambda: [(_state(),)]),
+        "flatten_state_dict": (_flatten.flatten_state_dict, lambda: [(_state(),)]),
         "create_default_local_save_plan": (
-            _plan_save.create_default_local_save_plan,
+            _save_plan.create_default_local_save_plan,
             lambda: [(_flat(), True), (_flat(), False)],
         ),
         "dedup_save_plans": (
-            _plan_save.dedup_save_plans,
+            _save_plan.dedup_save_plans,
             lambda: [(plans, to_lowest) for plans in _plans() for to_lowest in (True, False)],
         ),
         "create_default_global_save_plan": (
-            _plan_save.create_default_global_save_plan,
+            _save_plan.create_default_global_save_plan,
             lambda: [([*plans[:1], *plans[2:]],) for plans in _plans()],
         ),
-        "_validate_global_plan": (_plan_save.validate_global_plan, lambda: [(plans, _index()) for plans in _plans()]),
+        "_validate_global_plan": (_save_plan.validate_global_plan, lambda: [(plans, _index()) for plans in _plans()]),
         "create_default_local_load_plan": (
-            _plan_load.create_default_local_load_plan,
+            _load_plan.create_default_local_load_plan,
             lambda: [(_flat(), _index(), True), (_flat(), _index(), False)],
         ),
     }
-    fitting: dict[str, Function] = {"ChainMap": _plan_save.merged}
+    fitting: dict[str, Function] = {"ChainMap": _save_plan.merged}
     unfit = []
     for name, (function, cases) in candidates.items():
         known = getattr(default_planner, name, None)

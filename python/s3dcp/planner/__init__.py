@@ -2,10 +2,10 @@
 
 torch's default planners spend tens of microseconds on every tensor of a state, most of it in ``isinstance`` checks
 against runtime protocols and in full garbage collections. These planners are subclasses whose methods are torch's
-own, run with faster functions where torch's call a helper (`s3dcp._plan_state`, `s3dcp._plan_save`,
-`s3dcp._plan_load`). Nothing of torch is changed, and what its methods do around the helpers, such as caching plans,
-stays what the installed version does. Where a helper of the installed torch differs from what is known here
-(`s3dcp._plan_check`), torch's own is used and a warning is logged.
+own, run with faster functions where torch's call a helper (`_flatten`, `_save_plan`, `_load_plan`). Nothing of torch
+is changed, and what its methods do around the helpers, such as caching plans, stays what the installed version does.
+Where a helper of the installed torch differs from what is known here (`_check`), torch's own is used and a warning is
+logged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from torch.distributed.checkpoint import default_planner
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
-from ._plan_check import replacements
+from ._check import replacements
 
 __all__ = ["FastLoadPlanner", "FastSavePlanner"]
 

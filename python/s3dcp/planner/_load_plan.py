@@ -10,9 +10,9 @@ from torch.distributed.checkpoint import default_planner
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
-from ._gc import without_gc
-from ._plan_save import zeros
-from ._plan_state import PLAIN_TENSORS
+from .._gc import without_gc
+from .._tensors import PLAIN_TENSORS
+from ._save_plan import zeros
 
 __all__ = ["create_default_local_load_plan"]
 

@@ -1,4 +1,4 @@
-"""From a save plan to shard files: which item goes into which file, and each file's bytes into the native writer.
+"""The items of one shard file into the native writer.
 
 A plain CPU tensor goes up straight from its own memory, which the native writer keeps alive until the request is
 torn down; many small ones are handed over in one call. Everything else (other devices, strided views, lazy
@@ -8,13 +8,10 @@ conjugates) passes through a few reused staging buffers, a bounded number of row
 
 from __future__ import annotations
 
-import heapq
 import io
 import json
 import logging
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,19 +23,20 @@ from torch.distributed.checkpoint._hf_utils import (
     HF_DCP_VERSION,
 )
 from torch.distributed.checkpoint.filesystem import (
-    SerializationFormat,
     _StorageInfo,
     _StorageWriterTransforms,
 )
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
-from . import _native
-from ._dtypes import NATIVE, SAFETENSORS_NAMES
-from ._gc import GcPause
-from ._resolve import Resolver, is_direct, is_plain, warn_if_refused
-from ._staging import Stager
-from .errors import shown
+from .. import _native
+from .._dtypes import NATIVE, SAFETENSORS_NAMES
+from .._gc import GcPause
+from .._tensors import PLAIN_TENSORS, is_direct, is_plain
+from ..errors import shown
+from .files import FilePlan, item_nbytes
+from .resolve import Resolver, warn_if_refused
+from .staging import Stager
 
 logger = logging.getLogger(__name__)
 
@@ -49,93 +47,20 @@ _BATCH_BYTES = 4 * 1024 * 1024
 # Below so many bytes a copy costs less than staging.
 _COPY_BELOW = 4096
 
-# Offset, length, where the data begins (None for an object), checksums.
-_Record = tuple[int, int, int | None, bytes]
-
-
-@dataclass
-class FilePlan:
-    """The items of one shard file, objects first; `safetensors` when all are tensors in that format."""
-
-    items: list[WriteItem]
-    safetensors: bool
-    nbytes: int
-
-
-def item_nbytes(item: WriteItem) -> int:
-    """Raw bytes of a tensor item; 0 for an object, whose size is not known before it is pickled."""
-    data = item.tensor_data
-    if data is None:
-        return 0
-    return math.prod(data.chunk.sizes) * data.properties.dtype.itemsize
-
-
-def split_into_files(
-    items: list[WriteItem], thread_count: int, single_file_per_rank: bool, format: SerializationFormat
-) -> list[FilePlan]:
-    """Spread `items` over `thread_count` files of about equal size, or one file per item.
-
-    Safetensors files hold tensors only, each name once: objects, and further chunks of a name, get files of their
-    own. Empty files are not made.
-    """
-    if not single_file_per_rank:
-        groups = [[item] for item in items]
-    elif thread_count == 1:
-        groups = [items]
-    else:
-        groups = [[] for _ in range(thread_count)]
-        sizes = [(0, number) for number in range(thread_count)]
-        for item in sorted(items, key=item_nbytes, reverse=True):
-            size, number = heapq.heappop(sizes)
-            groups[number].append(item)
-            heapq.heappush(sizes, (size + max(item_nbytes(item), 1), number))
-
-    files: list[FilePlan] = []
-    for group in groups:
-        objects = [item for item in group if item.type == _OBJECT]
-        tensors = [item for item in group if item.type != _OBJECT]
-        if format is SerializationFormat.SAFETENSORS:
-            parts = [(objects, False), *((names, True) for names in _unique_names(tensors))]
-        else:
-            parts = [(objects + tensors, False)]
-        files += [FilePlan(part, safetensors, sum(map(item_nbytes, part))) for part, safetensors in parts if part]
-    return files
-
-
-def _unique_names(tensors: list[WriteItem]) -> list[list[WriteItem]]:
-    groups: list[dict[str, WriteItem]] = []
-    for item in tensors:
-        name = item.index.fqn
-        group = next((group for group in groups if name not in group), None)
-        if group is None:
-            groups.append(group := {})
-        group[name] = item
-    return [list(group.values()) for group in groups]
-
 
 class ShardFile:
     """One shard file on its way up.
 
     Args:
-        uploads: the save's uploads.
-        key: where the file goes.
-        relative_path: the file's name in the index.
+        native: its writer.
         transforms: torch's stream extensions; with any, items are serialised through their streams.
-        size_hint: bytes expected, from which the size of a part follows.
     """
 
-    def __init__(
-        self,
-        uploads: _native.Uploads,
-        key: str,
-        relative_path: str,
-        transforms: _StorageWriterTransforms,
-        size_hint: int,
-    ) -> None:
-        self._relative_path = relative_path
+    def __init__(self, native: _native.ShardWriter, transforms: _StorageWriterTransforms) -> None:
+        self._native = native
+        self._relative_path = native.relative_path
         self._transforms = transforms
-        self._native = uploads.shard_writer(key, size_hint)
-        self._stager = Stager(self._native.part_size)
+        self._stager = Stager(native.part_size)
 
     def write(self, plan: FilePlan, resolver: Resolver) -> list[WriteResult]:
         """Hand over every item of `plan`; bytes may still be on their way when this returns."""
@@ -156,19 +81,18 @@ class ShardFile:
         """Wait until the object is complete on S3; raises whatever failed."""
         self._native.wait()
 
-    def give_up(self) -> _native.ShardWriter:
-        """Let go of what staging holds; what is left to give up."""
+    def let_go(self) -> None:
+        """Let go of what staging holds."""
         self._stager.close()
-        return self._native
 
-    def _result(self, item: WriteItem, record: _Record, dtype: torch.dtype | None = None) -> WriteResult:
+    def _result(self, item: WriteItem, record: _native.ItemRecord, dtype: torch.dtype | None = None) -> WriteResult:
         """What becomes of `item`, a tensor stored as `dtype`.
 
         A dtype other than the plan's, and with it the index's, is left to the archive to tell.
         """
-        offset, length, data_offset, checksums = record
-        info = _StorageInfo(self._relative_path, offset, length)
-        info.crc32 = checksums  # type: ignore[attr-defined]
+        length, data_offset = record.length, record.data_offset
+        info = _StorageInfo(self._relative_path, record.offset, length)
+        info.crc32 = record.checksums  # type: ignore[attr-defined]
         if data_offset is not None and dtype in (None, item.tensor_data.properties.dtype):  # type: ignore[union-attr]
             info.data_offset = data_offset  # type: ignore[attr-defined]
         # As its own constructor does, which takes four times as long because the class is frozen.
@@ -178,7 +102,7 @@ class ShardFile:
 
     def _write_archives(self, items: list[WriteItem], resolver: Resolver) -> list[WriteResult]:
         """One archive of torch per item, in order."""
-        records: list[_Record] = []
+        records: list[_native.ItemRecord] = []
         batch: list[tuple[str, torch.Size, int, torch.UntypedStorage]] = []
         batch_bytes = 0
         dtypes: list[torch.dtype | None] = []
@@ -202,7 +126,7 @@ class ShardFile:
         with GcPause(old_at_once=True):
             return [self._result(*one) for one in zip(items, records, dtypes, strict=True)]
 
-    def _write_indirect(self, name: str, tensor: torch.Tensor) -> _Record:
+    def _write_indirect(self, name: str, tensor: torch.Tensor) -> _native.ItemRecord:
         if is_plain(tensor) and tensor.dtype in NATIVE:
             self._native.begin_tensor(NATIVE[tensor.dtype], tensor.shape)
             return self._write_staged(tensor)
@@ -210,7 +134,7 @@ class ShardFile:
         _save(name, tensor, stream)
         return self._native.raw(stream.getvalue())
 
-    def _write_staged(self, tensor: torch.Tensor) -> _Record:
+    def _write_staged(self, tensor: torch.Tensor) -> _native.ItemRecord:
         for buffer, start, nbytes in self._stager.staged(tensor):
             self._native.write_staged(buffer, start, nbytes)
         return self._native.end()
@@ -231,13 +155,12 @@ class ShardFile:
                     f"{shown(item.index.fqn)}: the planner gave {tensor.dtype} for what it planned as {planned}, which "
                     "serialization_format=SAFETENSORS cannot store: its header comes first"
                 )
-            if is_direct(tensor):
+            if is_direct(tensor) and tensor.is_contiguous():
                 record = self._native.raw_memory(tensor.data_ptr(), tensor.nbytes, tensor)
             else:
                 self._native.begin_raw()
                 record = self._write_staged(tensor)
-            offset, length, _, checksums = record
-            results.append(self._result(item, (offset, length, 0, checksums)))
+            results.append(self._result(item, record))
         return results
 
     def _write_transformed(self, item: WriteItem, resolver: Resolver) -> WriteResult:
@@ -254,14 +177,12 @@ class ShardFile:
         return result
 
 
-def discard(
-    client: _native.Client, bucket: str, path_key: str, files: list[ShardFile], relative_paths: Iterable[str] = ()
-) -> None:
-    """Give up a save that no index can name: abort its uploads, delete its `files` and those of `relative_paths`.
+def discard(save: _native.Save, bucket: str, relative_paths: Iterable[str] = ()) -> None:
+    """Give up a save that no index can name: abort its uploads, delete its files and those of `relative_paths`.
 
     It raises nothing of its own and takes half a minute at most, on a dead service too.
     """
-    left = client.discard(bucket, path_key, [file.give_up() for file in files], list(relative_paths))
+    left = save.discard(list(relative_paths))
     if left:
         logger.warning(
             "%d shard files of a save that failed may stay, s3://%s/%s first: s3dcp prune finds them",
@@ -275,7 +196,7 @@ def _direct(tensor: torch.Tensor) -> torch.Tensor | None:
     """A tensor whose memory is what an archive of `tensor` stores: itself, or a copy of a small one."""
     if tensor.dtype not in NATIVE or not is_plain(tensor):
         return None
-    if is_direct(tensor):
+    if is_direct(tensor) and tensor.is_contiguous():
         return tensor
     if tensor.nbytes >= _COPY_BELOW:
         return None
@@ -286,7 +207,7 @@ def _save(name: str, tensor: torch.Tensor, stream: Any) -> None:
     """Have torch save `tensor`; warns of one that readers refuse."""
     tensor = _alone(tensor)
     torch.save(tensor, stream)
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+    if type(tensor) not in PLAIN_TENSORS:
         alone = io.BytesIO()
         torch.save(tensor, alone)
         warn_if_refused(name, "tensor", alone)
@@ -295,7 +216,7 @@ def _save(name: str, tensor: torch.Tensor, stream: Any) -> None:
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` on the CPU, copied where ``torch.save`` would also store memory beside it."""
     tensor = tensor.cpu()
-    dense = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    dense = type(tensor) in PLAIN_TENSORS and tensor.layout is torch.strided
     return tensor.clone() if dense and tensor.untyped_storage().size() != tensor.nbytes else tensor
 
 

@@ -1,0 +1,242 @@
+//! The index of a checkpoint of tensors, from what writing them told: for programs that have no objects of torch to
+//! pickle.
+//!
+//! What it pickles is torch's `Metadata`: what each tensor is and how its chunks lie in it, where each chunk is stored,
+//! and what this project notes of the save.
+
+use std::collections::BTreeMap;
+
+use s3dcp_s3::Error;
+
+use crate::dtype::DType;
+use crate::error::config;
+use crate::index::write::{Index, IndexWriter};
+use crate::load::chunks::{Chunk, Cover, check_chunks};
+use crate::pickle::write::PickleWriter;
+use crate::save::shard_writer::ItemRecord;
+
+const METADATA: &str = "torch.distributed.checkpoint.metadata";
+const FILE_SYSTEM: &str = "torch.distributed.checkpoint.filesystem";
+
+/// The tensors of a checkpoint, by name, with the chunks that all ranks have written of them.
+#[derive(Clone, Debug, Default)]
+pub struct TensorIndex {
+    tensors: BTreeMap<String, Tensor>,
+}
+
+#[derive(Clone, Debug)]
+struct Tensor {
+    dtype: DType,
+    shape: Vec<i64>,
+    chunks: Vec<Chunk>,
+    /// Where each is stored: shard file and item.
+    stored: Vec<(String, ItemRecord)>,
+}
+
+impl TensorIndex {
+    /// An index of nothing.
+    #[must_use]
+    pub fn new() -> TensorIndex {
+        TensorIndex::default()
+    }
+
+    /// Adds a tensor that one item holds: in `file`, a [`ShardName::relative_path`](crate::ShardName::relative_path).
+    ///
+    /// # Errors
+    /// Those of [`TensorIndex::chunk`].
+    pub fn tensor(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        shape: &[u64],
+        file: &str,
+        record: ItemRecord,
+    ) -> Result<(), Error> {
+        let whole = Chunk { offsets: vec![0; shape.len()], sizes: signed(shape)? };
+        self.chunk(name, dtype, shape, whole, file, record)
+    }
+
+    /// Adds a chunk, stored as an item of its own, of a tensor of this whole `shape`.
+    ///
+    /// # Errors
+    /// `Config` for a shape beyond `i64`, and where the name has been given to a tensor of another dtype or shape.
+    pub fn chunk(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        shape: &[u64],
+        chunk: Chunk,
+        file: &str,
+        record: ItemRecord,
+    ) -> Result<(), Error> {
+        let shape = signed(shape)?;
+        let new = || Tensor { dtype, shape: shape.clone(), chunks: Vec::new(), stored: Vec::new() };
+        let tensor = self.tensors.entry(name.to_owned()).or_insert_with(new);
+        if tensor.dtype != dtype || tensor.shape != shape {
+            return Err(config(format!("tensor {name:?}: has another dtype or shape in this index")));
+        }
+        tensor.chunks.push(chunk);
+        tensor.stored.push((file.to_owned(), record));
+        Ok(())
+    }
+
+    /// The index of a save with this id by so many ranks, of an epoch where it is of one.
+    ///
+    /// # Errors
+    /// `Config` for a tensor that cannot be, or whose chunks leave holes, overlap or lie outside.
+    pub fn finish(&self, save_id: &str, ranks: u32, epoch: Option<i64>) -> Result<Index, Error> {
+        for (name, tensor) in &self.tensors {
+            let fault = match check_chunks(&tensor.shape, &tensor.chunks) {
+                Ok(Cover::Whole) => continue,
+                Ok(Cover::Holes) => "its chunks leave holes".to_owned(),
+                Err(error) => error.message().to_owned(),
+            };
+            return Err(config(format!("tensor {name:?}: {fault}")));
+        }
+        let mut index = IndexWriter::new();
+        begin(&mut index.pickle, METADATA, "Metadata");
+        index.pickle.text("state_dict_metadata");
+        self.describe(&mut index.pickle);
+        index.pickle.text("storage_data");
+        self.locate(&mut index);
+        let pickle = &mut index.pickle;
+        pickle.text("storage_meta");
+        begin(pickle, METADATA, "StorageMeta");
+        pickle.text("save_id");
+        pickle.text(save_id);
+        pickle.text("s3dcp");
+        pickle.empty_dict();
+        pickle.mark();
+        for (field, value) in [("format", Some(1)), ("ranks", Some(ranks.into())), ("epoch", epoch)] {
+            pickle.text(field);
+            match value {
+                Some(value) => pickle.int(value),
+                None => pickle.none(),
+            }
+        }
+        pickle.set_items();
+        end(pickle);
+        pickle.text("version");
+        pickle.text("1.0.0");
+        end(pickle);
+        Ok(index.finish(save_id))
+    }
+
+    /// `state_dict_metadata`: what each tensor is.
+    fn describe(&self, pickle: &mut PickleWriter) {
+        pickle.empty_dict();
+        pickle.mark();
+        for (name, tensor) in &self.tensors {
+            pickle.text(name);
+            begin(pickle, METADATA, "TensorStorageMetadata");
+            pickle.text("properties");
+            properties(pickle, tensor.dtype);
+            pickle.text("size");
+            size(pickle, &tensor.shape);
+            pickle.text("chunks");
+            pickle.empty_list();
+            pickle.mark();
+            for chunk in &tensor.chunks {
+                begin(pickle, METADATA, "ChunkStorageMetadata");
+                pickle.text("offsets");
+                size(pickle, &chunk.offsets);
+                pickle.text("sizes");
+                size(pickle, &chunk.sizes);
+                end(pickle);
+            }
+            pickle.appends();
+            end(pickle);
+            pickle.between_items();
+        }
+        pickle.set_items();
+    }
+
+    /// `storage_data`: where each chunk is stored.
+    fn locate(&self, index: &mut IndexWriter) {
+        index.pickle.empty_dict();
+        index.pickle.mark();
+        for (name, tensor) in &self.tensors {
+            for (place, (chunk, (file, record))) in tensor.chunks.iter().zip(&tensor.stored).enumerate() {
+                begin(&mut index.pickle, METADATA, "MetadataIndex");
+                index.pickle.text("fqn");
+                index.pickle.text(name);
+                index.pickle.text("offset");
+                size(&mut index.pickle, &chunk.offsets);
+                index.pickle.text("index");
+                index.pickle.int(place as i64);
+                end(&mut index.pickle);
+                begin(&mut index.pickle, FILE_SYSTEM, "_StorageInfo");
+                index.pickle.text("relative_path");
+                index.shard_file(file);
+                let fields = [
+                    ("offset", record.offset),
+                    ("length", record.length),
+                    ("data_offset", record.data_offset),
+                ];
+                for (field, value) in fields {
+                    index.pickle.text(field);
+                    index.pickle.int(value as i64);
+                }
+                index.pickle.text("crc32");
+                index.pickle.bytes(&record.checksums.to_bytes());
+                end(&mut index.pickle);
+                index.pickle.between_items();
+            }
+        }
+        index.pickle.set_items();
+    }
+}
+
+/// Lengths as torch counts them.
+fn signed(shape: &[u64]) -> Result<Vec<i64>, Error> {
+    let lengths = shape.iter().map(|&length| i64::try_from(length)).collect::<Result<_, _>>();
+    lengths.map_err(|_| config(format!("a tensor of shape {shape:?} cannot be")))
+}
+
+/// Begins an object whose attributes follow.
+fn begin(pickle: &mut PickleWriter, module: &str, class: &str) {
+    pickle.global(module, class);
+    pickle.new_object();
+    pickle.empty_dict();
+    pickle.mark();
+}
+
+fn end(pickle: &mut PickleWriter) {
+    pickle.set_items();
+    pickle.build();
+}
+
+fn size(pickle: &mut PickleWriter, lengths: &[i64]) {
+    let start = pickle.begin_value();
+    pickle.global("torch", "Size");
+    pickle.mark();
+    for &length in lengths {
+        pickle.int(length);
+    }
+    pickle.tuple();
+    pickle.tuple_of(1);
+    pickle.reduce();
+    pickle.share(start);
+}
+
+/// A dense tensor, contiguous, without a gradient.
+fn properties(pickle: &mut PickleWriter, dtype: DType) {
+    let start = pickle.begin_value();
+    pickle.global(METADATA, "TensorProperties");
+    pickle.new_object();
+    pickle.mark();
+    pickle.global("torch", dtype.torch_name());
+    pickle.global("torch.serialization", "_get_layout");
+    pickle.text("torch.strided");
+    pickle.tuple_of(1);
+    pickle.reduce();
+    pickle.bool(false);
+    pickle.global(METADATA, "_MEM_FORMAT_ENCODING");
+    pickle.int(0);
+    pickle.tuple_of(1);
+    pickle.reduce();
+    pickle.bool(false);
+    pickle.tuple();
+    pickle.build();
+    pickle.share(start);
+}
