@@ -51,7 +51,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let target = Target { bucket: bucket.clone(), path_key, epoch: None, rank: None };
     let index_key = target.index_key();
-    let options = SaveOptions { overwrite: true, ..SaveOptions::default() };
+    let mut options = SaveOptions::default();
+    options.overwrite = true;
     let mut save = Save::begin(&client, target, options).await?;
 
     // One shard file with all tensors of this rank.

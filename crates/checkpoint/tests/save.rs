@@ -8,8 +8,12 @@ use common::{BUCKET, Bed, target};
 use s3dcp_checkpoint::{DType, IndexWriter, Save, SaveOptions, ShardName, TensorSpec, read_facts};
 use s3dcp_s3::ErrorKind;
 
-const OVERWRITE: SaveOptions =
-    SaveOptions { overwrite: true, conditional_commit: s3dcp_checkpoint::ConditionalCommit::Require };
+fn overwrite() -> SaveOptions {
+    let mut options = SaveOptions::default();
+    options.overwrite = true;
+    options.conditional_commit = s3dcp_checkpoint::ConditionalCommit::Require;
+    options
+}
 
 /// Writes one shard file.
 async fn write(save: &mut Save, prefix: &str) -> ShardName {
@@ -29,7 +33,7 @@ fn index(save: &Save, files: &[&ShardName]) -> IndexWriter {
 #[tokio::test]
 async fn ranks_write_under_ids_of_their_own_and_one_commits_for_all() {
     let bed = Bed::start().await;
-    let mut first = Save::begin(&bed.client, target(None, None), OVERWRITE).await.unwrap();
+    let mut first = Save::begin(&bed.client, target(None, None), overwrite()).await.unwrap();
     let mut second = Save::join(&bed.client, target(None, None));
     assert_ne!(first.save_id(), second.save_id());
     assert!(first.observed().unwrap().index.is_none() && second.observed().is_none());
@@ -50,7 +54,7 @@ async fn a_save_replaces_the_one_before_it_and_cleans_up() {
     let bed = Bed::start().await;
     let mut files = Vec::new();
     for _ in 0..2 {
-        let mut save = Save::begin(&bed.client, target(None, None), OVERWRITE).await.unwrap();
+        let mut save = Save::begin(&bed.client, target(None, None), overwrite()).await.unwrap();
         let file = write(&mut save, "__0_").await;
         let index = index(&save, &[&file]);
         let committed = save.commit(index).await.unwrap();
@@ -68,9 +72,9 @@ async fn a_save_replaces_the_one_before_it_and_cleans_up() {
 #[tokio::test]
 async fn a_save_that_is_given_up_leaves_nothing_and_touches_no_other() {
     let bed = Bed::start().await;
-    let mut kept = Save::begin(&bed.client, target(None, None), OVERWRITE).await.unwrap();
+    let mut kept = Save::begin(&bed.client, target(None, None), overwrite()).await.unwrap();
     let file = write(&mut kept, "__0_").await;
-    let mut save = Save::begin(&bed.client, target(None, None), OVERWRITE).await.unwrap();
+    let mut save = Save::begin(&bed.client, target(None, None), overwrite()).await.unwrap();
     write(&mut save, "__0_").await;
     let open = save.shard("__0_", 1, None).unwrap();
     assert!(save.discard(vec![open]).await.is_empty());

@@ -283,11 +283,9 @@ impl Uploads {
 impl Uploads {
     /// A writer of one object, of about `size_hint` bytes (0: not known).
     fn shard_writer(&self, py: Python<'_>, key: &str, size_hint: u64) -> PyResult<Py<ShardWriter>> {
-        let options = UploadOptions {
-            size_hint: (size_hint > 0).then_some(size_hint),
-            requests_per_second: self.requests_per_second,
-            ..UploadOptions::default()
-        };
+        let mut options = UploadOptions::default();
+        options.size_hint = (size_hint > 0).then_some(size_hint);
+        options.requests_per_second = self.requests_per_second;
         let engine = self.engine.get().ok_or_else(|| to_python(py, &forked("the save")))?;
         let upload = engine.upload(&self.bucket, key, options);
         let part_size = upload.part_remaining();

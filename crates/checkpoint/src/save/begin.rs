@@ -12,6 +12,7 @@ use crate::save::shard_writer::ShardWriter;
 
 /// What a save may do at its path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SaveOptions {
     /// Replace a checkpoint that is there.
     pub overwrite: bool,
@@ -89,7 +90,8 @@ impl Save {
     /// [`Layout::prefix_fault`](crate::Layout::prefix_fault).
     pub fn shard(&mut self, prefix: &str, number: u32, size_hint: Option<u64>) -> Result<Shard, Error> {
         let name = self.target.layout().shard_file(prefix, number, &self.save_id)?;
-        let options = UploadOptions { size_hint, ..UploadOptions::default() };
+        let mut options = UploadOptions::default();
+        options.size_hint = size_hint;
         let upload = self.client.upload(&self.target.bucket, &name.key, options);
         self.keys.push(name.key.clone());
         Ok(Shard { name, writer: ShardWriter::new(upload) })
