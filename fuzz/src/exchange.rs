@@ -134,8 +134,8 @@ async fn list_uploads(client: &Client, most: usize) -> Result<(), Error> {
 }
 
 async fn put(client: &Client) -> Result<(), Error> {
-    let condition = Condition::IfMatch("\"e1\"".to_owned());
-    let options = PutOptions { condition, ..PutOptions::default() };
+    let mut options = PutOptions::default();
+    options.condition = Condition::IfMatch("\"e1\"".to_owned());
     let output = client.put_object(BUCKET, KEY, Payload::from(b"body".to_vec()), &options).await?;
     assert_eq!(output.crc32, crc32(b"body"));
     Ok(())

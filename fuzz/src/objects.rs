@@ -360,9 +360,9 @@ fn load(index: &Index, name: &'static str, wanted: &Chunk, verify: bool, file: &
         });
         taken.push(Taken { dtype: spec.dtype, shape: chunk.sizes.clone(), wanted: part, memory });
     }
-    for RangeRead { range, mut sink, .. } in
-        plan_reads(items, &ReadOptions { verify, ..ReadOptions::default() }).ok()?
-    {
+    let mut options = ReadOptions::default();
+    options.verify = verify;
+    for RangeRead { range, mut sink, .. } in plan_reads(items, &options).ok()? {
         let mut rest = file.get(range.start as usize..range.end as usize)?;
         while !rest.is_empty() {
             let Space::Write(most) = sink.space() else { panic!("memory that was not offered") };

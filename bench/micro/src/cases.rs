@@ -53,7 +53,10 @@ fn reads(items: u64) -> Vec<ItemRead> {
 }
 
 fn planned(items: u64) -> Box<dyn FnMut()> {
-    let options = ReadOptions { range_size: 16 << 20, coalesce_gap: 1 << 20, verify: true };
+    let mut options = ReadOptions::default();
+    options.range_size = 16 << 20;
+    options.coalesce_gap = 1 << 20;
+    options.verify = true;
     Box::new(move || {
         black_box(plan_reads(reads(items), &options)).expect("items lie side by side");
     })

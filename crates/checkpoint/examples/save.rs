@@ -38,7 +38,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let location = Location { bucket: bucket.clone(), path_key, epoch: None, rank: None };
     let index_key = location.index_key();
-    let options = SaveOptions { overwrite: true, ..SaveOptions::default() };
+    let mut options = SaveOptions::default();
+    options.overwrite = true;
     let mut save = Save::begin(&client, location, options).await?;
 
     // One shard file with all tensors of this rank: each whole, but for `rows`, of which it has two chunks.

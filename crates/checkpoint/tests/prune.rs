@@ -50,7 +50,8 @@ fn keys(leftovers: &[Leftover]) -> Vec<&str> {
 
 /// An upload with one part on the server.
 async fn begin_upload(bed: &Bed, key: &str) -> Upload {
-    let options = UploadOptions { part_size: Some(PART as u64), ..UploadOptions::default() };
+    let mut options = UploadOptions::default();
+    options.part_size = Some(PART as u64);
     let mut upload = bed.client.upload(BUCKET, key, options);
     let part = Bytes::from(vec![7; PART]);
     upload.push(part.clone(), crc32(&part)).await.unwrap();

@@ -11,8 +11,12 @@ use s3dcp_checkpoint::{
 };
 use s3dcp_s3::ErrorKind;
 
-const OVERWRITE: SaveOptions =
-    SaveOptions { overwrite: true, conditional_commit: s3dcp_checkpoint::ConditionalCommit::Require };
+fn overwrite() -> SaveOptions {
+    let mut options = SaveOptions::default();
+    options.overwrite = true;
+    options.conditional_commit = s3dcp_checkpoint::ConditionalCommit::Require;
+    options
+}
 
 /// A shard file of one tensor of four bytes.
 struct Written {
@@ -42,7 +46,7 @@ fn index(save: &Save, files: &[&Written]) -> Index {
 #[tokio::test]
 async fn ranks_write_under_ids_of_their_own_and_one_commits_for_all() {
     let bed = Bed::start().await;
-    let mut first = Save::begin(&bed.client, location(None, None), OVERWRITE).await.unwrap();
+    let mut first = Save::begin(&bed.client, location(None, None), overwrite()).await.unwrap();
     let mut second = Save::join(&bed.client, location(None, None));
     assert_ne!(first.save_id(), second.save_id());
     assert!(first.observed().unwrap().index.is_none() && second.observed().is_none());
@@ -64,7 +68,7 @@ async fn a_save_replaces_the_one_before_it_and_cleans_up() {
     let bed = Bed::start().await;
     let mut files = Vec::new();
     for _ in 0..2 {
-        let mut save = Save::begin(&bed.client, location(None, None), OVERWRITE).await.unwrap();
+        let mut save = Save::begin(&bed.client, location(None, None), overwrite()).await.unwrap();
         let file = write(&mut save, "__0_").await;
         let index = index(&save, &[&file]);
         let committed = save.commit(&index).await.unwrap();
@@ -82,9 +86,9 @@ async fn a_save_replaces_the_one_before_it_and_cleans_up() {
 #[tokio::test]
 async fn a_save_that_is_given_up_leaves_nothing_and_touches_no_other() {
     let bed = Bed::start().await;
-    let mut kept = Save::begin(&bed.client, location(None, None), OVERWRITE).await.unwrap();
+    let mut kept = Save::begin(&bed.client, location(None, None), overwrite()).await.unwrap();
     let file = write(&mut kept, "__0_").await;
-    let mut save = Save::begin(&bed.client, location(None, None), OVERWRITE).await.unwrap();
+    let mut save = Save::begin(&bed.client, location(None, None), overwrite()).await.unwrap();
     write(&mut save, "__0_").await;
     let mut open = save.shard("__0_", 1, None).unwrap();
     assert!(save.discard([&mut open], []).await.is_empty());
@@ -104,7 +108,7 @@ async fn what_cannot_work_is_refused_before_anything_is_written() {
 #[tokio::test]
 async fn a_save_is_committed_with_its_own_index_alone() {
     let bed = Bed::start().await;
-    let mut save = Save::begin(&bed.client, location(None, None), OVERWRITE).await.unwrap();
+    let mut save = Save::begin(&bed.client, location(None, None), overwrite()).await.unwrap();
     let other = Save::join_as(&bed.client, location(None, None), "0123456789abcdef").unwrap();
     let index = index(&other, &[&write(&mut save, "__0_").await]);
     assert_eq!(save.commit(&index).await.unwrap_err().kind(), ErrorKind::Config);

@@ -18,11 +18,9 @@ fn content(length: usize) -> Bytes {
 }
 
 fn writer(bed: &Bed, key: &str) -> ShardWriter {
-    ShardWriter::new(bed.client.upload(
-        BUCKET,
-        key,
-        UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None },
-    ))
+    let mut options = UploadOptions::default();
+    options.part_size = Some(5 << 20);
+    ShardWriter::new(bed.client.upload(BUCKET, key, options))
 }
 
 fn bytes_of(count: u64) -> TensorSpec {
@@ -176,7 +174,8 @@ async fn what_was_written_is_read_back_and_damage_is_found() {
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert_eq!(error.key(), Some("run/x.distcp"));
     // without verification it would go unseen
-    let options = ReadOptions { verify: false, ..ReadOptions::default() };
+    let mut options = ReadOptions::default();
+    options.verify = false;
     let reads = plan_reads(read(&record, &memory, 3 << 20), &options).unwrap();
     bed.client.download(BUCKET, reads).await.unwrap();
 }

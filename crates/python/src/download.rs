@@ -178,11 +178,11 @@ impl Running {
         memory: Py<PyAny>,
     ) -> PyResult<Running> {
         let bucket = order.bucket.to_owned();
-        let defaults = ReadOptions::default();
+        let mut options = ReadOptions::default();
         let wanted = reads.iter().flat_map(|item| &item.pieces).map(|piece| &piece.item_range);
         let total = wanted.map(|range| range.end.saturating_sub(range.start)).sum();
-        let range_size = engine.range_size(total, defaults.range_size, order.requests_per_second);
-        let options = ReadOptions { verify: order.verify, range_size, ..defaults };
+        options.range_size = engine.range_size(total, options.range_size, order.requests_per_second);
+        options.verify = order.verify;
         let runtime = handle()?;
         let uses = Uses::new();
         let in_use = uses.begin();

@@ -53,14 +53,16 @@ impl Save {
 
     /// Look at the path, for this rank will commit the save: whether there is an index that it will replace.
     fn prepare(&mut self, py: Python<'_>, overwrite: bool, conditional_commit: &str) -> PyResult<bool> {
-        let conditional_commit = match conditional_commit {
+        let mut options = SaveOptions::default();
+        options.overwrite = overwrite;
+        options.conditional_commit = match conditional_commit {
             "require" => ConditionalCommit::Require,
             "off" => ConditionalCommit::Off,
             _ => ConditionalCommit::Warn,
         };
         let save = self.live(py)?;
         wait(py, async {
-            let observed = save.prepare(SaveOptions { overwrite, conditional_commit }).await?;
+            let observed = save.prepare(options).await?;
             Ok(observed.index.is_some())
         })
     }

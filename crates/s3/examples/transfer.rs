@@ -77,11 +77,9 @@ fn now() -> Instant {
 async fn put(client: &Client, bucket: &str, key: &str, parts: usize) -> Result<(), Error> {
     let memory = Bytes::from((0..WARM).map(|n| ((n * 31) >> 7) as u8).collect::<Vec<u8>>());
     let (started, cpu) = (now(), cpu_seconds());
-    let options = UploadOptions {
-        part_size: Some(PART as u64),
-        size_hint: Some((parts * PART) as u64),
-        ..UploadOptions::default()
-    };
+    let mut options = UploadOptions::default();
+    options.part_size = Some(PART as u64);
+    options.size_hint = Some((parts * PART) as u64);
     let mut upload = client.upload(bucket, key, options);
     for part in 0..parts {
         let start = part * PART % WARM;

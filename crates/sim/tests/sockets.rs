@@ -201,7 +201,7 @@ async fn save(client: &Client, scenario: &Scenario, keys: Vec<String>) {
     let size = scenario.bytes_per_rank / u64::from(scenario.files_per_rank);
     let mut finishing = Vec::new();
     for key in keys {
-        let options = UploadOptions { size_hint: Some(size), ..UploadOptions::default() };
+        let options = with(UploadOptions::default(), |options| options.size_hint = Some(size));
         let mut upload = client.upload("bucket", &key, options);
         while upload.len() < size {
             let length = (size - upload.len()).min(upload.part_remaining()).min(PART);

@@ -56,6 +56,7 @@ pub struct ItemRead {
 
 /// How ranges are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ReadOptions {
     /// Bytes a range should not pass; a whole slice is never cut for it.
     pub range_size: u64,

@@ -15,6 +15,7 @@ use crate::save::shard_file::ShardFile;
 
 /// What a save may do at its path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SaveOptions {
     /// Replace a checkpoint that is there.
     pub overwrite: bool,
@@ -113,8 +114,9 @@ impl Save {
     /// [`Layout::prefix_fault`](crate::Layout::prefix_fault).
     pub fn shard(&mut self, prefix: &str, number: u32, size_hint: Option<u64>) -> Result<ShardFile, Error> {
         let name = self.location.layout().shard_file(prefix, number, &self.save_id)?;
-        let requests_per_second = self.requests_per_second;
-        let options = UploadOptions { size_hint, requests_per_second, ..UploadOptions::default() };
+        let mut options = UploadOptions::default();
+        options.size_hint = size_hint;
+        options.requests_per_second = self.requests_per_second;
         self.keys.insert(name.key.clone());
         Ok(ShardFile::new(&self.client, &self.location.bucket, name, options))
     }

@@ -137,7 +137,9 @@ impl IndexCommit<'_> {
     }
 
     async fn put(&mut self, condition: Condition) -> Result<(), Error> {
-        let options = PutOptions { condition, crc32: Some(self.index.crc32), ..PutOptions::default() };
+        let mut options = PutOptions::default();
+        options.condition = condition;
+        options.crc32 = Some(self.index.crc32);
         let mut pause = FIRST_PAUSE;
         for _ in 0..CONFLICT_RETRIES {
             match self.put_once(&options).await {

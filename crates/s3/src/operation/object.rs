@@ -19,6 +19,7 @@ use crate::transfer::payload::Payload;
 
 /// Options of [`Client::put_object`].
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct PutOptions {
     /// When the write takes effect; else the error is `PreconditionFailed`.
     pub condition: Condition,

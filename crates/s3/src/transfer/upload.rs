@@ -31,6 +31,7 @@ const TO_END: Duration = Duration::from_secs(1);
 
 /// Options of [`Client::upload`].
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[non_exhaustive]
 pub struct UploadOptions {
     /// Part size in bytes, 5 MiB to 5 GiB. `None`: the client's, else it follows the object's size. It grows where
     /// the object would not fit into 10,000 parts of it.

@@ -309,7 +309,7 @@ async fn a_lost_reply_leaves_open_whether_the_write_took_effect() {
         _ => Act::Answer(error("412 Precondition Failed", "PreconditionFailed")),
     })
     .await;
-    let options = PutOptions { condition: Condition::IfNoneMatch, ..PutOptions::default() };
+    let options = with(PutOptions::default(), |options| options.condition = Condition::IfNoneMatch);
     let error = server.client().put_object("bkt", "k", body(10), &options).await.unwrap_err();
     assert_eq!((error.kind(), error.maybe_applied()), (ErrorKind::PreconditionFailed, true));
     assert_eq!(server.seen()[0].header("if-none-match"), Some("*"));
@@ -327,7 +327,8 @@ async fn an_etag_that_must_come_without_quotes_is_found_out() {
     })
     .await;
     let put = |etag: &str| {
-        let options = PutOptions { condition: Condition::IfMatch(etag.to_owned()), ..PutOptions::default() };
+        let options =
+            with(PutOptions::default(), |options| options.condition = Condition::IfMatch(etag.to_owned()));
         let client = server.client();
         async move { client.put_object("bkt", "k", body(1), &options).await }
     };
@@ -506,8 +507,9 @@ async fn multipart_server(
     .await
 }
 
-const PARTS: UploadOptions =
-    UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None };
+fn parts() -> UploadOptions {
+    with(UploadOptions::default(), |options| options.part_size = Some(5 << 20))
+}
 
 async fn push_all(upload: &mut s3dcp_s3::Upload, bytes: &[u8]) -> Result<(), Error> {
     let mut rest = Bytes::copy_from_slice(bytes);
@@ -525,7 +527,7 @@ async fn a_part_that_fails_for_good_fails_the_upload_and_aborts_it() {
         seen.target.contains("partNumber=2").then(|| Act::Answer(error("403 Forbidden", "AccessDenied")))
     })
     .await;
-    let mut upload = server.client().upload("bkt", "k", PARTS);
+    let mut upload = server.client().upload("bkt", "k", parts());
     let pushed = push_all(&mut upload, &pattern(12 * MIB)).await;
     let error = match pushed {
         Err(error) => {
@@ -551,7 +553,7 @@ async fn encryption_that_the_service_does_not_confirm_fails_every_write() {
     for error in [put.unwrap_err(), copy.unwrap_err()] {
         assert_eq!((error.kind(), error.maybe_applied()), (ErrorKind::Config, true));
     }
-    let mut upload = client.upload("bkt", "k", PARTS);
+    let mut upload = client.upload("bkt", "k", parts());
     let error = match push_all(&mut upload, &pattern(12 * MIB)).await {
         Err(error) => error,
         Ok(()) => upload.finish().await.unwrap_err(),
@@ -566,7 +568,7 @@ async fn encryption_that_the_service_does_not_confirm_fails_every_write() {
 #[tokio::test]
 async fn a_dropped_upload_is_aborted_in_the_background() {
     let server = multipart_server(|_, _| None).await;
-    let mut upload = server.client().upload("bkt", "k", PARTS);
+    let mut upload = server.client().upload("bkt", "k", parts());
     push_all(&mut upload, &pattern(6 * MIB)).await.unwrap();
     drop(upload);
     server.wait_for("DELETE", "uploadId=U%2B1").await;
@@ -575,7 +577,7 @@ async fn a_dropped_upload_is_aborted_in_the_background() {
 #[tokio::test]
 async fn an_abort_goes_on_when_nobody_waits_for_it_any_more() {
     let server = multipart_server(|_, _| None).await;
-    let mut upload = server.client().upload("bkt", "k", PARTS);
+    let mut upload = server.client().upload("bkt", "k", parts());
     push_all(&mut upload, &pattern(6 * MIB)).await.unwrap();
     assert!(futures_util::FutureExt::now_or_never(upload.abort()).is_none(), "it was given up half-way");
     server.wait_for("DELETE", "uploadId=U%2B1").await;
@@ -584,7 +586,7 @@ async fn an_abort_goes_on_when_nobody_waits_for_it_any_more() {
 #[tokio::test]
 async fn an_upload_that_was_never_begun_leaves_no_trace() {
     let server = multipart_server(|_, _| None).await;
-    let mut upload = server.client().upload("bkt", "k", PARTS);
+    let mut upload = server.client().upload("bkt", "k", parts());
     push_all(&mut upload, &pattern(100)).await.unwrap();
     upload.abort().await;
     assert!(server.seen().is_empty());
@@ -606,7 +608,7 @@ async fn a_completion_whose_reply_was_lost_is_found_by_looking() {
             _ => None,
         })
         .await;
-    let mut upload = server.client().upload("bkt", "k", PARTS);
+    let mut upload = server.client().upload("bkt", "k", parts());
     push_all(&mut upload, &pattern(6 * MIB)).await.unwrap();
     let output = upload.finish().await.unwrap();
     assert_eq!((output.size, output.parts, output.etag.as_deref()), (6 * MIB as u64, 2, Some("\"whole\"")));
@@ -628,7 +630,7 @@ async fn an_upload_that_is_gone_without_a_lost_reply_is_an_error() {
             .then(|| Act::Answer(error("404 Not Found", "NoSuchUpload")))
     })
     .await;
-    let mut upload = server.client().upload("bkt", "k", PARTS);
+    let mut upload = server.client().upload("bkt", "k", parts());
     push_all(&mut upload, &pattern(6 * MIB)).await.unwrap();
     let error = upload.finish().await.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::NotFound, Some("NoSuchUpload")));
@@ -637,7 +639,7 @@ async fn an_upload_that_is_gone_without_a_lost_reply_is_an_error() {
 #[tokio::test]
 async fn completion_sends_every_part_in_order_with_its_checksum_and_that_of_the_whole() {
     let server = multipart_server(|_, _| None).await;
-    let mut upload = server.client().upload("bkt", "k", PARTS);
+    let mut upload = server.client().upload("bkt", "k", parts());
     push_all(&mut upload, &pattern(11 * MIB)).await.unwrap();
     upload.finish().await.unwrap();
     let seen = server.seen();

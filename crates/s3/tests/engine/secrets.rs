@@ -110,8 +110,11 @@ async fn no_log_of_any_level_holds_a_secret_or_a_signature() {
         let put = client.put_object("bkt", key, Payload::from(pattern(10)), &PutOptions::default()).await;
         let get = client.get_object("bkt", key).await;
         let list = client.list_objects("bkt", key, None).await;
-        let mut upload =
-            client.upload("bkt", key, UploadOptions { part_size: Some(5 << 20), ..Default::default() });
+        let mut upload = client.upload(
+            "bkt",
+            key,
+            with(UploadOptions::default(), |options| options.part_size = Some(5 << 20)),
+        );
         for _ in 0..2 {
             upload.push(vec![7; 5 << 20].into(), s3dcp_s3::crc32(&vec![7; 5 << 20])).await.ok();
         }

@@ -71,7 +71,7 @@ async fn an_empty_object_is_an_object() {
 async fn conditions_hold() {
     let (_server, client) = start().await;
     let put = |condition| {
-        let options = PutOptions { condition, ..PutOptions::default() };
+        let options = with(PutOptions::default(), |options| options.condition = condition);
         let client = client.clone();
         async move { client.put_object(BUCKET, "k", Payload::from(b"v".to_vec()), &options).await }
     };
@@ -95,7 +95,7 @@ async fn encryption_that_the_service_confirms_is_fine() {
     .await;
     put(&client, "k", b"v".to_vec()).await;
     client.copy_object(BUCKET, "k", "copy").await.unwrap();
-    let options = UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None };
+    let options = with(UploadOptions::default(), |options| options.part_size = Some(5 << 20));
     let mut upload = client.upload(BUCKET, "parts", options);
     for _ in 0..2 {
         let part = Bytes::from(pattern(5 * MIB));
@@ -107,11 +107,11 @@ async fn encryption_that_the_service_confirms_is_fine() {
 #[tokio::test]
 async fn a_wrong_checksum_stores_nothing() {
     let (_server, client) = start().await;
-    let options = PutOptions { crc32: Some(1), ..PutOptions::default() };
+    let options = with(PutOptions::default(), |options| options.crc32 = Some(1));
     let error = client.put_object(BUCKET, "k", Payload::from(b"v".to_vec()), &options).await.unwrap_err();
     assert_eq!((error.kind(), error.attempts()), (ErrorKind::Corrupt, 2));
     assert_eq!(client.head_object(BUCKET, "k").await.unwrap_err().kind(), ErrorKind::NotFound);
-    let options = UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None };
+    let options = with(UploadOptions::default(), |options| options.part_size = Some(5 << 20));
     let mut upload = client.upload(BUCKET, "k", options);
     let half = Bytes::from(pattern(3 * MIB));
     upload.push(half.slice(..2 * MIB), crc32(&half[..2 * MIB])).await.unwrap();
@@ -223,7 +223,10 @@ async fn uploads_and_downloads_are_byte_equal_under_a_small_budget() {
                 let mut upload = client.upload(
                     BUCKET,
                     &key,
-                    UploadOptions { part_size: Some(5 << 20), size_hint: hint, requests_per_second: None },
+                    with(UploadOptions::default(), |options| {
+                        options.part_size = Some(5 << 20);
+                        options.size_hint = hint;
+                    }),
                 );
                 let mut rest = bytes.clone();
                 while !rest.is_empty() {
@@ -261,7 +264,7 @@ async fn uploads_and_downloads_are_byte_equal_under_a_small_budget() {
 #[tokio::test]
 async fn an_upload_under_way_is_listed_until_it_is_aborted() {
     let (_server, client) = start().await;
-    let options = UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None };
+    let options = with(UploadOptions::default(), |options| options.part_size = Some(5 << 20));
     let mut upload = client.upload(BUCKET, "a b/k", options);
     let part = Bytes::from(vec![1; 5 << 20]);
     upload.push(part.clone(), crc32(&part)).await.unwrap();
@@ -294,7 +297,7 @@ async fn an_upload_under_way_is_listed_until_it_is_aborted() {
 #[tokio::test]
 async fn an_upload_that_is_given_up_while_it_finishes_is_aborted_by_then() {
     let (_server, client) = start().await;
-    let options = UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None };
+    let options = with(UploadOptions::default(), |options| options.part_size = Some(5 << 20));
     for parts in [0, 3] {
         let mut upload = client.upload(BUCKET, "k", options);
         let part = Bytes::from(vec![1; 5 << 20]);
@@ -329,15 +332,12 @@ async fn a_segment_past_the_part_and_bad_options_are_refused() {
     let mut upload = client.upload(
         BUCKET,
         "k",
-        UploadOptions { part_size: Some(5 << 20), size_hint: None, requests_per_second: None },
+        with(UploadOptions::default(), |options| options.part_size = Some(5 << 20)),
     );
     let error = upload.push(Bytes::from(vec![0; (5 << 20) + 1]), 0).await.unwrap_err();
     assert_eq!((error.kind(), error.key()), (ErrorKind::Config, Some("k")));
-    let mut upload = client.upload(
-        BUCKET,
-        "k",
-        UploadOptions { part_size: Some(1), size_hint: None, requests_per_second: None },
-    );
+    let mut upload =
+        client.upload(BUCKET, "k", with(UploadOptions::default(), |options| options.part_size = Some(1)));
     let error = upload.push(Bytes::from_static(b"x"), crc32(b"x")).await.unwrap_err();
     assert!(error.message().contains("part_size"), "{error}");
     for (bucket, key) in [("", "k"), ("a/b", "k"), (BUCKET, "")] {

@@ -38,7 +38,7 @@ async fn use_all(client: &Client) {
     let small = Payload::from(b"small".to_vec());
     client.put_object(BUCKET, "small", small, &PutOptions::default()).await.unwrap();
     let bytes = pattern(12 * MIB);
-    let options = UploadOptions { part_size: Some(5 << 20), ..UploadOptions::default() };
+    let options = with(UploadOptions::default(), |options| options.part_size = Some(5 << 20));
     let mut upload = client.upload(BUCKET, "large", options);
     let mut rest = Bytes::from(bytes.clone());
     while !rest.is_empty() {
@@ -149,7 +149,7 @@ async fn a_condition_that_does_not_hold_is_told_also_where_checksums_were_refuse
     })
     .await;
     let client = Client::new(with(server.config(), |config| config.max_attempts = 1)).unwrap();
-    let options = PutOptions { condition: Condition::IfNoneMatch, ..PutOptions::default() };
+    let options = with(PutOptions::default(), |options| options.condition = Condition::IfNoneMatch);
     for requests in [2, 3] {
         let put = client.put_object("bkt", "k", Payload::from(b"v".to_vec()), &options).await;
         assert_eq!((put.unwrap_err().kind(), server.seen().len()), (ErrorKind::PreconditionFailed, requests));
@@ -303,7 +303,8 @@ async fn a_quoted_etag_that_never_matches_is_sent_bare_from_then_on() {
     })
     .await;
     let client = server.client();
-    let options = PutOptions { condition: Condition::IfMatch("\"e1\"".to_owned()), ..PutOptions::default() };
+    let options =
+        with(PutOptions::default(), |options| options.condition = Condition::IfMatch("\"e1\"".to_owned()));
     for requests in [3, 4] {
         client.put_object("bkt", "k", Payload::from(b"v".to_vec()), &options).await.unwrap();
         assert_eq!(server.seen().len(), requests);
