@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 
 from . import _native
 from ._blocks import Dim, Packed, apart, boxes, joined
-from ._resolve import answers_like
+from ._hooks import answers_like
 from ._sources import Index, Layout, Source
 from ._transfer import SLOT_BYTES, Batch, BlockRequest, Transfer
 from ._trust import WAY_OUT, refusal

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 
 from ._gc import without_gc
 from ._plan_save import zeros
-from ._plan_state import PLAIN_TENSORS
+from ._tensors import PLAIN_TENSORS
 
 __all__ = ["create_default_local_load_plan"]
 

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from ._gc import without_gc
-from ._plan_state import PLAIN_TENSORS
+from ._tensors import PLAIN_TENSORS
 
 __all__ = [
     "create_default_global_save_plan",

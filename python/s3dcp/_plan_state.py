@@ -17,11 +17,9 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.checkpoint import _nested_dict, _sharded_tensor_utils, _version, planner_helpers
 
 from ._gc import without_gc
+from ._tensors import PLAIN_TENSORS
 
-__all__ = ["PLAIN_TENSORS", "flatten_sharded_tensors", "flatten_state_dict", "init_state_dict"]
-
-PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
-"""Tensors of exactly these types are plain, unless an attribute on the instance says that there is more to them."""
+__all__ = ["flatten_sharded_tensors", "flatten_state_dict", "init_state_dict"]
 
 _SCALARS = frozenset({int, float, bool, str, bytes, type(None)})
 _LEAVES = PLAIN_TENSORS | _SCALARS

@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
 
+from ._hooks import answers_like
+from ._tensors import PLAIN_TENSORS
 from ._trust import WAY_OUT, refusal
 from .errors import shown
 
 _TENSOR = WriteItemType.TENSOR
-_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 _SCALARS = frozenset((bool, int, float, str, type(None)))
 _HOOKS = ("resolve_data", "lookup_object", "transform_object")
-
-
-def answers_like(default: type, planner: object, hooks: Iterable[str]) -> bool:
-    """Whether `planner` has the `hooks` of torch's class `default`: none overridden in a subclass or on the object."""
-    return isinstance(planner, default) and all(
-        getattr(getattr(planner, hook), "__func__", None) is getattr(default, hook) for hook in hooks
-    )
 
 
 class Resolver:
@@ -55,7 +48,7 @@ class Resolver:
         chunk = planned.chunk
         tensor: Any = self._state.get(index.fqn)
         if (
-            type(tensor) not in _PLAIN
+            type(tensor) not in PLAIN_TENSORS
             or item.type is not _TENSOR
             or (index.offset is not None and (any(index.offset) or len(index.offset) != tensor.dim()))
             or hasattr(tensor, "global_shape")
@@ -102,13 +95,3 @@ def warn_if_refused(name: str, what: str, stream: io.BytesIO) -> None:
 def _is_harmless(value: Any) -> bool:
     """Whether any unpickler takes `value`: a number, a text or None, exactly of these types."""
     return type(value) in _SCALARS and (type(value) is not int or value.bit_length() < 64)
-
-
-def is_plain(tensor: torch.Tensor) -> bool:
-    """A dense tensor whose values are all there is to it."""
-    return type(tensor) in _PLAIN and tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
-
-
-def is_direct(tensor: torch.Tensor) -> bool:
-    """Whether the bytes in memory are the bytes to store, for a plain tensor."""
-    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()

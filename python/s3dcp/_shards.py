@@ -36,8 +36,9 @@ from torch.distributed.checkpoint.storage import WriteResult
 from . import _native
 from ._dtypes import NATIVE, SAFETENSORS_NAMES
 from ._gc import GcPause
-from ._resolve import Resolver, is_direct, is_plain, warn_if_refused
+from ._resolve import Resolver, warn_if_refused
 from ._staging import Stager
+from ._tensors import is_direct, is_plain
 from .errors import shown
 
 logger = logging.getLogger(__name__)
@@ -231,7 +232,7 @@ class ShardFile:
                     f"{shown(item.index.fqn)}: the planner gave {tensor.dtype} for what it planned as {planned}, which "
                     "serialization_format=SAFETENSORS cannot store: its header comes first"
                 )
-            if is_direct(tensor):
+            if is_direct(tensor) and tensor.is_contiguous():
                 record = self._native.raw_memory(tensor.data_ptr(), tensor.nbytes, tensor)
             else:
                 self._native.begin_raw()
@@ -275,7 +276,7 @@ def _direct(tensor: torch.Tensor) -> torch.Tensor | None:
     """A tensor whose memory is what an archive of `tensor` stores: itself, or a copy of a small one."""
     if tensor.dtype not in NATIVE or not is_plain(tensor):
         return None
-    if is_direct(tensor):
+    if is_direct(tensor) and tensor.is_contiguous():
         return tensor
     if tensor.nbytes >= _COPY_BELOW:
         return None
