@@ -52,31 +52,31 @@ pub enum DType {
     Bool,
 }
 
-/// type, torch name, bytes per element, bytes swapped as one unit, typed storage class
-type Row = (DType, &'static str, u64, u64, Option<&'static str>);
+/// type, torch name, bytes per element, bytes swapped as one unit, typed storage class, name in safetensors files
+type Row = (DType, &'static str, u64, u64, Option<&'static str>, Option<&'static str>);
 
 const TABLE: [Row; 21] = [
-    (DType::Float64, "float64", 8, 8, Some("DoubleStorage")),
-    (DType::Float32, "float32", 4, 4, Some("FloatStorage")),
-    (DType::Float16, "float16", 2, 2, Some("HalfStorage")),
-    (DType::BFloat16, "bfloat16", 2, 2, Some("BFloat16Storage")),
-    (DType::Float8E4M3Fn, "float8_e4m3fn", 1, 1, None),
-    (DType::Float8E5M2, "float8_e5m2", 1, 1, None),
-    (DType::Float8E4M3FnUz, "float8_e4m3fnuz", 1, 1, None),
-    (DType::Float8E5M2FnUz, "float8_e5m2fnuz", 1, 1, None),
-    (DType::Float8E8M0Fnu, "float8_e8m0fnu", 1, 1, None),
-    (DType::Complex32, "complex32", 4, 2, None),
-    (DType::Complex64, "complex64", 8, 4, Some("ComplexFloatStorage")),
-    (DType::Complex128, "complex128", 16, 8, Some("ComplexDoubleStorage")),
-    (DType::Int8, "int8", 1, 1, Some("CharStorage")),
-    (DType::Int16, "int16", 2, 2, Some("ShortStorage")),
-    (DType::Int32, "int32", 4, 4, Some("IntStorage")),
-    (DType::Int64, "int64", 8, 8, Some("LongStorage")),
-    (DType::UInt8, "uint8", 1, 1, Some("ByteStorage")),
-    (DType::UInt16, "uint16", 2, 2, None),
-    (DType::UInt32, "uint32", 4, 4, None),
-    (DType::UInt64, "uint64", 8, 8, None),
-    (DType::Bool, "bool", 1, 1, Some("BoolStorage")),
+    (DType::Float64, "float64", 8, 8, Some("DoubleStorage"), Some("F64")),
+    (DType::Float32, "float32", 4, 4, Some("FloatStorage"), Some("F32")),
+    (DType::Float16, "float16", 2, 2, Some("HalfStorage"), Some("F16")),
+    (DType::BFloat16, "bfloat16", 2, 2, Some("BFloat16Storage"), Some("BF16")),
+    (DType::Float8E4M3Fn, "float8_e4m3fn", 1, 1, None, Some("F8_E4M3")),
+    (DType::Float8E5M2, "float8_e5m2", 1, 1, None, Some("F8_E5M2")),
+    (DType::Float8E4M3FnUz, "float8_e4m3fnuz", 1, 1, None, None),
+    (DType::Float8E5M2FnUz, "float8_e5m2fnuz", 1, 1, None, None),
+    (DType::Float8E8M0Fnu, "float8_e8m0fnu", 1, 1, None, Some("F8_E8M0")),
+    (DType::Complex32, "complex32", 4, 2, None, None),
+    (DType::Complex64, "complex64", 8, 4, Some("ComplexFloatStorage"), Some("C64")),
+    (DType::Complex128, "complex128", 16, 8, Some("ComplexDoubleStorage"), None),
+    (DType::Int8, "int8", 1, 1, Some("CharStorage"), Some("I8")),
+    (DType::Int16, "int16", 2, 2, Some("ShortStorage"), Some("I16")),
+    (DType::Int32, "int32", 4, 4, Some("IntStorage"), Some("I32")),
+    (DType::Int64, "int64", 8, 8, Some("LongStorage"), Some("I64")),
+    (DType::UInt8, "uint8", 1, 1, Some("ByteStorage"), Some("U8")),
+    (DType::UInt16, "uint16", 2, 2, None, Some("U16")),
+    (DType::UInt32, "uint32", 4, 4, None, Some("U32")),
+    (DType::UInt64, "uint64", 8, 8, None, Some("U64")),
+    (DType::Bool, "bool", 1, 1, Some("BoolStorage"), Some("BOOL")),
 ];
 
 impl DType {
@@ -127,6 +127,18 @@ impl DType {
     pub fn from_storage_class(name: &str) -> Option<DType> {
         TABLE.iter().find(|row| row.4 == Some(name)).map(|row| row.0)
     }
+
+    /// Its name in safetensors files; `None` where that format has no such type.
+    #[must_use]
+    pub fn safetensors_name(self) -> Option<&'static str> {
+        self.row().5
+    }
+
+    /// The inverse of [`DType::safetensors_name`].
+    #[must_use]
+    pub fn from_safetensors_name(name: &str) -> Option<DType> {
+        TABLE.iter().find(|row| row.5 == Some(name)).map(|row| row.0)
+    }
 }
 
 #[cfg(test)]
@@ -147,6 +159,9 @@ mod tests {
             assert_eq!(DType::from_torch_name(&format!("torch.{}", dtype.torch_name())), Some(dtype));
             if let Some(class) = dtype.storage_class() {
                 assert_eq!(DType::from_storage_class(class), Some(dtype));
+            }
+            if let Some(name) = dtype.safetensors_name() {
+                assert_eq!(DType::from_safetensors_name(name), Some(dtype));
             }
         }
         assert_eq!(DType::from_torch_name("qint8"), None);

@@ -27,11 +27,7 @@ impl TensorSpec {
     /// A row-major tensor that fills its storage and needs no gradient.
     #[must_use]
     pub fn contiguous(dtype: DType, shape: Vec<u64>) -> TensorSpec {
-        let mut strides = vec![1u64; shape.len()];
-        for dimension in (1..shape.len()).rev() {
-            strides[dimension - 1] = strides[dimension].saturating_mul(shape[dimension].max(1));
-        }
-        TensorSpec { dtype, shape, strides, storage_offset: 0, requires_grad: false }
+        TensorSpec { dtype, strides: row_major(&shape), shape, storage_offset: 0, requires_grad: false }
     }
 
     /// Elements in the tensor; `None` when that passes `u64`.
@@ -99,6 +95,15 @@ impl TensorSpec {
         }
         Ok(bytes)
     }
+}
+
+/// Strides, in elements, of a row-major tensor of `shape`.
+pub(crate) fn row_major(shape: &[u64]) -> Vec<u64> {
+    let mut strides = vec![1u64; shape.len()];
+    for dimension in (1..shape.len()).rev() {
+        strides[dimension - 1] = strides[dimension].saturating_mul(shape[dimension].max(1));
+    }
+    strides
 }
 
 #[cfg(test)]
