@@ -13,7 +13,7 @@ import torch
 
 from s3dcp import InternalError, S3ClientConfig, S3DcpError, _native, testing
 from s3dcp._client import client_for
-from s3dcp._transfer import Batch
+from workers.loads import first_bytes, tensor_at
 
 SOURCES = Path(__file__).parents[1] / "crates/python/src"
 # The hook by which these tests make the others panic.
@@ -56,7 +56,7 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     memory = torch.zeros(64, dtype=torch.uint8)
     owner, place = memory, memory.data_ptr()
 
-    downloads, uploads = client.downloads(bucket, False), client.uploads(bucket)
+    load, uploads = client.load(bucket, "path", False), client.uploads(bucket)
 
     def writer() -> _native.ShardWriter:
         return uploads.shard_writer("file", 0)
@@ -64,14 +64,15 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     pool = _native.StagingPool([(place, 64)], owner)
     buffer = pool.acquire(1.0)
     assert buffer is not None
-    batch = Batch()
-    download = downloads.start(batch, memory)
+    part = first_bytes(load, "file", 0)
+    download = load.start([(part, place)], memory)
     download.wait()
     share = client.share_pace(True, bucket, "path", 2)
     observed = client.observe(bucket, "path", None, None, True, "off")
     from torch.distributed.checkpoint.metadata import Metadata
 
     metadata = Metadata({}, None, {})
+    stored = tensor_at(load, "file")
     index = _native.write_index(metadata, "id")
     partitions = _native.Partitions()
     layout = _native.Layout("a")
@@ -85,12 +86,24 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "Client.delete_objects": lambda: client.delete_objects(bucket, []),
         "Client.read_ranges": lambda: client.read_ranges(bucket, []),
         "Client.nearby_checkpoints": lambda: client.nearby_checkpoints(bucket, "path"),
-        "Client.downloads": lambda: client.downloads(bucket, False),
+        "Client.load": lambda: client.load(bucket, "path", False),
         "Client.uploads": lambda: client.uploads(bucket),
-        "Downloads.start": lambda: downloads.start(batch, memory),
-        "Downloads.__enter__": downloads.__enter__,
-        "Downloads.__exit__": lambda: downloads.__exit__(None, None, None),
-        "Downloads.close": downloads.close,
+        "Load.find": lambda: load.find(metadata, [], {}),
+        "Load.read_heads": lambda: load.read_heads([stored]),
+        "Load.start": lambda: load.start([], memory),
+        "Load.__enter__": load.__enter__,
+        "Load.__exit__": lambda: load.__exit__(None, None, None),
+        "Load.close": load.close,
+        "StoredItem.key": lambda: stored.key,
+        "StoredItem.dtype": lambda: stored.dtype,
+        "StoredItem.shape": lambda: stored.shape,
+        "StoredItem.is_whole": lambda: stored.is_whole,
+        "StoredItem.fits": lambda: stored.fits([1]),
+        "StoredItem.parts": lambda: stored.parts(1024),
+        "StoredItem.storage": stored.storage,
+        "StoredItem.whole": stored.whole,
+        "ItemPart.nbytes": lambda: part.nbytes,
+        "ItemPart.elements": lambda: part.elements,
         "Uploads.shard_writer": writer,
         "Uploads.__enter__": uploads.__enter__,
         "Uploads.__exit__": lambda: uploads.__exit__(None, None, None),
@@ -121,7 +134,6 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "StagingBuffer.slot": lambda: buffer.slot,
         "Index.seal": lambda: index.seal(""),
         "write_index": lambda: _native.write_index(metadata, "id"),
-        "parse_archive_head": lambda: _native.parse_archive_head(b"", "x"),
         "check_index": lambda: _native.check_index(b"", "x", []),
         "default_globals": _native.default_globals,
         "dtype_names": _native.dtype_names,
@@ -131,9 +143,6 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "GcPause.__enter__": _native.GcPause().__enter__,
         "GcPause.__exit__": lambda: _native.GcPause().__exit__(None, None, None),
         "end_gc_pauses": _native.end_gc_pauses,
-        "ends_archive": lambda: _native.ends_archive(b"", 1),
-        "archive_layout": lambda: _native.archive_layout("float32", [1]),
-        "check_chunks": lambda: _native.check_chunks({}, Metadata, []),
         "chunks_hold": lambda: _native.chunks_hold(metadata, []),
         "Layout.new": lambda: _native.Layout("a"),
         "Layout.index_key": lambda: layout.index_key(None),

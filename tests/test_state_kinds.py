@@ -15,7 +15,8 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension, ZStandard
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
-from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, _fetch, _staging, _transfer
+from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, _staging
+from s3dcp._load import objects, transfer
 from workers import jobs
 from workers.states import DTYPES, assert_same, blank, layouts, training_state, values
 from workers.store import REGION
@@ -96,13 +97,10 @@ def tiny_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_staging, "PATIENCE_SECONDS", 0.01)
     monkeypatch.setattr(_staging, "_pool", _staging.StagingPool(3))
     monkeypatch.setattr(_staging, "staging_pool", lambda part_size: _staging._pool)
-    monkeypatch.setattr(_transfer, "SLOT_BYTES", 320)
-    monkeypatch.setattr(_transfer, "SLOTS", 3)
-    monkeypatch.setattr(_transfer, "BATCH_READS", 5)
-    monkeypatch.setattr(_fetch, "SLOT_BYTES", 320)
-    monkeypatch.setattr(_fetch, "SLICE_BYTES", 256)
-    monkeypatch.setattr(_fetch, "GAP_BYTES", 200)
-    monkeypatch.setattr(_fetch, "MIN_RUN_BYTES", 8)
+    monkeypatch.setattr(transfer, "SLOT_BYTES", 320)
+    monkeypatch.setattr(transfer, "SLOTS", 3)
+    monkeypatch.setattr(transfer, "BATCH_READS", 5)
+    monkeypatch.setattr(objects, "SLOT_BYTES", 320)
 
 
 class Block(DefaultLoadPlanner):
