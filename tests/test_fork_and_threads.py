@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, IterableDataset
 import s3dcp._client
 from s3dcp import Interrupted, S3ClientConfig, S3FileSystem, S3StorageReader, S3StorageWriter, testing
 from s3dcp._gc import GcPause
-from s3dcp._transfer import Batch
 from support import jobs
 from support.children import Child, raised_by
+from support.loads import first_bytes
 from support.states import assert_same, blank, training_state, values
 from support.store import REGION, Store
 from support.wire import Between, Request
@@ -118,10 +118,10 @@ def test_a_stream_that_is_open_at_a_fork_stays_the_parents(store: Store) -> None
     assert store.read("stream") == b"a" * (12 * MIB) + b"b" * MIB
 
 
-def try_download(downloads: Any, download: Any) -> list[str]:
+def try_download(load: Any, download: Any) -> list[str]:
     """What a child can do with a download of its parent."""
-    another = partial(downloads.start, Batch(), None)
-    return [type(raised_by(call)).__name__ for call in (download.wait, another, downloads.close)]
+    another = partial(load.start, [], None)
+    return [type(raised_by(call)).__name__ for call in (download.wait, another, load.close)]
 
 
 def test_a_download_under_way_at_a_fork_stays_the_parents(store: Store, s3dcp_server: testing.Server) -> None:
@@ -130,12 +130,10 @@ def test_a_download_under_way_at_a_fork_stays_the_parents(store: Store, s3dcp_se
     target = torch.zeros(100, dtype=torch.uint8)
     with Between(s3dcp_server.endpoint_url, held) as between:
         client = S3FileSystem(REGION, endpoint_url=between.url).client
-        batch = Batch()
-        batch.add("x", f"{store.path}/object.distcp", 0, 100, None, 0, 100, target.data_ptr())
-        downloads = client.downloads(store.bucket, False)
-        download = downloads.start(batch, target)
+        load = client.load(store.bucket, store.path, False)
+        download = load.start([(first_bytes(load, "object.distcp", 100), target.data_ptr())], target)
         between.wait_for(holds_data)
-        assert Child(try_download, downloads, download).result() == ["Interrupted", "Interrupted", "NoneType"]
+        assert Child(try_download, load, download).result() == ["Interrupted", "Interrupted", "NoneType"]
         held.go_on.set()
         download.wait()
     assert target.tolist() == list(range(100))

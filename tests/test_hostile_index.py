@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from s3dcp._index import read_index, unpickled
+from s3dcp._load.index import read_index, unpickled
 from s3dcp.errors import Corrupt
 
 CASES: dict[str, dict[str, str]] = json.loads(
@@ -89,7 +89,7 @@ def test_the_attacks_are_real(name: str, tmp_path: Path) -> None:
 CHANGED = """
 import sys
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from s3dcp._index import unpickled
+from s3dcp._load.index import unpickled
 
 unpickled(sys.stdin.buffer.read(), "here", frozenset())
 assert _StorageInfo.__getstate__.__name__ == "Size"

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from s3dcp import _native
 from s3dcp._gc import GcPause
-from s3dcp._index import read_index
+from s3dcp._load.index import read_index
 from s3dcp.errors import Corrupt
 
 

@@ -456,17 +456,3 @@ def test_a_custom_planner_may_read_what_it_likes_of_whole_chunks(store: Store) -
     dcp.load(target, storage_reader=S3StorageReader(REGION, store.uri), planner=Half())
     assert torch.equal(target["w"][:3], values((9, 7), 1)[:3])
     assert (target["w"][3:] == -77).all()
-
-
-def test_thousands_of_chunks_are_judged_in_no_time(store: Store) -> None:
-    """Rows of thousands of ranks; a comparison of each with each would be forty million."""
-    from torch.distributed.checkpoint.metadata import TensorProperties, TensorStorageMetadata
-
-    from s3dcp import _native
-
-    count = 9000
-    rows = [chunk((row * 2, 0), (2, 8)) for row in range(count)]
-    tensor = TensorStorageMetadata(TensorProperties(), torch.Size((count * 2, 8)), rows)
-    assert _native.check_chunks({"w": tensor}, TensorStorageMetadata, ["w", "absent"]) == []
-    rows.pop(count // 2)
-    assert _native.check_chunks({"w": tensor}, TensorStorageMetadata, ["w", "absent"]) == ["w"]

@@ -22,10 +22,11 @@ from typing import Any
 import pytest
 import torch
 
-from s3dcp import Interrupted, S3ClientConfig, S3FileSystem, _native, _transfer, storage_writer, testing
+from s3dcp import Interrupted, S3ClientConfig, S3FileSystem, _native, storage_writer, testing
 from s3dcp._gc import without_gc
-from s3dcp._transfer import Batch
+from s3dcp._load import transfer
 from support import chance, jobs
+from support.loads import first_bytes
 from support.states import assert_same, blank, values
 from support.store import REGION, Store
 
@@ -233,11 +234,11 @@ def test_a_download_whose_start_is_never_noted_is_stopped(store: Store, s3dcp_se
     saved = state(1)
     jobs.save(saved, store.uri)
 
-    def start(self: _transfer.Transfer, batch: Batch, memory: object) -> None:
-        self.downloads.start(batch, memory)
+    def start(self: transfer.Transfer, wanted: Any, memory: object) -> None:
+        self.load.start(wanted, memory)
         raise Struck
 
-    monkeypatch.setattr(_transfer.Transfer, "_download", start)
+    monkeypatch.setattr(transfer.Transfer, "_download", start)
     s3dcp_server.inject("delay:50ms on=GetObject key=*.distcp")
     try:
         raised = failure(jobs.load, targets(saved), store.uri)
@@ -274,14 +275,12 @@ def test_uploads_are_stopped_when_discarding_them_is_interrupted(
 def test_downloads_that_nobody_holds_any_more_are_stopped(store: Store, s3dcp_server) -> None:
     store.write("object.distcp", bytes(range(100)))
     target = torch.zeros(100, dtype=torch.uint8)
-    batch = Batch()
-    batch.add("x", f"{store.path}/object.distcp", 0, 100, None, 0, 100, target.data_ptr())
     s3dcp_server.inject("silence on=GetObject")
     try:
-        downloads = S3FileSystem(REGION).client.downloads(store.bucket, False)
-        downloads.start(batch, target)
+        load = S3FileSystem(REGION).client.load(store.bucket, store.path, False)
+        load.start([(first_bytes(load, "object.distcp", 100), target.data_ptr())], target)
         assert _native.memory_in_use() != NOTHING
-        del downloads
+        del load
         assert _native.memory_in_use() == NOTHING
     finally:
         s3dcp_server.clear_faults()
@@ -335,8 +334,8 @@ def test_a_pause_of_the_garbage_collector_that_nobody_ends_ends_with_its_object(
 
 
 def test_none_can_be_started_once_a_load_has_ended(store: Store) -> None:
-    downloads = S3FileSystem(REGION).client.downloads(store.bucket, False)
-    with downloads:
+    load = S3FileSystem(REGION).client.load(store.bucket, store.path, False)
+    with load:
         pass
     with pytest.raises(Interrupted):
-        downloads.start(Batch(), None)
+        load.start([], None)

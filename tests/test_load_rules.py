@@ -121,7 +121,7 @@ def test_a_refused_global_is_named(store: Store, failure) -> None:
 
 def test_the_unpickler_itself_refuses_what_is_not_allowed() -> None:
     """The second of two walls: the native scan refuses such an index before."""
-    from s3dcp._index import _Unpickler
+    from s3dcp._load.index import _Unpickler
 
     with pytest.raises(pickle.UnpicklingError, match=r"posix\.system"):
         _Unpickler(io.BytesIO(pickle.dumps(Calls(os.system, "true"))), frozenset()).load()

@@ -14,7 +14,7 @@ import torch
 from s3dcp import InternalError, S3ClientConfig, S3DcpError, _native, testing
 from s3dcp._client import client_for
 from s3dcp._tensors import host_buffer
-from s3dcp._transfer import Batch
+from support.loads import first_bytes, tensor_at
 
 SOURCES = Path(__file__).parents[1] / "crates/python/src"
 # The hook by which these tests make the others panic.
@@ -57,7 +57,7 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     memory = torch.zeros(64, dtype=torch.uint8)
     owner, place = memory, memory.data_ptr()
 
-    downloads = client.downloads(bucket, False)
+    load = client.load(bucket, "path", False)
 
     def save() -> _native.Save:
         return _native.Save(client, bucket, "path", None, None, "0123456789abcdef")
@@ -67,13 +67,14 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
 
     pool = _native.StagingPool(host_buffer, 64)
     buffer = pool.take(64)
-    batch = Batch()
-    download = downloads.start(batch, memory)
+    part = first_bytes(load, "file", 0)
+    download = load.start([(part, place)], memory)
     download.wait()
     share = client.share_pace(True, bucket, "path", 2)
     from torch.distributed.checkpoint.metadata import Metadata
 
     metadata = Metadata({}, None, {})
+    stored = tensor_at(load, "file")
     index = _native.write_index(metadata, "id")
     partitions = _native.Partitions()
     layout = _native.Layout("a")
@@ -89,12 +90,24 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "Client.delete_objects": lambda: client.delete_objects(bucket, []),
         "Client.read_ranges": lambda: client.read_ranges(bucket, []),
         "Client.nearby_checkpoints": lambda: client.nearby_checkpoints(bucket, "path"),
-        "Client.downloads": lambda: client.downloads(bucket, False),
         "Client.object_writer": writer,
-        "Downloads.start": lambda: downloads.start(batch, memory),
-        "Downloads.__enter__": downloads.__enter__,
-        "Downloads.__exit__": lambda: downloads.__exit__(None, None, None),
-        "Downloads.close": downloads.close,
+        "Client.load": lambda: client.load(bucket, "path", False),
+        "Load.find": lambda: load.find(metadata, [], {}),
+        "Load.read_heads": lambda: load.read_heads([stored]),
+        "Load.start": lambda: load.start([], memory),
+        "Load.__enter__": load.__enter__,
+        "Load.__exit__": lambda: load.__exit__(None, None, None),
+        "Load.close": load.close,
+        "StoredItem.key": lambda: stored.key,
+        "StoredItem.dtype": lambda: stored.dtype,
+        "StoredItem.shape": lambda: stored.shape,
+        "StoredItem.is_whole": lambda: stored.is_whole,
+        "StoredItem.fits": lambda: stored.fits([1]),
+        "StoredItem.parts": lambda: stored.parts(1024),
+        "StoredItem.storage": stored.storage,
+        "StoredItem.whole": stored.whole,
+        "ItemPart.nbytes": lambda: part.nbytes,
+        "ItemPart.elements": lambda: part.elements,
         "Save.new": save,
         "Save.prepare": lambda: save().prepare(True, "off"),
         "Save.divide_budget": lambda: save().divide_budget(1, 1),
@@ -127,7 +140,6 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "StagingBuffer.memory": lambda: buffer.memory,
         "Index.seal": lambda: index.seal(""),
         "write_index": lambda: _native.write_index(metadata, "id"),
-        "parse_archive_head": lambda: _native.parse_archive_head(b"", "x"),
         "check_index": lambda: _native.check_index(b"", "x", []),
         "default_globals": _native.default_globals,
         "dtype_names": _native.dtype_names,
@@ -137,9 +149,6 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "GcPause.__enter__": _native.GcPause().__enter__,
         "GcPause.__exit__": lambda: _native.GcPause().__exit__(None, None, None),
         "end_gc_pauses": _native.end_gc_pauses,
-        "ends_archive": lambda: _native.ends_archive(b"", 1),
-        "archive_layout": lambda: _native.archive_layout("float32", [1]),
-        "check_chunks": lambda: _native.check_chunks({}, Metadata, []),
         "chunks_hold": lambda: _native.chunks_hold(metadata, []),
         "Layout.new": lambda: _native.Layout("a"),
         "Layout.index_key": lambda: layout.index_key(None),

@@ -18,8 +18,8 @@ START = """
 import torch
 from s3dcp import testing
 from s3dcp._client import client_for
-from s3dcp._transfer import Batch
 from s3dcp.client_config import S3ClientConfig
+from support.loads import first_bytes
 
 server = testing.server(buckets=["bucket"])
 server.__enter__()
@@ -36,9 +36,8 @@ def upload(size):
 
 
 def download(size):
-    batch = Batch()
-    batch.add("x", "k", 0, size, None, 0, size, tensor.data_ptr())
-    client.downloads("bucket", False).start(batch, tensor).wait()
+    load = client.load("bucket", "", False)
+    load.start([(first_bytes(load, "k", size), tensor.data_ptr())], tensor).wait()
 """
 
 

@@ -15,7 +15,8 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension, ZStandard
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
-from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, _fetch, _native, _transfer
+from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, _native
+from s3dcp._load import objects, transfer
 from s3dcp._save import staging
 from s3dcp._tensors import host_buffer
 from support import jobs
@@ -95,13 +96,10 @@ def tiny_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buffers so small that every tensor takes several, and few of them."""
     monkeypatch.setattr(staging, "CHUNK_BYTES", 128)
     monkeypatch.setattr(staging, "_pool", _native.StagingPool(host_buffer, 256, count=3, patience=0.01))
-    monkeypatch.setattr(_transfer, "SLOT_BYTES", 320)
-    monkeypatch.setattr(_transfer, "SLOTS", 3)
-    monkeypatch.setattr(_transfer, "BATCH_READS", 5)
-    monkeypatch.setattr(_fetch, "SLOT_BYTES", 320)
-    monkeypatch.setattr(_fetch, "SLICE_BYTES", 256)
-    monkeypatch.setattr(_fetch, "GAP_BYTES", 200)
-    monkeypatch.setattr(_fetch, "MIN_RUN_BYTES", 8)
+    monkeypatch.setattr(transfer, "SLOT_BYTES", 320)
+    monkeypatch.setattr(transfer, "SLOTS", 3)
+    monkeypatch.setattr(transfer, "BATCH_READS", 5)
+    monkeypatch.setattr(objects, "SLOT_BYTES", 320)
 
 
 class Block(DefaultLoadPlanner):

@@ -1,6 +1,6 @@
 //! Indexes, which a stranger may have written.
 
-use s3dcp_checkpoint::{AllowList, check_index, read_facts, scan_index, seal_index};
+use s3dcp_checkpoint::{AllowList, Layout, check_index, read_contents, read_facts, scan_index, seal_index};
 use s3dcp_s3::crc32;
 
 /// An index that may be unpickled is whole, names nothing that is not in it, and stays the same under a trailer that
@@ -9,6 +9,8 @@ pub fn index(data: &[u8]) {
     let allow = AllowList::default_globals();
     let checked = check_index(data, &allow);
     let facts = read_facts(data);
+    let layout = Layout::new("run");
+    let contents = read_contents(data, &layout, &allow);
     let Ok(length) = scan_index(data, &allow) else {
         checked.expect_err("what the walk refuses is no index");
         return;
@@ -16,7 +18,13 @@ pub fn index(data: &[u8]) {
     assert_eq!(data[length - 1], b'.');
     scan_index(&data[..length - 1], &allow).expect_err("a pickle without its end");
     if checked.is_err() {
+        contents.expect_err("what may not be unpickled is not read either");
         return;
+    }
+    if let Ok(contents) = &contents {
+        assert!(contents.tensors.len() + contents.objects.len() <= data.len());
+        let chunks = contents.tensors.values().flat_map(|tensor| &tensor.chunks);
+        assert!(chunks.count() as u64 <= (1 << 16) + 16 * data.len() as u64);
     }
     let facts = facts.expect("what may be unpickled can be read");
     assert!(facts.item_count <= data.len() as u64);
@@ -26,6 +34,7 @@ pub fn index(data: &[u8]) {
     let mut sealed = seal_index(data.to_vec());
     check_index(&sealed, &allow).expect("an index under a trailer");
     assert_eq!(read_facts(&sealed).expect("an index under a trailer"), facts);
+    assert_eq!(read_contents(&sealed, &layout, &allow).ok(), contents.ok());
     sealed[crc32(data) as usize % data.len()] ^= 0x40;
     check_index(&sealed, &allow).expect_err("a damaged index under a trailer");
     read_facts(&sealed).expect_err("a damaged index under a trailer");

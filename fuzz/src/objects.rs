@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use s3dcp_checkpoint::{
-    Chunk, Cover, DType, Destination, HeadState, ItemChecksums, ItemHead, ItemRead, MAX_END, Piece,
-    ReadOptions, TensorSpec, archive_layout, check_chunks, ends_archive, has_all, parse_archive_head,
+    Chunk, Cover, DType, Destination, HeadState, ItemChecksums, MAX_END, OwnFormats, Part, Piece,
+    ReadOptions, Source, TensorSpec, archive_layout, check_chunks, ends_archive, has_all, parse_archive_head,
     plan_reads,
 };
 use s3dcp_s3::{RangeRead, Space, crc32};
@@ -258,14 +258,20 @@ fn edit(index: &mut Index, numbers: &mut Numbers<'_>) {
 /// The bytes of a target; none is written yet.
 type Memory = Arc<Mutex<Vec<Option<u8>>>>;
 
-struct Place(Memory, u64);
+struct Place(Memory, Part);
 
 impl Destination for Place {
     fn write(&mut self, offset: u64, bytes: &[u8]) {
         let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = (self.1 + offset) as usize;
-        for (cell, &byte) in memory[start..start + bytes.len()].iter_mut().zip(bytes) {
-            *cell = Some(byte);
+        let memory = &mut memory[self.1.memory.start as usize..self.1.memory.end as usize];
+        let mut put = |place: u64, run: &[u8]| {
+            for (cell, &byte) in memory[place as usize..][..run.len()].iter_mut().zip(run) {
+                *cell = Some(byte);
+            }
+        };
+        match &self.1.runs {
+            Some(runs) => runs.scatter(offset, bytes, put),
+            None => put(offset, bytes),
         }
     }
 }
@@ -280,19 +286,19 @@ struct Taken {
 }
 
 /// Where an item's tensor lies, or that it is refused.
-fn source(
-    entry: &Entry,
-    dtype: DType,
-    shape: &[i64],
-    file: &[u8],
-) -> Option<(TensorSpec, u64, Option<ItemHead>)> {
-    let declared = shape.iter().map(|&size| size as u64).collect();
-    if let Some((data_offset, _)) = entry.own {
-        let spec = TensorSpec::contiguous(dtype, declared);
-        let layout = archive_layout(&spec).ok()?;
-        let fits = (layout.head_length, layout.length) == (data_offset, entry.length);
-        let head = ItemHead { length: layout.head_length, crc32: layout.head_crc32 };
-        return fits.then_some((spec, data_offset, Some(head)));
+fn source(entry: &Entry, dtype: DType, shape: &[i64], file: &[u8]) -> Option<Source> {
+    let declared: Vec<u64> = shape.iter().map(|&size| size as u64).collect();
+    let stored = s3dcp_checkpoint::Entry {
+        key: "file".into(),
+        offset: entry.offset,
+        length: entry.length,
+        data_offset: entry.own.map(|own| own.0),
+        checksums: entry.own.map(|own| ItemChecksums { item: own.1, slices: Vec::new() }),
+    };
+    if stored.is_own_tensor() {
+        let source = OwnFormats::default().of("", Some(dtype), &declared).ok()?.source("", stored).ok()?;
+        // This file holds archives alone, and no tensor of a safetensors file has a head that would tell.
+        return source.head.is_some().then_some(source);
     }
     let end = entry.offset.checked_add(entry.length).filter(|&end| end <= file.len() as u64)?;
     let item = &file[entry.offset as usize..end as usize];
@@ -308,7 +314,8 @@ fn source(
             HeadState::Complete(head) => {
                 let end = head.data_offset.checked_add(head.data_length)?;
                 let fits = head.spec.shape == declared && end <= entry.length && !head.big_endian;
-                return fits.then_some((head.spec, head.data_offset, None));
+                let (data_offset, spec) = (head.data_offset, Arc::new(head.spec));
+                return fits.then_some(Source { entry: stored, data_offset, spec, head: None });
             }
         }
     }
@@ -337,27 +344,21 @@ fn load(index: &Index, name: &'static str, wanted: &Chunk, verify: bool, file: &
         let offsets = starts.iter().zip(&chunk.offsets).map(|(start, offset)| start - offset).collect();
         let part = Chunk { offsets, sizes };
         let entry = index.entries.get(&(name, chunk.offsets.clone()))?;
-        let (spec, data_offset, head) = source(entry, tensor.dtype, &chunk.sizes, file)?;
+        let source = source(entry, tensor.dtype, &chunk.sizes, file)?;
         if entry.own.is_some() && !own.insert((entry.offset, entry.length)) {
             return None; // the bytes of another chunk
         }
-        let item = spec.dtype.item_size();
-        let elements = places(&part.offsets, &part.sizes, &spec.strides, spec.storage_offset);
-        let memory: Memory = Arc::new(Mutex::new(vec![None; elements.len() * item as usize]));
-        let pieces = (0u64..).zip(elements).map(|(number, place)| {
-            let start = data_offset + place * item;
-            let destination = Box::new(Place(Arc::clone(&memory), number * item));
-            Piece { item_range: start..start + item, destination }
+        let unsigned = |numbers: &[i64]| numbers.iter().map(|&number| number as u64).collect::<Vec<_>>();
+        let parts =
+            source.block(&unsigned(&part.offsets), &unsigned(&part.sizes)).ok()??.direct(None).ok()?;
+        let nbytes = part.sizes.iter().product::<i64>() as usize * source.spec.dtype.item_size() as usize;
+        let memory: Memory = Arc::new(Mutex::new(vec![None; nbytes]));
+        let pieces = parts.into_iter().map(|part| Piece {
+            item_range: part.item_range.clone(),
+            destination: Box::new(Place(Arc::clone(&memory), part)),
         });
-        items.push(ItemRead {
-            name: name.to_owned(),
-            key: "file".to_owned(),
-            offset: entry.offset,
-            length: entry.length,
-            checksums: entry.own.map(|(_, crc)| ItemChecksums { item: crc, slices: Vec::new() }),
-            head,
-            pieces: pieces.collect(),
-        });
+        items.push(source.entry.read(name, source.head, pieces.collect()));
+        let spec = &source.spec;
         taken.push(Taken { dtype: spec.dtype, shape: chunk.sizes.clone(), wanted: part, memory });
     }
     let mut options = ReadOptions::default();

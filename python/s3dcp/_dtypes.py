@@ -13,4 +13,3 @@ NATIVE: dict[torch.dtype, str] = {dtype: name for dtype, name, _ in _DTYPES}
 """Tensors of other dtypes are serialised by torch itself."""
 
 SAFETENSORS_NAMES: dict[torch.dtype, str] = {dtype: code for dtype, _, code in _DTYPES if code is not None}
-SAFETENSORS_DTYPES: dict[str, torch.dtype] = {code: dtype for dtype, code in SAFETENSORS_NAMES.items()}

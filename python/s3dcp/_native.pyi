@@ -4,25 +4,27 @@ from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from typing import Any, final
 
-from torch import Tensor
+import torch
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import ReadItem
 
-from ._transfer import Batch
 from .client_config import S3ClientConfig
 
 __all__ = [
-    "ARCHIVE_END_BYTES",
     "DEFAULT_MIN_PREFIX_LENGTH",
     "MAX_BASE",
     "MAX_KEY_BYTES",
     "SLICE_BYTES",
-    "ArchiveHead",
+    "BlockParts",
     "Client",
     "Download",
-    "Downloads",
+    "Found",
     "GcPause",
     "Index",
+    "ItemPart",
     "ItemRecord",
     "Layout",
+    "Load",
     "ObjectInfo",
     "PaceShare",
     "PartitionView",
@@ -34,10 +36,10 @@ __all__ = [
     "StagingBuffer",
     "StagingPool",
     "Stats",
+    "StoredItem",
+    "StoredStorage",
     "__version__",
     "_rehearse_panic",
-    "archive_layout",
-    "check_chunks",
     "check_epoch",
     "check_index",
     "check_integer",
@@ -47,12 +49,10 @@ __all__ = [
     "digits_needed",
     "dtype_names",
     "end_gc_pauses",
-    "ends_archive",
     "join_key",
     "main",
     "memory_in_use",
     "numeric_pattern",
-    "parse_archive_head",
     "parse_s3_uri",
     "prefix",
     "prefixes",
@@ -119,10 +119,65 @@ class Download:
     def wait(self) -> None: ...
 
 @final
-class Downloads:
-    def __enter__(self) -> Downloads: ...
+class StoredItem:
+    @property
+    def item(self) -> ReadItem: ...
+    @property
+    def info(self) -> Any: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def dtype(self) -> torch.dtype | None: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def is_whole(self) -> bool: ...
+    def fits(self, strides: Sequence[int]) -> bool: ...
+    def parts(self, most_bytes: int) -> BlockParts | None: ...
+    def storage(self) -> StoredStorage | None: ...
+    def whole(self) -> ItemPart: ...
+
+@final
+class ItemPart:
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def elements(self) -> tuple[int, int]: ...
+
+@final
+class BlockParts:
+    @property
+    def order(self) -> list[int]: ...
+    @property
+    def parts(self) -> list[ItemPart]: ...
+
+@final
+class StoredStorage:
+    @property
+    def part(self) -> ItemPart: ...
+    @property
+    def strides(self) -> list[int]: ...
+    @property
+    def offset(self) -> int: ...
+
+_Wanted = tuple[StoredItem, int, Sequence[int] | None] | tuple[ItemPart, int]
+
+@final
+class Found:
+    @property
+    def items(self) -> list[StoredItem]: ...
+    @property
+    def with_holes(self) -> list[str]: ...
+
+@final
+class Load:
+    def find(self, metadata: Metadata, items: list[ReadItem], state: dict[str, Any]) -> Found: ...
+    def read_heads(self, items: Sequence[StoredItem]) -> None: ...
+    def start(self, wanted: Sequence[_Wanted], memory: object) -> Download: ...
+    def __enter__(self) -> Load: ...
     def __exit__(self, *_raised: object) -> None: ...
-    def start(self, batch: Batch, memory: object) -> Download: ...
     def close(self) -> None: ...
 
 @final
@@ -137,7 +192,7 @@ class Client:
     def delete_objects(self, bucket: str, keys: Sequence[str]) -> None: ...
     def remove(self, bucket: str, path_key: str) -> list[str]: ...
     def read_ranges(self, bucket: str, ranges: Sequence[tuple[str, int, int]]) -> list[bytearray]: ...
-    def downloads(self, bucket: str, verify: bool, ranks: int = 1) -> Downloads: ...
+    def load(self, bucket: str, path_key: str, verify: bool, ranks: int = 1) -> Load: ...
     def object_writer(self, bucket: str, key: str) -> ShardWriter: ...
     def share_pace(self, write: bool, bucket: str, path_key: str, clients: int) -> PaceShare: ...
     def stats(self) -> Stats: ...
@@ -169,7 +224,7 @@ class StagingPool:
 
     def __new__(
         cls,
-        allocate: Callable[[int], Tensor],
+        allocate: Callable[[int], torch.Tensor],
         buffer_bytes: int,
         *,
         count: int | None = None,
@@ -180,7 +235,7 @@ class StagingPool:
 @final
 class StagingBuffer:
     @property
-    def memory(self) -> Tensor: ...
+    def memory(self) -> torch.Tensor: ...
 
 @final
 class Save:
@@ -255,38 +310,16 @@ class Layout:
     def prefix_fault(self, prefix: str) -> str | None: ...
     def resolve(self, relative_path: str) -> str: ...
 
-# The index and the archives
-@final
-class ArchiveHead:
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def shape(self) -> list[int]: ...
-    @property
-    def strides(self) -> list[int]: ...
-    @property
-    def storage_offset(self) -> int: ...
-    @property
-    def data_offset(self) -> int: ...
-    @property
-    def data_length(self) -> int: ...
-    @property
-    def big_endian(self) -> bool: ...
-
+# The index
 @final
 class Index:
     def seal(self, prefix: str) -> bytes: ...
     @property
     def refusal(self) -> str | None: ...
 
-ARCHIVE_END_BYTES: int
 SLICE_BYTES: int
 
-def archive_layout(dtype: str, shape: Sequence[int]) -> tuple[int, int, int]: ...
-def ends_archive(end: bytes, length: int) -> bool: ...
-def check_chunks(contents: dict[str, Any], tensor_class: type, names: Iterable[str]) -> list[str]: ...
 def chunks_hold(entry: object, wanted: Sequence[object]) -> bool: ...
-def parse_archive_head(head: bytes | bytearray, name: str) -> ArchiveHead | int | None: ...
 def check_index(body: bytes, location: str, extra_globals: Sequence[tuple[str, str]]) -> None: ...
 def write_index(metadata: object, save_id: str) -> Index: ...
 def default_globals() -> frozenset[tuple[str, str]]: ...

@@ -21,8 +21,8 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
 from . import _native
-from ._fetch import Fetch
-from ._index import allowed_global_names, index_facts, read_index
+from ._load.index import allowed_global_names, index_facts, read_index
+from ._load.rank_load import RankLoad
 from ._progress import Progress, ProgressCallback
 from ._shared_pace import SharedPace
 from .client_config import S3ClientConfig
@@ -267,7 +267,7 @@ class S3StorageReader(FileSystemReader):
         bucket, path_key = split_path(self.path)
         # one rank's own index, and an index that does not say how many ranks saved it
         is_part = not self.use_collectives or index_facts(metadata).get("ranks") in (None, 1)
-        fetch = Fetch(
+        load = RankLoad(
             self.fs.client,
             bucket,
             path_key,
@@ -278,13 +278,13 @@ class S3StorageReader(FileSystemReader):
             is_part,
         )
         rank = self.rank if self.rank is not None else 0
-        expected = fetch.expected_bytes(plan) if self.progress else 0
+        expected = load.expected_bytes(plan) if self.progress else 0
         try:
             with (
                 Progress(self.progress, "load", self.fs.client, "bytes_received", expected, rank),
                 SharedPace(self.fs.client, False, bucket, path_key),
             ):
-                fetch.run(plan, planner)
+                load.run(plan, planner)
         except NotFound as error:
             raise self._explain_missing(error, bucket, path_key) from error
         future: Future[None] = Future()

@@ -3,8 +3,10 @@
 //! - Names: [`Layout`] writes, parses and checks every name of a checkpoint's objects; [`Location`] is where one save puts its index.
 //! - Tensor archives: [`TensorSpec`], [`archive_layout`], [`parse_archive_head`], [`ends_archive`].
 //! - Writing a shard file: [`ShardWriter`] with [`ItemChecksums`].
-//! - Reading: [`check_chunks`] sees that an index gives a tensor's every element once; [`plan_reads`] turns wanted bytes of items into ranges of shard files, [`BlockLayout`] takes blocks out of
-//!   rows.
+//! - A load: [`Load`] opens a checkpoint and reads what is wanted of it. Its steps are [`read_contents`], [`check_chunks`], which
+//!   sees that an index gives a tensor's every element once, [`OwnFormats`] and [`foreign_sources`], which say where a tensor
+//!   lies, [`Block`], which cuts a wanted block of it into runs, [`plan_reads`], which makes ranges of shard files of these,
+//!   and [`fetch_items`].
 //! - The index: [`TensorIndex`] makes one of tensors, [`IndexWriter`] pickles any, [`check_index`] judges it before Python unpickles it, [`read_facts`] reads
 //!   what this crate needs.
 //! - A save: [`Save`] is joined by each rank, prepared by the one that commits it, writes [`ShardFile`]s and is committed or
@@ -39,10 +41,16 @@ pub use index::scan::scan_index;
 pub use index::seal::seal_index;
 pub use index::write::{Index, IndexWriter, SealedIndex};
 pub use layout::{Layout, Location, ShardName};
+pub use load::begin::Load;
 pub use load::blocks::{BlockDim, BlockLayout};
 pub use load::chunks::{Chunk, Cover, check_chunks, has_all};
+pub use load::contents::{Contents, Stored, StoredChunk, StoredTensor, read_contents};
+pub use load::cut::{Block, Nesting, Part, Runs, is_inside, shares_memory};
 pub use load::destination::Destination;
+pub use load::fetch::fetch_items;
+pub use load::foreign::{ForeignTensor, foreign_sources};
 pub use load::plan::{ItemHead, ItemRead, Piece, ReadOptions, plan_reads};
+pub use load::source::{Entry, OwnFormat, OwnFormats, Source};
 pub use pickle::write::{PickleWriter, ValueStart};
 pub use save::begin::{Save, SaveOptions};
 pub use save::clean_up::discard;

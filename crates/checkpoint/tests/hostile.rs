@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use s3dcp_checkpoint::{AllowList, check_index};
+use s3dcp_checkpoint::{AllowList, Layout, check_index, read_contents};
 use s3dcp_s3::ErrorKind;
 
 fn cases(group: &str) -> BTreeMap<String, Vec<u8>> {
@@ -37,6 +37,7 @@ fn attacks_are_refused_by_the_walk_alone_in_little_memory() {
         for (name, pickle) in cases {
             let error = check_index(&pickle, &allow).expect_err(&name);
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{name}");
+            read_contents(&pickle, &Layout::new("run"), &allow).expect_err(&name);
         }
     }
     assert!(peak_memory() - before < 32 << 20, "{before} to {}", peak_memory());
@@ -46,5 +47,8 @@ fn attacks_are_refused_by_the_walk_alone_in_little_memory() {
 fn what_only_looks_odd_is_accepted() {
     for (name, pickle) in cases("accepted") {
         check_index(&pickle, &AllowList::default_globals()).expect(&name);
+        if let Err(error) = read_contents(&pickle, &Layout::new("run"), &AllowList::default_globals()) {
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{name}");
+        }
     }
 }

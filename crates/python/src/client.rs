@@ -4,16 +4,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyList};
+use pyo3::types::{PyByteArray, PyBytes};
 use s3dcp_checkpoint::{MAX_INDEX_BYTES, ShardFile, ShardName, nearby_checkpoints, remove};
 use s3dcp_entry::entry;
 use s3dcp_s3::{ClientConfig, UploadOptions};
 
-use crate::download::{Download, Downloads, Order, Running, whole_range};
 use crate::errors::{about, to_python};
+use crate::load::{Download, Found, Load, read_ranges};
+use crate::plan_items::chunks_hold;
 use crate::runtime::{OfProcess, wait};
 use crate::settings::Settings;
 use crate::shard_writer::{ItemRecord, ShardWriter};
+use crate::stored_item::{BlockParts, ItemPart, StoredItem, StoredStorage};
 
 /// Size, ETag and age of an object.
 #[pyclass(frozen, get_all, module = "s3dcp._native")]
@@ -192,31 +194,23 @@ impl Client {
     fn read_ranges<'py>(
         &self,
         py: Python<'py>,
-        bucket: &str,
+        bucket: String,
         ranges: Vec<(String, u64, u64)>,
     ) -> PyResult<Vec<Bound<'py, PyByteArray>>> {
-        let mut buffers = Vec::with_capacity(ranges.len());
-        let mut requests = Vec::with_capacity(ranges.len());
-        for (key, start, end) in ranges {
-            let length = end.saturating_sub(start);
-            let size = usize::try_from(length)?;
-            let buffer = PyByteArray::new_with(py, size, |_| Ok(()))?;
-            let address = buffer.data() as usize;
-            if length > 0 {
-                requests.push(whole_range(key, start, length, address)?);
-            }
-            buffers.push(buffer);
-        }
-        let memory = PyList::new(py, &buffers)?.into_any().unbind();
-        let order = Order { bucket, verify: false, requests_per_second: None };
-        Running::start(self.engine(py)?, order, requests, memory)?.wait(py)?;
-        Ok(buffers)
+        read_ranges(py, self.engine(py)?, bucket, ranges)
     }
 
-    /// The downloads of one load from `bucket` by so many ranks, to be used in a `with` block.
-    #[pyo3(signature = (bucket, verify, ranks=1))]
-    fn downloads(&self, py: Python<'_>, bucket: &str, verify: bool, ranks: u64) -> PyResult<Downloads> {
-        Ok(Downloads::new(self.engine(py)?, bucket, verify, ranks))
+    /// A load by so many ranks from `bucket`, of the index in the folder `path_key`, to be used in a `with` block.
+    #[pyo3(signature = (bucket, path_key, verify, ranks=1))]
+    fn load(
+        &self,
+        py: Python<'_>,
+        bucket: String,
+        path_key: &str,
+        verify: bool,
+        ranks: u64,
+    ) -> PyResult<Load> {
+        Ok(Load::new(self.engine(py)?, bucket, path_key, verify, ranks))
     }
 
     /// A writer of one object that belongs to no save.
@@ -267,15 +261,21 @@ fn join_key(folder: &str, name: &str) -> String {
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Client>()?;
-    module.add_class::<Download>()?;
-    module.add_class::<Downloads>()?;
     module.add_class::<ItemRecord>()?;
+    module.add_class::<BlockParts>()?;
+    module.add_class::<Download>()?;
+    module.add_class::<Found>()?;
+    module.add_class::<ItemPart>()?;
+    module.add_class::<Load>()?;
+    module.add_class::<StoredItem>()?;
+    module.add_class::<StoredStorage>()?;
     module.add_class::<ObjectInfo>()?;
     module.add_class::<PaceShare>()?;
     module.add_class::<ShardWriter>()?;
     module.add_class::<Stats>()?;
     module.add_class::<crate::staging::StagingBuffer>()?;
     module.add_class::<crate::staging::StagingPool>()?;
+    module.add_function(wrap_pyfunction!(chunks_hold, module)?)?;
     module.add_function(wrap_pyfunction!(join_key, module)?)?;
     module.add_function(wrap_pyfunction!(parse_s3_uri, module)?)
 }

@@ -10,8 +10,10 @@ mod gc;
 mod index;
 mod index_writer;
 mod layout;
+mod load;
 mod memory;
 mod panics;
+mod plan_items;
 mod pool;
 mod prefix;
 mod runtime;
@@ -21,6 +23,7 @@ mod settings;
 mod shard_writer;
 mod simulate;
 mod staging;
+mod stored_item;
 mod sync;
 mod uses;
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use s3dcp_checkpoint::{Destination, GATHER_BELOW};
+use s3dcp_checkpoint::{Destination, GATHER_BELOW, Runs};
 use s3dcp_entry::entry;
 
 use crate::uses::Use;
@@ -111,9 +111,12 @@ pub(crate) struct TensorDestination {
 }
 
 impl TensorDestination {
-    /// `length` bytes at `address`; the caller keeps them alive, and nobody else writes them, until the download
-    /// has returned.
-    pub(crate) fn new(address: usize, length: u64) -> PyResult<Self> {
+    /// `length` bytes at `address`.
+    ///
+    /// # Safety
+    /// Until the last value that is made of this one is dropped, these bytes must be alive, and nobody else may read or write
+    /// them, but for those that other destinations are given to write into the gaps between runs of this one.
+    pub(crate) unsafe fn new(address: usize, length: u64) -> PyResult<Self> {
         if address == 0 && length > 0 {
             return Err(PyValueError::new_err("address=0: the tensor has no memory"));
         }
@@ -124,17 +127,24 @@ impl TensorDestination {
         Self { address, length, _counted: DESTINATIONS.counted() }
     }
 
-    /// `length` bytes of it from `offset` on, and no others.
-    pub(crate) fn part(&self, offset: u64, length: u64) -> Self {
-        let end = offset.checked_add(length);
+    /// The same memory, into which only these runs are written.
+    pub(crate) fn scattered(self, runs: Runs) -> ScatteredDestination {
+        ScatteredDestination { memory: self, runs }
+    }
+
+    fn put(&self, place: u64, run: &[u8]) {
+        let end = place.checked_add(run.len() as u64);
         assert!(end.is_some_and(|end| end <= self.length), "a write past the end of a tensor");
-        Self::counted(self.address + offset as usize, length)
+        let to = (self.address + place as usize) as *mut u8;
+        // SAFETY: `place..end` lies within the memory that `new` was given, which is alive, and whose bytes of this run
+        // nobody else reads or writes meanwhile.
+        unsafe { to.copy_from_nonoverlapping(run.as_ptr(), run.len()) }
     }
 }
 
 impl Destination for TensorDestination {
     fn write(&mut self, offset: u64, bytes: &[u8]) {
-        self.memory(offset)[..bytes.len()].copy_from_slice(bytes);
+        self.put(offset, bytes);
     }
 
     fn memory(&mut self, offset: u64) -> &mut [u8] {
@@ -154,6 +164,24 @@ impl Destination for TensorDestination {
         let rest = self.length.checked_sub(at)?;
         self.length = at;
         Some(Box::new(Self::counted(self.address + at as usize, rest)))
+    }
+}
+
+/// Tensor memory into which runs of a block are written. Parts of it are written at the same time, so each run is seen
+/// alone, never the memory as a whole.
+pub(crate) struct ScatteredDestination {
+    memory: TensorDestination,
+    runs: Runs,
+}
+
+impl Destination for ScatteredDestination {
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        self.runs.scatter(offset, bytes, |place, run| self.memory.put(place, run));
+    }
+
+    fn split(&mut self, at: u64) -> Option<Box<dyn Destination>> {
+        let memory = TensorDestination::counted(self.memory.address, self.memory.length);
+        Some(Box::new(memory.scattered(self.runs.after(at))))
     }
 }
 

@@ -27,11 +27,7 @@ impl TensorSpec {
     /// A row-major tensor that fills its storage and needs no gradient.
     #[must_use]
     pub fn contiguous(dtype: DType, shape: Vec<u64>) -> TensorSpec {
-        let mut strides = vec![1u64; shape.len()];
-        for dimension in (1..shape.len()).rev() {
-            strides[dimension - 1] = strides[dimension].saturating_mul(shape[dimension].max(1));
-        }
-        TensorSpec { dtype, shape, strides, storage_offset: 0, requires_grad: false }
+        TensorSpec { dtype, strides: row_major(&shape), shape, storage_offset: 0, requires_grad: false }
     }
 
     /// Elements in the tensor; `None` when that passes `u64`.
@@ -54,6 +50,24 @@ impl TensorSpec {
             last = last.checked_add((size - 1).checked_mul(stride)?)?;
         }
         last.checked_add(1)?.checked_mul(self.dtype.item_size())
+    }
+
+    /// True when the elements lie one after another in row-major order (torch's contiguous format).
+    #[must_use]
+    pub fn is_contiguous(&self) -> bool {
+        if self.numel() == Some(0) {
+            return true;
+        }
+        let mut step = 1;
+        for (&size, &stride) in self.shape.iter().zip(&self.strides).rev() {
+            if size != 1 {
+                if stride != step {
+                    return false;
+                }
+                step *= size;
+            }
+        }
+        true
     }
 
     /// The bytes of a storage that holds exactly this tensor, after checking that it does.
@@ -83,6 +97,15 @@ impl TensorSpec {
     }
 }
 
+/// Strides, in elements, of a row-major tensor of `shape`.
+pub(crate) fn row_major(shape: &[u64]) -> Vec<u64> {
+    let mut strides = vec![1u64; shape.len()];
+    for dimension in (1..shape.len()).rev() {
+        strides[dimension - 1] = strides[dimension].saturating_mul(shape[dimension].max(1));
+    }
+    strides
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,7 +116,7 @@ mod tests {
         assert_eq!(spec.strides, [3, 3, 1]);
         assert_eq!(spec.dense_bytes().unwrap(), 0);
         assert_eq!(TensorSpec::contiguous(DType::Float32, vec![]).dense_bytes().unwrap(), 4);
-        assert_eq!(TensorSpec::contiguous(DType::Float32, vec![2, 3, 4]).strides, [12, 4, 1]);
+        assert!(TensorSpec::contiguous(DType::Float32, vec![2, 3, 4]).is_contiguous());
     }
 
     #[test]
@@ -101,6 +124,7 @@ mod tests {
         let mut spec = TensorSpec::contiguous(DType::Float32, vec![2, 3]);
         spec.strides = vec![1, 2];
         assert_eq!(spec.dense_bytes().unwrap(), 24, "a transposed dense tensor is fine");
+        assert!(!spec.is_contiguous());
         spec.storage_offset = 1;
         assert!(spec.dense_bytes().is_err());
         spec.strides.pop();

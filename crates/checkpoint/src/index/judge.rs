@@ -21,12 +21,17 @@ fn survey<'a>(bytes: &'a [u8], allow: &AllowList, others: Others) -> Result<(Sur
 /// # Errors
 /// `Corrupt`, saying what was refused; also for an index whose items carry checksums while its trailer is missing.
 pub fn check_index(bytes: &[u8], allow: &AllowList) -> Result<(), Error> {
+    checked_pickle(bytes, allow).map(|_| ())
+}
+
+/// The pickle of an index that has passed [`check_index`].
+pub(crate) fn checked_pickle<'a>(bytes: &'a [u8], allow: &AllowList) -> Result<&'a [u8], Error> {
     let (survey, sealed) = survey(bytes, allow, Others::Refused)?;
     let has_checksums = survey.check()?;
     if has_checksums && !sealed {
         return Err(cut_off());
     }
-    Ok(())
+    Ok(&bytes[..survey.length])
 }
 
 fn cut_off() -> Error {

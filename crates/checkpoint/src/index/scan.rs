@@ -23,9 +23,9 @@ use crate::pickle::opcode::Op;
 /// Deepest nesting of tuples and frozen sets, which Python hashes by recursion.
 const MAX_DEPTH: u8 = 100;
 /// Elements and text bytes that calls and states may copy and keys may hash, per byte of the pickle.
-const COPIES_PER_BYTE: u64 = 16;
+pub(crate) const COPIES_PER_BYTE: u64 = 16;
 /// What is free of that charge, so that small pickles are never refused.
-const FREE_COPIES: u64 = 1 << 16;
+pub(crate) const FREE_COPIES: u64 = 1 << 16;
 
 /// Walks the pickle at the front of `pickle` and answers its length, STOP included.
 ///

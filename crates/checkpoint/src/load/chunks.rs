@@ -188,8 +188,8 @@ mod tests {
 
     #[test]
     fn rows_columns_grids_and_pinwheels_fill_their_tensor() {
-        let rows: Vec<_> = (0..1000).rev().map(|row| chunk(&[row * 3, 0], &[3, 8])).collect();
-        assert_eq!(check_chunks(&[3000, 8], &rows).unwrap(), Cover::Whole);
+        let rows: Vec<_> = (0..9000).rev().map(|row| chunk(&[row * 3, 0], &[3, 8])).collect();
+        assert_eq!(check_chunks(&[27_000, 8], &rows).unwrap(), Cover::Whole);
         let grid: Vec<_> =
             (0..900).map(|cell| chunk(&[cell % 30 * 2, cell / 30 * 5, 0], &[2, 5, 7])).collect();
         assert_eq!(check_chunks(&[60, 150, 7], &grid).unwrap(), Cover::Whole);

@@ -16,7 +16,7 @@ use s3dcp_s3::{Error, RangeRead};
 use crate::error::{config, corrupt};
 use crate::index::checksums::{ItemChecksums, SLICE_SIZE};
 use crate::load::destination::Destination;
-use crate::load::sink::{Check, Names, Of, ReadSink, Target, share};
+use crate::load::sink::{Check, Delivery, Names, Of, ReadSink, share};
 
 /// Some bytes of an item, and where they go.
 pub struct Piece {
@@ -84,7 +84,7 @@ struct Run {
 struct File {
     runs: Vec<Run>,
     checks: Vec<Check>,
-    targets: Vec<Target>,
+    deliveries: Vec<Delivery>,
 }
 
 /// Plans the ranges that bring every wanted byte to its destination once.
@@ -161,7 +161,11 @@ pub fn plan_reads(items: Vec<ItemRead>, options: &ReadOptions) -> Result<Vec<Ran
             let Range { start, end } = piece.item_range;
             if start < end {
                 let start = item.offset + start;
-                file.targets.push(Target { start, end: item.offset + end, destination: piece.destination });
+                file.deliveries.push(Delivery {
+                    start,
+                    end: item.offset + end,
+                    destination: piece.destination,
+                });
             }
         }
         names.push(item.name);
@@ -222,7 +226,7 @@ impl File {
     }
 
     fn plan(self, key: &str, names: &Names, options: &ReadOptions) -> Vec<RangeRead> {
-        let File { runs, mut checks, mut targets } = self;
+        let File { runs, mut checks, mut deliveries } = self;
         let ranges = join_runs(runs, options);
         let new_sink = |range: &Range<u64>| ReadSink::new(key, names.clone(), range.clone());
         let mut sinks: Vec<_> = ranges.iter().map(new_sink).collect();
@@ -233,14 +237,14 @@ impl File {
             first += ranges[first..].iter().take_while(|range| range.end <= check.start).count();
             sinks[first].add_check(check);
         }
-        targets.sort_by_key(|target| target.start);
+        deliveries.sort_by_key(|delivery| delivery.start);
         first = 0;
-        for target in targets {
-            first += ranges[first..].iter().take_while(|range| range.end <= target.start).count();
-            let cut = ranges[first..].iter().take_while(|range| range.end < target.end).count();
+        for delivery in deliveries {
+            first += ranges[first..].iter().take_while(|range| range.end <= delivery.start).count();
+            let cut = ranges[first..].iter().take_while(|range| range.end < delivery.end).count();
             let cuts = ranges[first..first + cut].iter().map(|range| range.end);
-            for (part, sink) in share(target, cuts).into_iter().zip(&mut sinks[first..]) {
-                sink.add_target(part);
+            for (part, sink) in share(delivery, cuts).into_iter().zip(&mut sinks[first..]) {
+                sink.add_delivery(part);
             }
         }
         let reads = ranges.into_iter().zip(sinks);

@@ -43,7 +43,7 @@ pub(crate) struct Check {
 pub(crate) type Names = Arc<Vec<String>>;
 
 /// A run of a file and where it goes.
-pub(crate) struct Target {
+pub(crate) struct Delivery {
     pub(crate) start: u64,
     pub(crate) end: u64,
     pub(crate) destination: Box<dyn Destination>,
@@ -62,17 +62,17 @@ impl Destination for Shared {
     }
 }
 
-/// Cuts a target at these places of its file, in order, all inside it.
-pub(crate) fn share(target: Target, cuts: impl Iterator<Item = u64>) -> Vec<Target> {
+/// Cuts a delivery at these places of its file, in order, all inside it.
+pub(crate) fn share(delivery: Delivery, cuts: impl Iterator<Item = u64>) -> Vec<Delivery> {
     let mut parts = Vec::new();
     let mut cuts = cuts.peekable();
-    let mut rest = target;
+    let mut rest = delivery;
     while let Some(&cut) = cuts.peek() {
         let Some(tail) = rest.destination.split(cut - rest.start) else { break };
         cuts.next();
         let end = std::mem::replace(&mut rest.end, cut);
         parts.push(rest);
-        rest = Target { start: cut, end, destination: tail };
+        rest = Delivery { start: cut, end, destination: tail };
     }
     if cuts.peek().is_none() {
         parts.push(rest);
@@ -83,7 +83,7 @@ pub(crate) fn share(target: Target, cuts: impl Iterator<Item = u64>) -> Vec<Targ
     let mut start = rest.start;
     for end in cuts.chain([rest.end]) {
         let destination = Box::new(Shared { base: start - origin, whole: whole.clone() });
-        parts.push(Target { start, end, destination });
+        parts.push(Delivery { start, end, destination });
         start = end;
     }
     parts
@@ -142,9 +142,9 @@ pub(crate) struct ReadSink {
     position: u64,
     checks: Checks,
     /// In the order of their starts.
-    targets: Vec<Target>,
-    /// Targets below this place have ended.
-    done_targets: usize,
+    deliveries: Vec<Delivery>,
+    /// Deliveries below this place have ended.
+    done_deliveries: usize,
 }
 
 impl ReadSink {
@@ -155,8 +155,8 @@ impl ReadSink {
             position: range.start,
             range,
             checks: Checks { all: Vec::new(), begun: 0, sums: Vec::new(), failed: None, begun_wrong: false },
-            targets: Vec::new(),
-            done_targets: 0,
+            deliveries: Vec::new(),
+            done_deliveries: 0,
         }
     }
 
@@ -166,24 +166,24 @@ impl ReadSink {
     }
 
     /// To be called in the order of their starts.
-    pub(crate) fn add_target(&mut self, target: Target) {
-        self.targets.push(target);
+    pub(crate) fn add_delivery(&mut self, delivery: Delivery) {
+        self.deliveries.push(delivery);
     }
 
     /// The next bytes are summed up and in place.
     fn advance(&mut self, end: u64) {
-        while self.targets.get(self.done_targets).is_some_and(|target| target.end <= end) {
-            self.done_targets += 1;
+        while self.deliveries.get(self.done_deliveries).is_some_and(|delivery| delivery.end <= end) {
+            self.done_deliveries += 1;
         }
         self.position = end;
     }
 
-    /// How many of the next bytes go to one target alone, if its memory can take them.
+    /// How many of the next bytes go to one delivery alone, if its memory can take them.
     fn direct(&mut self) -> Option<u64> {
         if self.checks.begun_wrong {
             return None;
         }
-        let [first, rest @ ..] = &mut self.targets[self.done_targets..] else { return None };
+        let [first, rest @ ..] = &mut self.deliveries[self.done_deliveries..] else { return None };
         let at = self.position.checked_sub(first.start)?;
         let end = rest.first().map_or(first.end, |next| next.start.min(first.end));
         let run = end.saturating_sub(self.position).min(self.range.end.saturating_sub(self.position));
@@ -192,8 +192,8 @@ impl ReadSink {
 
     /// The memory of the next bytes; only after [`ReadSink::direct`].
     fn memory(&mut self) -> &mut [u8] {
-        let target = &mut self.targets[self.done_targets];
-        target.destination.memory(self.position - target.start)
+        let delivery = &mut self.deliveries[self.done_deliveries];
+        delivery.destination.memory(self.position - delivery.start)
     }
 }
 
@@ -209,18 +209,18 @@ impl RangeSink for ReadSink {
         if let Some(run) = self.direct() {
             return Space::Memory(&mut self.memory()[..run as usize]);
         }
-        let ahead = self.targets[self.done_targets..].iter();
+        let ahead = self.deliveries[self.done_deliveries..].iter();
         let next = ahead
-            .map(|target| (target.start.saturating_sub(self.position), target.end - target.start))
+            .map(|delivery| (delivery.start.saturating_sub(self.position), delivery.end - delivery.start))
             .take_while(|&(distance, _)| distance < LOOK_AHEAD)
             .find(|&(distance, length)| distance > 0 && length >= DIRECT);
         Space::Write(next.map_or(LOOK_AHEAD, |(distance, _)| distance) as usize)
     }
 
     fn filled(&mut self, count: usize) -> Result<(), Error> {
-        let ReadSink { checks, targets, position, done_targets, .. } = self;
-        let target = &mut targets[*done_targets];
-        checks.add(*position, &target.destination.memory(*position - target.start)[..count]);
+        let ReadSink { checks, deliveries, position, done_deliveries, .. } = self;
+        let delivery = &mut deliveries[*done_deliveries];
+        checks.add(*position, &delivery.destination.memory(*position - delivery.start)[..count]);
         self.advance(self.position + count as u64);
         Ok(())
     }
@@ -232,13 +232,13 @@ impl RangeSink for ReadSink {
             return Err(corrupt("more bytes than the range has").with_key(self.key.clone()));
         }
         self.checks.add(position, bytes);
-        for target in &mut self.targets[self.done_targets..] {
-            if target.start >= end || self.checks.begun_wrong {
+        for delivery in &mut self.deliveries[self.done_deliveries..] {
+            if delivery.start >= end || self.checks.begun_wrong {
                 break;
             }
-            let part = overlap(bytes, position, target.start, target.end);
+            let part = overlap(bytes, position, delivery.start, delivery.end);
             if !part.is_empty() {
-                target.destination.write(position.max(target.start) - target.start, part);
+                delivery.destination.write(position.max(delivery.start) - delivery.start, part);
             }
         }
         self.advance(end);
@@ -248,7 +248,7 @@ impl RangeSink for ReadSink {
     fn restart(&mut self) {
         self.position = self.range.start;
         self.checks.restart();
-        self.done_targets = 0;
+        self.done_deliveries = 0;
     }
 
     fn finish(&mut self) -> Result<(), Error> {

@@ -1,8 +1,8 @@
 //! A pickle as a tree of plain data: globals stay names, calls stay unexecuted records.
 //!
-//! For the small pickles inside tensor archives. Values are copied; tuples, globals and calls live in one arena and
-//! refer to each other by number, so reference cycles are harmless. Contents of lists, dicts and sets, and states of
-//! objects, are not kept: nobody here asks for them.
+//! For the pickles inside tensor archives, and for indexes that have been judged. Values are copied; containers, globals
+//! and calls live in one arena and refer to each other by number, so reference cycles are harmless. Contents of sets are
+//! not kept: nobody here asks for them.
 
 use s3dcp_s3::Error;
 
@@ -17,7 +17,7 @@ pub(crate) enum Value<'a> {
     Bool(bool),
     Int(i64),
     Text(&'a str),
-    Bytes,
+    Bytes(&'a [u8]),
     /// A container, a global or an object: a place in the arena.
     Node(u32),
     /// Something nobody here asks about: floats, long integers.
@@ -27,8 +27,10 @@ pub(crate) enum Value<'a> {
 #[derive(Debug)]
 enum Node<'a> {
     Tuple(Box<[Value<'a>]>),
-    /// A list, dict or set: nobody here asks what is in it.
-    Container,
+    List(Vec<Value<'a>>),
+    /// Keys and values take turns.
+    Dict(Vec<Value<'a>>),
+    Set,
     Global(&'a str, &'a str),
     Object(Object<'a>),
     Persistent(Value<'a>),
@@ -38,6 +40,8 @@ enum Node<'a> {
 struct Object<'a> {
     callable: Value<'a>,
     arguments: Value<'a>,
+    /// What it was built from, last.
+    state: Option<Value<'a>>,
 }
 
 /// A whole pickle, read.
@@ -86,6 +90,36 @@ impl<'a> Tree<'a> {
         }
     }
 
+    /// The items of a list.
+    pub(crate) fn list(&self, value: Value<'a>) -> Option<&[Value<'a>]> {
+        match self.node(value) {
+            Some(Node::List(items)) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// Keys and values of a dict, as they were set.
+    pub(crate) fn dict(
+        &self,
+        value: Value<'a>,
+    ) -> Option<impl DoubleEndedIterator<Item = (Value<'a>, Value<'a>)>> {
+        match self.node(value) {
+            Some(Node::Dict(pairs)) => Some(pairs.chunks_exact(2).map(|pair| (pair[0], pair[1]))),
+            _ => None,
+        }
+    }
+
+    /// The value of a key of a dict that is text.
+    pub(crate) fn item(&self, dict: Value<'a>, key: &str) -> Option<Value<'a>> {
+        let is_it = |pair: &(Value<'a>, Value<'a>)| matches!(pair.0, Value::Text(text) if text == key);
+        self.dict(dict)?.rev().find(is_it).map(|pair| pair.1)
+    }
+
+    /// The state of an object.
+    pub(crate) fn state(&self, value: Value<'a>) -> Option<Value<'a>> {
+        self.object(value)?.state
+    }
+
     /// Module and name of a global.
     pub(crate) fn global(&self, value: Value<'a>) -> Option<(&'a str, &'a str)> {
         match self.node(value) {
@@ -119,6 +153,13 @@ impl<'a> Tree<'a> {
         }
     }
 
+    fn node_mut(&mut self, value: Value<'a>) -> Option<&mut Node<'a>> {
+        match value {
+            Value::Node(place) => self.nodes.get_mut(place as usize),
+            _ => None,
+        }
+    }
+
     fn push(&mut self, node: Node<'a>) -> Result<Value<'a>, Error> {
         let place = u32::try_from(self.nodes.len()).map_err(|_| corrupt("pickle: too many objects"))?;
         self.nodes.push(node);
@@ -135,9 +176,11 @@ impl<'a> Builder<'a> for Tree<'a> {
             Op::Bool(value) => Value::Bool(value),
             Op::Int(value) => Value::Int(value),
             Op::Text(value) => Value::Text(value),
-            Op::Bytes(_) => Value::Bytes,
+            Op::Bytes(bytes) => Value::Bytes(bytes),
             Op::EmptyTuple => self.push(Node::Tuple(Box::default()))?,
-            Op::EmptyList | Op::EmptyDict | Op::EmptySet => self.push(Node::Container)?,
+            Op::EmptyList => self.push(Node::List(Vec::new()))?,
+            Op::EmptyDict => self.push(Node::Dict(Vec::new()))?,
+            Op::EmptySet => self.push(Node::Set)?,
             _ => Value::Other,
         })
     }
@@ -147,14 +190,20 @@ impl<'a> Builder<'a> for Tree<'a> {
     }
 
     fn frozen_set(&mut self, _items: &[Value<'a>]) -> Result<Value<'a>, Error> {
-        self.push(Node::Container)
+        self.push(Node::Set)
     }
 
-    fn extend(&mut self, _target: Value<'a>, _items: &[Value<'a>]) -> Result<(), Error> {
+    fn extend(&mut self, target: Value<'a>, items: &[Value<'a>]) -> Result<(), Error> {
+        if let Some(Node::List(list)) = self.node_mut(target) {
+            list.extend_from_slice(items);
+        }
         Ok(())
     }
 
-    fn set_items(&mut self, _target: Value<'a>, _pairs: &[Value<'a>]) -> Result<(), Error> {
+    fn set_items(&mut self, target: Value<'a>, pairs: &[Value<'a>]) -> Result<(), Error> {
+        if let Some(Node::Dict(dict)) = self.node_mut(target) {
+            dict.extend_from_slice(pairs);
+        }
         Ok(())
     }
 
@@ -175,10 +224,13 @@ impl<'a> Builder<'a> for Tree<'a> {
         arguments: Value<'a>,
         _keywords: Option<Value<'a>>,
     ) -> Result<Value<'a>, Error> {
-        self.push(Node::Object(Object { callable, arguments }))
+        self.push(Node::Object(Object { callable, arguments, state: None }))
     }
 
-    fn build(&mut self, _object: Value<'a>, _state: Value<'a>) -> Result<(), Error> {
+    fn build(&mut self, object: Value<'a>, state: Value<'a>) -> Result<(), Error> {
+        if let Some(Node::Object(object)) = self.node_mut(object) {
+            object.state = Some(state);
+        }
         Ok(())
     }
 

@@ -2,20 +2,24 @@
 
 Run it as `python make.py` in this folder. `archives/*.pt` are whole `torch.save` files; `heads.json` holds what is
 too large or too many to keep whole: the pickle of every dtype, and the ends of archives around 4 GiB. `index/*` are
-pickled `Metadata`. `hostile.py` makes the pickles that no reader may run.
+pickled `Metadata`, `checkpoints/*` whole checkpoints. `hostile.py` makes the pickles that no reader may run.
 """
 
+import dataclasses
 import io
 import itertools
 import json
 import pathlib
 import pickle
+import shutil
 import struct
 import sys
 import zipfile
 
 import hostile
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -26,6 +30,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.planner import WriteItemType
+
+from s3dcp import S3FileSystem, S3StorageWriter, testing
 
 HERE = pathlib.Path(__file__).parent
 DTYPES = [
@@ -194,10 +201,62 @@ def indexes():
         (folder / f"{name}.pkl").write_bytes(pickle.dumps(value, protocol))
 
 
+class InQuarters(DefaultSavePlanner):
+    """Saves every matrix in four chunks."""
+
+    def create_local_plan(self):
+        plan = super().create_local_plan()
+        items = []
+        for item in plan.items:
+            if item.tensor_data is None or len(item.tensor_data.size) != 2 or 0 in item.tensor_data.size:
+                items.append(item)
+                continue
+            rows, columns = item.tensor_data.size
+            for (top, bottom), (left, right) in itertools.product(
+                ((0, rows // 2), (rows // 2, rows)), ((0, columns // 2), (columns // 2, columns))
+            ):
+                chunk = ChunkStorageMetadata(torch.Size((top, left)), torch.Size((bottom - top, right - left)))
+                data = dataclasses.replace(item.tensor_data, chunk=chunk)
+                index = MetadataIndex(item.index.fqn, chunk.offsets)
+                items.append(dataclasses.replace(item, index=index, type=WriteItemType.SHARD, tensor_data=data))
+        return dataclasses.replace(plan, items=items)
+
+    def resolve_data(self, write_item):
+        if write_item.type is not WriteItemType.SHARD:
+            return super().resolve_data(write_item)
+        (top, left), (rows, columns) = write_item.tensor_data.chunk.offsets, write_item.tensor_data.chunk.sizes
+        return self.state_dict[write_item.index.fqn][top : top + rows, left : left + columns].contiguous()
+
+
+def checkpoints():
+    """Two whole checkpoints of one state: what torch's writer leaves, and ours."""
+    state = {
+        "matrix": torch.arange(35, dtype=torch.float32).reshape(5, 7),
+        "transposed": torch.arange(5000, dtype=torch.int16).reshape(100, 50).t(),
+        "half": torch.arange(4, dtype=torch.bfloat16),
+        "scalar": torch.tensor(3.5, dtype=torch.float64),
+        "empty": torch.zeros((0, 3)),
+        "text": "x",
+    }
+    folder = HERE / "checkpoints"
+    torchs, ours = folder / "torch", folder / "s3dcp"
+    shutil.rmtree(folder, ignore_errors=True)
+    dcp.save(state, storage_writer=FileSystemWriter(torchs), planner=InQuarters(), no_dist=True)
+    with testing.server(buckets=["bucket"]):
+        uri = "s3://bucket/run"
+        dcp.save(state, storage_writer=S3StorageWriter("us-east-1", uri), planner=InQuarters(), no_dist=True)
+        fs = S3FileSystem("us-east-1")
+        for found in fs.client.list_objects("bucket", "run/"):
+            path = ours / found.key.removeprefix("run/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(fs.client.read_ranges("bucket", [(found.key, 0, found.size)])[0])
+
+
 def main():
     archives()
     heads()
     indexes()
+    checkpoints()
     hostile.main()
 
 

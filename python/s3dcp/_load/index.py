@@ -14,9 +14,9 @@ from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata
 
-from . import _native
-from ._gc import GcPause
-from .errors import Corrupt
+from .. import _native
+from .._gc import GcPause
+from ..errors import Corrupt
 
 
 def allowed_global_names(extra: Iterable[str | type]) -> frozenset[tuple[str, str]]:

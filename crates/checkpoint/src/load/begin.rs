@@ -1,0 +1,277 @@
+//! One load, as a Rust caller drives it: open a checkpoint, see what it holds, read what is wanted of it.
+
+use bytes::{Bytes, BytesMut};
+use s3dcp_s3::{Client, Error, ErrorKind};
+
+use super::chunks::{Chunk, Cover, check_chunks, has_all};
+use super::contents::{Contents, Stored, StoredTensor, read_contents};
+use super::cut::Part;
+use super::fetch::{buffer, fetch_items};
+use super::foreign::{ForeignTensor, foreign_sources};
+use super::memory::Loan;
+use super::source::{Entry, OwnFormats, Source};
+use crate::archive::spec::{TensorSpec, row_major};
+use crate::error::{config, corrupt};
+use crate::index::allow::AllowList;
+use crate::index::checksums::SLICE_SIZE;
+use crate::index::read::MAX_INDEX_BYTES;
+use crate::layout::{Layout, Location};
+
+/// A load under way. What it knows of the checkpoint is what its index said when it was opened.
+#[derive(Debug)]
+pub struct Load {
+    client: Client,
+    bucket: String,
+    index_key: String,
+    contents: Contents,
+}
+
+impl Load {
+    /// Opens the checkpoint whose index a save would put at `location`: reads and judges that. Nothing in it is run.
+    ///
+    /// # Errors
+    /// `NotFound` where no checkpoint is; `Corrupt` for an index that is damaged or holds what none needs.
+    pub async fn open(client: &Client, location: &Location) -> Result<Load, Error> {
+        let index_key = location.index_key();
+        let index = client.get_object_within(&location.bucket, &index_key, MAX_INDEX_BYTES).await?.body;
+        let contents = read_contents(&index, &Layout::beside(&index_key), &AllowList::default_globals())
+            .map_err(|error| error.with_bucket(&location.bucket).with_key(&index_key))?;
+        Ok(Load { client: client.clone(), bucket: location.bucket.clone(), index_key, contents })
+    }
+
+    /// What the checkpoint holds.
+    #[must_use]
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// The pickled object of this name, as its bytes: what runs in them is for the caller to judge.
+    ///
+    /// # Errors
+    /// `NotFound` for another name; `Corrupt` where its checksum does not fit.
+    pub async fn read_object(&self, name: &str) -> Result<Bytes, Error> {
+        let stored = self.contents.objects.get(name).ok_or_else(|| self.missing(name))?;
+        let entry = placed(name, stored.as_ref())?;
+        self.see_in_file(name, entry).await?;
+        let (loan, pieces) = buffer(0..entry.length);
+        fetch_items(&self.client, &self.bucket, vec![entry.read(name, None, pieces)], true, None).await?;
+        Ok(loan.back().freeze())
+    }
+
+    /// A whole tensor, its elements in row-major order in the dtype in which they are stored.
+    ///
+    /// # Errors
+    /// Those of [`Load::read_block`].
+    pub async fn read_tensor(&self, name: &str) -> Result<Bytes, Error> {
+        let tensor = self.tensor(name)?;
+        let block = Chunk { offsets: vec![0; tensor.size.len()], sizes: tensor.size.clone() };
+        let nbytes =
+            byte_length(tensor, &block).ok_or_else(|| corrupt(format!("{name}: it has no such shape")))?;
+        for part in self.check(name, tensor, &block)? {
+            self.see_in_file(name, part.entry).await?;
+        }
+        Ok(self.read_block(name, &block, BytesMut::zeroed(nbytes)).await?.freeze())
+    }
+
+    /// A block of a tensor into `memory`, which is then given back: its elements in row-major order, in the dtype in which
+    /// they are stored. All of it has been compared with the checksums of the checkpoint where it has some.
+    ///
+    /// # Errors
+    /// `NotFound` for another name, `Config` for a block that is not in the tensor, memory of another length, and what
+    /// only torch can read; `Corrupt`, naming the tensor, for what is not stored as the index says.
+    pub async fn read_block(&self, name: &str, block: &Chunk, memory: BytesMut) -> Result<BytesMut, Error> {
+        let tensor = self.tensor(name)?;
+        let parts = self.check(name, tensor, block)?;
+        if byte_length(tensor, block) != Some(memory.len()) {
+            return Err(config(format!(
+                "{name}: memory of {} bytes for a block of {:?} {}",
+                memory.len(),
+                block.sizes,
+                tensor.dtype_name
+            )));
+        }
+        let strides = row_major(&unsigned(&block.sizes)?);
+        let sources = self.sources(name, tensor, &parts).await?;
+        let mut all: Vec<Part> = Vec::new();
+        let mut reads = Vec::new();
+        for (wanted, source) in parts.iter().zip(&sources) {
+            let item_size = source.spec.dtype.item_size();
+            let (offsets, lengths) = (unsigned(&wanted.in_chunk)?, unsigned(&wanted.sizes)?);
+            let Some(stored) = source.block(&offsets, &lengths)? else {
+                return Err(only_torch(name));
+            };
+            let place: u64 =
+                unsigned(&wanted.in_block)?.iter().zip(&strides).map(|(at, step)| at * step).sum();
+            let mut count = 0;
+            for mut part in stored.direct(Some(&strides))? {
+                part.memory.start += place * item_size;
+                part.memory.end += place * item_size;
+                all.push(part);
+                count += 1;
+            }
+            reads.push((source, count));
+        }
+        let (loan, pieces) = Loan::of(memory, all);
+        let mut pieces = pieces.into_iter();
+        let reads = reads.into_iter().map(|(source, count)| {
+            source.entry.read(name, source.head, pieces.by_ref().take(count).collect())
+        });
+        fetch_items(&self.client, &self.bucket, reads.collect(), true, None).await?;
+        Ok(loan.back())
+    }
+
+    /// Refuses an entry that ends past its file, before memory is set aside for much.
+    async fn see_in_file(&self, name: &str, entry: &Entry) -> Result<(), Error> {
+        if entry.length <= SLICE_SIZE {
+            return Ok(());
+        }
+        let size = self.client.head_object(&self.bucket, &entry.key).await?.size;
+        if entry.offset.saturating_add(entry.length) > size {
+            let Entry { key, offset, length, .. } = entry;
+            let message =
+                format!("{name}: the index gives this item {length} bytes at {offset} of a file of {size}");
+            return Err(corrupt(message).with_bucket(&self.bucket).with_key(&**key));
+        }
+        Ok(())
+    }
+
+    fn tensor(&self, name: &str) -> Result<&StoredTensor, Error> {
+        self.contents.tensors.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::new(ErrorKind::NotFound, format!("the checkpoint holds no {name:?}"))
+            .with_bucket(&self.bucket)
+            .with_key(&self.index_key)
+    }
+
+    /// Sees that the chunks of a tensor hold the block; which parts of which they are.
+    fn check<'a>(
+        &self,
+        name: &str,
+        tensor: &'a StoredTensor,
+        block: &Chunk,
+    ) -> Result<Vec<Wanted<'a>>, Error> {
+        let chunks: Vec<Chunk> = tensor.chunks.iter().map(|stored| stored.chunk.clone()).collect();
+        let cover = check_chunks(&tensor.size, &chunks).map_err(|error| {
+            let message = format!("{name}: {}", error.message());
+            error.with_message(message)
+        })?;
+        let inside = block.offsets.len() == tensor.size.len()
+            && block.sizes.len() == tensor.size.len()
+            && (0..tensor.size.len()).all(|dim| {
+                let end = block.offsets[dim].checked_add(block.sizes[dim]);
+                block.offsets[dim] >= 0
+                    && block.sizes[dim] >= 0
+                    && end.is_some_and(|end| end <= tensor.size[dim])
+            });
+        if !inside {
+            return Err(config(format!("{name}: {block:?} is outside a tensor of {:?}", tensor.size)));
+        }
+        if cover == Cover::Holes && !has_all(&tensor.size, &chunks, block) {
+            return Err(corrupt(format!("{name}: its chunks in the index do not hold {block:?}")));
+        }
+        let mut parts = Vec::new();
+        for stored in &tensor.chunks {
+            let chunk = &stored.chunk;
+            let starts: Vec<i64> =
+                block.offsets.iter().zip(&chunk.offsets).map(|(one, other)| *one.max(other)).collect();
+            let sizes: Vec<i64> = (0..starts.len())
+                .map(|dim| {
+                    let end = chunk.offsets[dim] + chunk.sizes[dim];
+                    end.min(block.offsets[dim] + block.sizes[dim]) - starts[dim]
+                })
+                .collect();
+            if sizes.iter().any(|&size| size <= 0) {
+                continue;
+            }
+            let from =
+                |offsets: &[i64]| starts.iter().zip(offsets).map(|(start, offset)| start - offset).collect();
+            let (in_chunk, in_block) = (from(&chunk.offsets), from(&block.offsets));
+            let entry = placed(name, stored.stored.as_ref())?;
+            parts.push(Wanted { entry, shape: unsigned(&chunk.sizes)?, in_chunk, in_block, sizes });
+        }
+        Ok(parts)
+    }
+
+    /// Where the chunks of these parts lie.
+    async fn sources(
+        &self,
+        name: &str,
+        tensor: &StoredTensor,
+        parts: &[Wanted<'_>],
+    ) -> Result<Vec<Source>, Error> {
+        let mut formats = OwnFormats::default();
+        let mut sources: Vec<Option<Source>> = Vec::with_capacity(parts.len());
+        let mut foreign = Vec::new();
+        for Wanted { entry, shape, .. } in parts {
+            if entry.is_own_tensor() {
+                let format = formats.of(name, tensor.dtype(), shape)?;
+                sources.push(Some(format.source(name, (*entry).clone())?));
+            } else {
+                sources.push(None);
+                foreign.push(ForeignTensor {
+                    name: name.to_owned(),
+                    entry: (*entry).clone(),
+                    shape: shape.clone(),
+                });
+            }
+        }
+        let mut own: Vec<&Entry> =
+            parts.iter().map(|part| part.entry).filter(|entry| entry.is_own_tensor()).collect();
+        own.sort_unstable_by_key(|entry| (&entry.key, entry.offset));
+        if own.windows(2).any(|pair| pair[0].overlaps(pair[1])) {
+            return Err(corrupt(format!("{name}: the index gives two of its chunks the same bytes")));
+        }
+        let mut found = foreign_sources(&self.client, &self.bucket, &foreign).await?.into_iter();
+        let filled = sources.into_iter().map(|source| source.or_else(|| found.next().flatten()));
+        filled
+            .map(|source| match source {
+                None => Err(only_torch(name)),
+                Some(source) if Some(source.spec.dtype) != tensor.dtype() => {
+                    let (stored, said) = (source.spec.dtype.torch_name(), &tensor.dtype_name);
+                    Err(config(format!(
+                        "{name}: stored as {stored}, but the index says {said}; torch converts it"
+                    )))
+                }
+                Some(source) => Ok(source),
+            })
+            .collect()
+    }
+}
+
+/// A part of a block that one chunk holds.
+struct Wanted<'a> {
+    entry: &'a Entry,
+    /// Of the chunk.
+    shape: Vec<u64>,
+    in_chunk: Vec<i64>,
+    in_block: Vec<i64>,
+    sizes: Vec<i64>,
+}
+
+fn placed<'a>(name: &str, stored: Option<&'a Stored>) -> Result<&'a Entry, Error> {
+    match stored {
+        None => Err(corrupt(format!("{name}: the index does not say where this item is stored"))),
+        Some(stored) if stored.is_transformed => Err(only_torch(name)),
+        Some(stored) => Ok(&stored.entry),
+    }
+}
+
+fn only_torch(name: &str) -> Error {
+    config(format!("{name}: stored in a way that only torch reads"))
+}
+
+/// Sizes that have been seen to be none below zero.
+fn unsigned(numbers: &[i64]) -> Result<Vec<u64>, Error> {
+    numbers
+        .iter()
+        .map(|&number| u64::try_from(number).map_err(|_| corrupt(format!("a size of {number} elements"))))
+        .collect()
+}
+
+/// Bytes of a block; `None` for a dtype that only torch knows, and for more than there can be.
+fn byte_length(tensor: &StoredTensor, block: &Chunk) -> Option<usize> {
+    let spec = TensorSpec::contiguous(tensor.dtype()?, unsigned(&block.sizes).ok()?);
+    usize::try_from(spec.numel()?.checked_mul(spec.dtype.item_size())?).ok()
+}

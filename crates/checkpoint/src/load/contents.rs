@@ -1,0 +1,259 @@
+//! What an index says there is: every tensor with its chunks, every object, and where each is stored.
+//!
+//! The pickle has been judged before (`index/judge.rs`), and nothing in it is run. What a hostile one lets many entries
+//! share is paid for, like what its own walk copies: in proportion to the bytes that are there.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use s3dcp_s3::Error;
+
+use super::chunks::Chunk;
+use super::source::Entry;
+use crate::archive::spec::MAX_DIMENSIONS;
+use crate::dtype::DType;
+use crate::error::corrupt;
+use crate::index::allow::{AllowList, METADATA};
+use crate::index::checksums::ItemChecksums;
+use crate::index::judge::checked_pickle;
+use crate::index::scan::{COPIES_PER_BYTE, FREE_COPIES};
+use crate::layout::Layout;
+use crate::pickle::value::{Tree, Value};
+
+/// What a checkpoint holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// The tensors, by name.
+    pub tensors: BTreeMap<String, StoredTensor>,
+    /// The pickled objects, by name; `None` for one that the index does not place.
+    pub objects: BTreeMap<String, Option<Stored>>,
+}
+
+/// A tensor of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// Its dtype, as torch calls it: `float32`.
+    pub dtype_name: String,
+    /// Elements along each dimension.
+    pub size: Vec<i64>,
+    /// The chunks that it was saved in, as the index has them.
+    pub chunks: Vec<StoredChunk>,
+}
+
+impl StoredTensor {
+    /// Its dtype; `None` where only torch can read it.
+    #[must_use]
+    pub fn dtype(&self) -> Option<DType> {
+        DType::from_torch_name(&self.dtype_name)
+    }
+}
+
+/// A chunk of a tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredChunk {
+    /// Where it lies in its tensor.
+    pub chunk: Chunk,
+    /// Where it is stored; `None` where the index does not say.
+    pub stored: Option<Stored>,
+}
+
+/// Where an item is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its bytes.
+    pub entry: Entry,
+    /// A stream extension of torch's has transformed them: only torch can read them.
+    pub is_transformed: bool,
+}
+
+/// Reads an index that lies in a folder: `layout` resolves the names of its shard files.
+///
+/// # Errors
+/// `Corrupt` for what [`check_index`](crate::check_index) refuses, and for an index that describes a tensor in no way
+/// known.
+pub fn read_contents(index: &[u8], layout: &Layout, allow: &AllowList) -> Result<Contents, Error> {
+    let pickle = checked_pickle(index, allow)?;
+    let tree = Tree::read(pickle)?;
+    let budget = FREE_COPIES + pickle.len() as u64 * COPIES_PER_BYTE;
+    let mut reader = Reader { tree: &tree, layout, budget, keys: HashMap::new() };
+    reader.contents()
+}
+
+/// Where the index places an item: its name and, of a chunk, its offsets.
+type Place<'a> = (&'a str, Option<Vec<i64>>);
+
+struct Reader<'a, 't> {
+    tree: &'t Tree<'a>,
+    layout: &'t Layout,
+    budget: u64,
+    keys: HashMap<&'a str, Arc<str>>,
+}
+
+fn malformed(what: &str) -> Error {
+    corrupt(format!("the index is malformed: {what}"))
+}
+
+impl<'a> Reader<'a, '_> {
+    fn contents(&mut self) -> Result<Contents, Error> {
+        let tree = self.tree;
+        let metadata = tree.state(tree.root());
+        let part = |name| metadata.and_then(|state| tree.dict(tree.item(state, name)?));
+        let mut places =
+            self.places(part("storage_data").ok_or_else(|| malformed("storage_data is not a dict"))?)?;
+        let mut contents = Contents::default();
+        let entries =
+            part("state_dict_metadata").ok_or_else(|| malformed("state_dict_metadata is not a dict"))?;
+        for (name, entry) in entries {
+            let Value::Text(name) = name else { return Err(malformed("a name is not text")) };
+            self.pay(name.len())?;
+            contents.tensors.remove(name);
+            contents.objects.remove(name);
+            match tree.maker(entry) {
+                Some((METADATA, "TensorStorageMetadata")) => {
+                    let tensor = self.tensor(name, entry, &mut places)?;
+                    let tensor = tensor
+                        .ok_or_else(|| corrupt(format!("{name}: the index describes it in no way known")))?;
+                    contents.tensors.insert(name.to_owned(), tensor);
+                }
+                Some((METADATA, "BytesStorageMetadata")) => {
+                    contents.objects.insert(name.to_owned(), places.remove(&(name, None)));
+                }
+                _ => return Err(corrupt(format!("{name}: the index describes it in no way known"))),
+            }
+        }
+        Ok(contents)
+    }
+
+    /// `None` for a tensor that is described in no way known.
+    fn tensor(
+        &mut self,
+        name: &'a str,
+        entry: Value<'a>,
+        places: &mut HashMap<Place<'a>, Stored>,
+    ) -> Result<Option<StoredTensor>, Error> {
+        let tree = self.tree;
+        let field = |object, name| tree.item(tree.state(object)?, name);
+        let dtype = field(entry, "properties").and_then(|properties| {
+            let state = tree.state(properties)?;
+            let dtype = tree.tuple(state).and_then(|state| state.first().copied());
+            tree.global(dtype.or_else(|| tree.item(state, "dtype"))?)
+        });
+        let Some(("torch", dtype_name)) = dtype else { return Ok(None) };
+        self.pay(dtype_name.len())?;
+        let size = field(entry, "size").map(|size| self.numbers(size)).transpose()?.flatten();
+        let chunks = field(entry, "chunks").and_then(|chunks| tree.list(chunks));
+        let (Some(size), Some(listed)) = (size, chunks) else { return Ok(None) };
+        let mut chunks = Vec::new();
+        for (number, &chunk) in listed.iter().enumerate() {
+            let mut numbers = |name| {
+                field(chunk, name).map(|numbers| self.numbers(numbers)).transpose().map(Option::flatten)
+            };
+            let (Some(offsets), Some(sizes)) = (numbers("offsets")?, numbers("sizes")?) else {
+                return Ok(None);
+            };
+            self.pay(name.len())?;
+            let mut place = (name, Some(offsets));
+            let mut stored = places.remove(&place);
+            let offsets = place.1.take().unwrap_or_default();
+            if number == 0 && stored.is_none() {
+                stored = places.remove(&place);
+            }
+            chunks.push(StoredChunk { chunk: Chunk { offsets, sizes }, stored });
+        }
+        Ok(Some(StoredTensor { dtype_name: dtype_name.to_owned(), size, chunks }))
+    }
+
+    /// Every item that the index places.
+    fn places(
+        &mut self,
+        entries: impl Iterator<Item = (Value<'a>, Value<'a>)>,
+    ) -> Result<HashMap<Place<'a>, Stored>, Error> {
+        let tree = self.tree;
+        let mut places = HashMap::new();
+        for (index, info) in entries {
+            let (Some(index), Some(info)) = (tree.state(index), tree.state(info)) else {
+                return Err(malformed("an entry of storage_data"));
+            };
+            let Some(Value::Text(name)) = tree.item(index, "fqn") else {
+                return Err(malformed("an index without a name"));
+            };
+            self.pay(name.len())?;
+            let offsets = match tree.item(index, "offset") {
+                None | Some(Value::None) => None,
+                Some(offsets) => Some(self.numbers(offsets)?.ok_or_else(|| malformed("an item's offset"))?),
+            };
+            let stored = self.stored(info).map_err(|error| {
+                let message = format!("{name}: {}", error.message());
+                error.with_message(message)
+            })?;
+            places.insert((name, offsets), stored);
+        }
+        Ok(places)
+    }
+
+    fn stored(&mut self, info: Value<'a>) -> Result<Stored, Error> {
+        let tree = self.tree;
+        let number = |name| match tree.item(info, name) {
+            Some(Value::Int(number)) => u64::try_from(number).ok(),
+            _ => None,
+        };
+        let (Some(Value::Text(path)), Some(offset), Some(length)) =
+            (tree.item(info, "relative_path"), number("offset"), number("length"))
+        else {
+            return Err(malformed("an entry of storage_data has no file name, offset or length"));
+        };
+        self.pay(path.len())?;
+        let key = match self.keys.get(path) {
+            Some(key) => key.clone(),
+            None => {
+                let key: Arc<str> = self.layout.resolve(path)?.into();
+                self.keys.insert(path, key.clone());
+                key
+            }
+        };
+        let data_offset = match tree.item(info, "data_offset") {
+            None | Some(Value::None) => None,
+            Some(_) => Some(number("data_offset").ok_or_else(|| malformed("a data offset in the index"))?),
+        };
+        let checksums = match tree.item(info, "crc32") {
+            None | Some(Value::None) => None,
+            Some(Value::Bytes(bytes)) => {
+                self.pay(bytes.len())?;
+                Some(ItemChecksums::from_bytes(bytes)?)
+            }
+            Some(_) => return Err(malformed("checksums in the index")),
+        };
+        let is_transformed = match tree.item(info, "transform_descriptors") {
+            None | Some(Value::None) => false,
+            Some(list) => tree.list(list).is_none_or(|list| !list.is_empty()),
+        };
+        let entry = Entry { key, offset, length, data_offset, checksums };
+        Ok(Stored { entry, is_transformed })
+    }
+
+    /// A tuple or list of integers, or a `torch.Size` of them.
+    fn numbers(&mut self, value: Value<'a>) -> Result<Option<Vec<i64>>, Error> {
+        let tree = self.tree;
+        let items = match tree.maker(value) {
+            Some(("torch", "Size")) => match tree.arguments(value) {
+                Some([items]) => tree.tuple(*items).or_else(|| tree.list(*items)),
+                _ => None,
+            },
+            _ => tree.tuple(value).or_else(|| tree.list(value)),
+        };
+        let Some(items) = items.filter(|items| items.len() <= MAX_DIMENSIONS) else { return Ok(None) };
+        self.pay(items.len())?;
+        let number = |item: &Value<'_>| match item {
+            Value::Int(number) => Some(*number),
+            _ => None,
+        };
+        Ok(items.iter().map(number).collect())
+    }
+
+    fn pay(&mut self, cost: usize) -> Result<(), Error> {
+        let left = self.budget.checked_sub(1 + cost as u64 / 8);
+        self.budget =
+            left.ok_or_else(|| corrupt("index: its entries share far more than its size accounts for"))?;
+        Ok(())
+    }
+}
