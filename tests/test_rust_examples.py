@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +13,11 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from s3dcp import S3StorageReader
 from support.jobs import REGION
+from support.rust_examples import run
 from support.states import assert_same, blank
 from support.store import Store
 
-ROOT = Path(__file__).parents[1]
-
 pytestmark = pytest.mark.skipif(shutil.which("cargo") is None, reason="cargo is not installed")
-
-
-def run(example: str, *arguments: str) -> str:
-    """What an example of s3dcp-checkpoint prints; it talks to the server of the ``AWS_*`` variables."""
-    command = ["cargo", "build", "--locked", "--release", "-p", "s3dcp-checkpoint", "--example", example]
-    built = subprocess.run(
-        [*command, "--message-format=json"], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=1800, check=True
-    )
-    messages = [json.loads(line) for line in built.stdout.splitlines()]
-    (program,) = (
-        message["executable"]
-        for message in messages
-        if message["reason"] == "compiler-artifact" and message["target"]["name"] == example and message["executable"]
-    )
-    done = subprocess.run(
-        [program, *arguments], env=os.environ, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def numbers(first: int, *shape: int) -> torch.Tensor:

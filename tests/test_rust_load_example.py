@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,27 +13,11 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemWriter
 
 from support import jobs
+from support.rust_examples import run
 from support.states import values
 from support.store import Store
 
-ROOT = Path(__file__).parents[1]
-
 pytestmark = pytest.mark.skipif(shutil.which("cargo") is None, reason="cargo is not installed")
-
-
-def program() -> str:
-    """The example, built."""
-    command = ["cargo", "build", "--locked", "--release", "-p", "s3dcp-checkpoint", "--example", "load"]
-    built = subprocess.run(
-        [*command, "--message-format=json"], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=1800, check=True
-    )
-    messages = [json.loads(line) for line in built.stdout.splitlines()]
-    (found,) = (
-        message["executable"]
-        for message in messages
-        if message["reason"] == "compiler-artifact" and message["target"]["name"] == "load" and message["executable"]
-    )
-    return str(found)
 
 
 def state() -> dict[str, Any]:
@@ -64,11 +45,7 @@ def test_a_rust_program_reads_what_torch_and_what_we_saved(store: Store, tmp_pat
         store.upload(tmp_path)
     else:
         jobs.save(state(), store.uri, thread_count=2)
-    done = subprocess.run(
-        [program(), store.uri], env=os.environ, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    lines = dict(line.split(" ", 1) for line in run("load", store.uri).splitlines())
     for name, value in state().items():
         if isinstance(value, torch.Tensor):
             assert lines.pop(name).startswith(f"{shown(value)} "), name
