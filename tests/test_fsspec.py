@@ -117,6 +117,16 @@ def test_what_is_not_there_is_a_file_not_found(fs: S3FsspecFileSystem, store: St
         getattr(fs, call)(f"{store.bucket}/nothing")
 
 
+def test_a_copy_of_nothing_is_a_file_not_found_and_leaves_nothing(
+    fs: S3FsspecFileSystem, store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        fs.get_file(f"{store.bucket}/nothing", tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError):
+        fs.cp_file(f"{store.bucket}/nothing", f"{store.bucket}/copy")
+
+
 def test_a_bucket_that_is_not_there_is_named(fs: S3FsspecFileSystem, store: Store) -> None:
     with pytest.raises(NotFound, match="no-such-bucket-here"):
         fs.ls("no-such-bucket-here")

@@ -262,16 +262,20 @@ class S3FsspecFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Copy one file here, in pieces whose ranges come at once."""
         if outfile is None and isfilelike(lpath):
             outfile = lpath
-        if outfile is None:
-            if self.isdir(rpath):
-                os.makedirs(lpath, exist_ok=True)
-                return
+        found = self.info(rpath)
+        if found["type"] == "directory":
+            if outfile is not None:
+                raise FileNotFoundError(f"s3://{found['name']}: is a folder, not a file")
+            os.makedirs(lpath, exist_ok=True)
+        elif outfile is not None:
+            self._copy_out(rpath, found["size"], outfile, callback)
+        else:
             os.makedirs(os.path.dirname(os.path.abspath(lpath)), exist_ok=True)
             with open(lpath, "wb") as file:
-                self.get_file(rpath, callback=callback, outfile=file)
-            return
-        bucket, key = self._split(rpath)
-        size = self._client.head_object(bucket, key).size
+                self._copy_out(rpath, found["size"], file, callback)
+
+    def _copy_out(self, path: str, size: int, outfile: Any, callback: Callback) -> None:
+        bucket, key = self._split(path)
         callback.set_size(size)
         for start in range(0, size, _PIECE_BYTES):
             end = min(start + _PIECE_BYTES, size)
@@ -295,11 +299,14 @@ class S3FsspecFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
         """Copy one file: on the server within a bucket, else through here."""
         (bucket, key), (new_bucket, new_key) = self._split(path1), self._split(path2)
-        if bucket == new_bucket and self.isfile(path1):
+        found = self.info(path1)
+        if found["type"] == "directory":
+            return
+        if bucket == new_bucket:
             self._client.copy_object(bucket, key, new_key)
-        elif self.isfile(path1):
+        else:
             with self._files.create_stream(f"s3://{new_bucket}/{new_key}", "wb") as stream:
-                self.get_file(path1, outfile=stream)
+                self._copy_out(path1, found["size"], stream, DEFAULT_CALLBACK)
 
     def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
         """Does nothing: S3 has no folders."""
