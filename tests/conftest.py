@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from s3dcp import testing
-from support import real
+from support import real, torch_versions
 from support.ranks import Alone, Ranks
 from support.real import departures
 from support.store import Store, boto_client
@@ -47,6 +47,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xfail(reason=reason, strict=not isinstance(reason, departures.Sometimes)))
     items[:] = wanted
     config.hook.pytest_deselected(items=others)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A test that asks an older torch for what it lacks is skipped."""
+    report = yield
+    if report.failed and (reason := torch_versions.reason(str(report.longrepr))):
+        report.outcome, report.longrepr = "skipped", (*item.location[:2], reason)
+    return report
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def test_an_interrupt_ends_a_batch_that_waits_for_the_network(monkeypatch: pytes
 
     with Scripted(refuse) as service:
         client = client_for(REGION, service.url, S3ClientConfig(force_path_style=True))
-        writer = _native.Save(client, "bucket", "path", None, None, "0123456789abcdef").shard("__0_", 0, 1 << 40)
+        writer = _native.Save(client, "bucket", "path", None, None, None, "0123456789abcdef").shard("__0_", 0, 1 << 40)
         large = torch.zeros(16 << 20, dtype=torch.uint8)
         item = ("uint8", large.shape, large.data_ptr(), large)
         try:

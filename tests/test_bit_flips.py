@@ -25,10 +25,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import SerializationFormat
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from s3dcp import Corrupt, S3ClientConfig
+from s3dcp._compat import SerializationFormat
 from s3dcp._native import SLICE_BYTES
 from support import chance, jobs
 from support.indexes import pickle_length

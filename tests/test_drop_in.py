@@ -17,12 +17,12 @@ import pytest
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import SerializationFormat
 from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, SavePlan
 
 import s3dcp
 from s3dcp import AlreadyExists, HexPrefixStrategy, NotFound, S3ClientConfig, S3StorageReader, S3StorageWriter
+from s3dcp._compat import SerializationFormat
 from support import jobs
 from support.states import assert_same, blank, values
 from support.steps import Save

@@ -15,12 +15,12 @@ import torch
 import torch.distributed.checkpoint as dcp
 import torch.utils._device
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemWriter
-from torch.distributed.checkpoint.filesystem import SerializationFormat
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import s3dcp
 from s3dcp import S3StorageWriter
+from s3dcp._compat import SerializationFormat
 from s3dcp.planner import FastLoadPlanner, FastSavePlanner
 from support import jobs
 from support.states import DTYPES, assert_same, blank, layouts, training_state, values

@@ -9,8 +9,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load as load_safetensors
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.filesystem import SerializationFormat
 
+from s3dcp._compat import SerializationFormat
 from support import jobs, strategies
 from support.states import assert_same, blank, training_state
 from support.strategies import Spec

@@ -291,7 +291,7 @@ def test_an_upload_that_nobody_holds_any_more_is_stopped(store: Store, s3dcp_ser
     s3dcp_server.inject("silence on=PutObject,UploadPart,CreateMultipartUpload")
     try:
         client = S3FileSystem(REGION, s3client_config=S3ClientConfig(part_size=5 * MIB)).client
-        save = _native.Save(client, store.bucket, store.path, None, None, "0123456789abcdef")
+        save = _native.Save(client, store.bucket, store.path, None, None, None, "0123456789abcdef")
         writers = [save.shard("__0_", number, 0) for number in range(3)]
         for writer, nbytes in zip(writers, (100_000, 12 * MIB, 12 * MIB), strict=True):
             writer.raw_memory(tensor.data_ptr(), nbytes, tensor)

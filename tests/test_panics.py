@@ -60,7 +60,7 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     load = client.load(bucket, "path", False)
 
     def save() -> _native.Save:
-        return _native.Save(client, bucket, "path", None, None, "0123456789abcdef")
+        return _native.Save(client, bucket, "path", None, None, None, "0123456789abcdef")
 
     def writer() -> _native.ShardWriter:
         return client.object_writer(bucket, "file")
@@ -116,6 +116,7 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "Save.discard": lambda: save().discard([]),
         "Save.__enter__": lambda: save().__enter__(),
         "Save.__exit__": lambda: save().__exit__(None, None, None),
+        "step_folder": lambda: _native.step_folder("step-{}", "a/step-1"),
         "spread": lambda: _native.spread([1], 1),
         "Client.share_pace": lambda: client.share_pace(True, bucket, "path", 2),
         "Client.stats": client.stats,

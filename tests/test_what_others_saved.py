@@ -21,11 +21,11 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.filesystem import SerializationFormat
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import WriteItemType
 
 from s3dcp import Corrupt, FastSavePlanner, S3DcpError, S3StorageReader
+from s3dcp._compat import SerializationFormat
 from support import jobs
 from support.indexes import sealed
 from support.states import assert_same, blank, values

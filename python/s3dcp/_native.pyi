@@ -240,7 +240,14 @@ class StagingBuffer:
 @final
 class Save:
     def __new__(
-        cls, client: Client, bucket: str, path_key: str, epoch: str | None, rank: int | None, save_id: str
+        cls,
+        client: Client,
+        bucket: str,
+        path_key: str,
+        epoch: str | None,
+        folder: str | None,
+        rank: int | None,
+        save_id: str,
     ) -> Save: ...
     def prepare(self, overwrite: bool, conditional_commit: str) -> bool: ...
     def divide_budget(self, ranks: int, files: int) -> None: ...
@@ -309,6 +316,8 @@ class Layout:
     def index_key(self, rank: int | None) -> str: ...
     def prefix_fault(self, prefix: str) -> str | None: ...
     def resolve(self, relative_path: str) -> str: ...
+
+def step_folder(template: str, path_key: str) -> tuple[str, str, int] | None: ...
 
 # The index
 @final

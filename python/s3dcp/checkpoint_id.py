@@ -29,7 +29,7 @@ _INHERITED = "S3DCP_CONFIGURED"
 _MAX_INHERITED_BYTES = 100_000
 
 _BOTH = ("region", "s3client_config", "endpoint_url", "progress")
-_WRITERS = ("prefix_strategy", "thread_count", "conditional_commit", "overwrite")
+_WRITERS = ("prefix_strategy", "thread_count", "conditional_commit", "overwrite", "step_folders")
 _READERS = ("verify", "weights_only", "allowed_globals")
 
 _UNSET: Any = object()
@@ -44,6 +44,7 @@ def configure(
     thread_count: int = _UNSET,
     conditional_commit: Literal["warn", "require", "off"] = _UNSET,
     overwrite: bool = _UNSET,
+    step_folders: str | None = _UNSET,
     verify: bool = _UNSET,
     weights_only: bool = _UNSET,
     allowed_globals: Iterable[str | type] = _UNSET,
@@ -172,6 +173,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "thread_count": int,
     "conditional_commit": str,
     "overwrite": _switch,
+    "step_folders": str,
     "verify": _switch,
     "weights_only": _switch,
     "progress": _switch,

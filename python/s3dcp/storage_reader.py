@@ -14,13 +14,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch.distributed.checkpoint._extension import ExtensionRegistry
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
 from . import _native
+from ._compat import ExtensionRegistry, ReaderTransforms
 from ._load.index import allowed_global_names, index_facts, read_index
 from ._load.rank_load import RankLoad
 from ._progress import Progress, ProgressCallback
@@ -109,7 +109,8 @@ class S3StorageReader(FileSystemReader):
         if reader_constructor is not None:
             warnings.warn("reader_constructor is ignored: s3dcp has one reader, which fetches ranges", stacklevel=2)
         split_path(path)
-        super().__init__(path, _extension_registry=_extension_registry)
+        super().__init__(path)
+        self.transforms = ReaderTransforms(_extension_registry)
         self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]
             region, s3client_config=s3client_config, endpoint_url=endpoint_url
         )

@@ -21,13 +21,14 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from . import _native
+from ._compat import INDEX_VERSION, SerializationFormat, WriterTransforms
 from ._gc import GcPause
 from ._progress import Progress, ProgressCallback
 from ._ranks import world_size
@@ -38,7 +39,7 @@ from ._shared_pace import SharedPace
 from .client_config import S3ClientConfig
 from .errors import ConfigError
 from .file_system import S3FileSystem, split_path
-from .s3_prefix_strategy import DefaultPrefixStrategy, S3PrefixStrategyBase
+from .s3_prefix_strategy import DefaultPrefixStrategy, HexPrefixStrategy, S3PrefixStrategyBase
 
 __all__ = ["S3StorageWriter"]
 
@@ -128,6 +129,10 @@ class S3StorageWriter(FileSystemWriter):
         endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
         conditional_commit: what to do where a server does not honour the conditional write that this save needs against
             racing writers: ``"warn"``, ``"require"`` (refuse to save) or ``"off"`` (do not find out).
+        step_folders: what the folders of steps are called, such as ``"step-{}"``. The shard files of ``run/step-700`` then
+            lie below ``run`` as those of epoch 700 do, on key prefixes that are the same at every step; its index is at
+            ``run/step-700/.metadata``, and readers need no option. `prefix_strategy` is `HexPrefixStrategy` when None;
+            its ``epoch_num`` must be None.
         progress: True for a progress bar on standard error, or a callable ``(bytes_done, bytes_total)``.
         kwargs: torch's own writer arguments: ``single_file_per_rank``, ``overwrite``, ``per_thread_copy_ahead``,
             ``cache_staged_state_dict``, ``serialization_format``, ``_extensions``. ``sync_files`` has no meaning
@@ -145,6 +150,10 @@ class S3StorageWriter(FileSystemWriter):
     ``CheckpointException.failures[rank][0]``.
     """
 
+    # What the writer of an older torch does not have.
+    serialization_format = SerializationFormat.TORCH_SAVE
+    transforms = WriterTransforms()
+
     def __init__(
         self,
         region: str | None,
@@ -155,6 +164,7 @@ class S3StorageWriter(FileSystemWriter):
         *,
         endpoint_url: str | None = None,
         conditional_commit: ConditionalCommit = "warn",
+        step_folders: str | None = None,
         progress: bool | ProgressCallback = False,
         **kwargs: Any,
     ) -> None:
@@ -164,8 +174,13 @@ class S3StorageWriter(FileSystemWriter):
             raise ValueError(f"conditional_commit={conditional_commit!r}: must be 'warn', 'require' or 'off'")
         if prefix_strategy is not None and not callable(prefix_strategy):
             raise ValueError(f"prefix_strategy={prefix_strategy!r}: must map a rank to a prefix")
+        if step_folders is not None:
+            prefix_strategy = prefix_strategy or HexPrefixStrategy()
+            _check_step_folders(step_folders, prefix_strategy)
         kwargs.pop("sync_files", None)
-        split_path(path)
+        _, key = split_path(path)
+        if step_folders is not None:
+            _native.step_folder(step_folders, key)
         super().__init__(path=path, sync_files=False, thread_count=thread_count, **kwargs)
         self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]
             region, s3client_config=s3client_config, endpoint_url=endpoint_url
@@ -173,6 +188,7 @@ class S3StorageWriter(FileSystemWriter):
         self.path = self.fs.init_path(path)
         self.prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
         self.conditional_commit = conditional_commit
+        self.step_folders = step_folders
         self.progress = progress
         self._last_plan_data: _PlanData | None = None
         self._thread = threading.local()
@@ -226,7 +242,11 @@ class S3StorageWriter(FileSystemWriter):
         if rank is None:
             rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         use_collectives = kwargs.get("use_collectives", True)
-        strategy = copy.deepcopy(self.prefix_strategy)
+        strategy, folder = copy.deepcopy(self.prefix_strategy), None
+        if self.step_folders is not None:
+            _check_step_folders(self.step_folders, strategy)
+            if step := _native.step_folder(self.step_folders, path_key):
+                path_key, folder, strategy.epoch_num = step  # type: ignore[attr-defined]
         epoch = getattr(strategy, "epoch_num", None)
         save_id = self._next_save_id()
         self._thread.save = _Save(
@@ -235,6 +255,7 @@ class S3StorageWriter(FileSystemWriter):
                 bucket,
                 path_key,
                 None if epoch is None else str(epoch),
+                folder,
                 None if use_collectives else rank,
                 save_id,
             ),
@@ -337,7 +358,8 @@ class S3StorageWriter(FileSystemWriter):
         save = self._save
         if not save.is_prepared:
             raise RuntimeError("prepare_local_plan() must be called before finish(), by the rank that commits")
-        metadata.version = CURRENT_DCP_VERSION
+        if INDEX_VERSION is not None:
+            metadata.version = INDEX_VERSION
         metadata.storage_meta = save.storage_meta()
         with GcPause(old_at_once=True):
             metadata.storage_data = {
@@ -370,6 +392,22 @@ class S3StorageWriter(FileSystemWriter):
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         """Whether `checkpoint_id` is an S3 URI."""
         return S3FileSystem.validate_checkpoint_id(checkpoint_id)
+
+
+def _check_step_folders(step_folders: str, strategy: S3PrefixStrategyBase) -> None:
+    """Refuse a template that cannot work, or not with this strategy.
+
+    Raises:
+        ConfigError: the message names the argument.
+    """
+    try:
+        _native.step_folder(step_folders, "")
+    except TypeError:
+        raise ConfigError(f"step_folders={step_folders!r}: must be a string such as 'step-{{}}'") from None
+    if not hasattr(strategy, "epoch_num"):
+        raise ConfigError(f"prefix_strategy={strategy!r}: has no epoch_num, which step_folders sets")
+    if strategy.epoch_num is not None:
+        raise ConfigError(f"prefix_strategy={strategy!r}: has an epoch_num, which step_folders would set")
 
 
 def _bind(strategy: S3PrefixStrategyBase, ranks: int) -> S3PrefixStrategyBase:

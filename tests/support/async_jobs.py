@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from s3dcp import S3FileSystem, S3StorageWriter
 from support.states import training_state
@@ -19,6 +18,8 @@ def save_in_thread(uri: str) -> None:
 
 def save_in_process(uri: str) -> None:
     """``async_save`` in a process of its own, twice."""
+    from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
     for seed in (1, 0):
         dcp.async_save(
             training_state(seed),

@@ -18,7 +18,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let uri = std::env::args().nth(1).ok_or("usage: load s3://bucket/path")?;
     let (bucket, path_key) = parse_s3_uri(&uri)?;
     let client = Client::new(ClientConfig::default())?;
-    let load = Load::open(&client, &Location { bucket, path_key, epoch: None, rank: None }).await?;
+    let load =
+        Load::open(&client, &Location { bucket, path_key, epoch: None, folder: None, rank: None }).await?;
     for (name, tensor) in &load.contents().tensors {
         let values = load.read_tensor(name).await?;
         let place = tensor.chunks.first().and_then(|chunk| chunk.stored.as_ref());

@@ -36,7 +36,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     let client = Client::new(config)?;
 
-    let location = Location { bucket: bucket.clone(), path_key, epoch: None, rank: None };
+    let location = Location { bucket: bucket.clone(), path_key, epoch: None, folder: None, rank: None };
     let index_key = location.index_key();
     let mut options = SaveOptions::default();
     options.overwrite = true;

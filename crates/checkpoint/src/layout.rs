@@ -5,6 +5,8 @@
 //! | `<path>/.metadata` | the index of all ranks |
 //! | `<path>/__<rank>.metadata` | the index of one rank (no collectives) |
 //! | `<path>/epoch_<n>/.metadata` | the index of one epoch; it names its files from `../` on |
+//! | `<path>/<folder>/.metadata` | the same in a folder of another name, such as `step-700` |
+//! | `<path>/.s3dcp-folders/<folder>` | says that such a folder is there |
 //! | `<path>/<prefix><number>-<save id>.distcp` | a shard file; the prefix is what a strategy made for a rank |
 //! | `<path>/.s3dcp-probe-<id>` | what asks a server about conditional writes |
 //!
@@ -25,6 +27,7 @@ const INDEX: &str = ".metadata";
 const RANK: &str = "__";
 const EPOCH: &str = "epoch_";
 const SHARD_FILE: &str = ".distcp";
+const FOLDERS: &str = ".s3dcp-folders/";
 const PROBE: &str = ".s3dcp-probe-";
 const ABOVE: &str = "../";
 
@@ -91,6 +94,12 @@ impl Layout {
         Layout { folder: format!("{}{EPOCH}{epoch}/", self.folder) }
     }
 
+    /// The names in a folder of this one.
+    #[must_use]
+    pub fn below(&self, name: &str) -> Layout {
+        Layout { folder: format!("{}{name}/", self.folder) }
+    }
+
     /// The folder above; `None` above the bucket.
     pub(crate) fn above(&self) -> Option<Layout> {
         self.folder.strip_suffix('/').map(Layout::beside)
@@ -119,6 +128,19 @@ impl Layout {
     /// What the folders of epochs begin with.
     pub(crate) fn epochs(&self) -> String {
         format!("{}{EPOCH}", self.folder)
+    }
+
+    /// What begins the key of a mark, which says that a folder has an index with files above it. Behind it is the folder's
+    /// name.
+    pub(crate) fn folder_marks(&self) -> String {
+        format!("{}{FOLDERS}", self.folder)
+    }
+
+    /// The key of a mark for this folder, in the one above.
+    pub(crate) fn mark_key(&self) -> Option<String> {
+        let above = self.above()?;
+        let name = self.folder[above.folder.len()..].trim_end_matches('/');
+        (!name.is_empty()).then(|| format!("{}{name}", above.folder_marks()))
     }
 
     /// The key of a new probe.
@@ -320,6 +342,8 @@ pub struct Location {
     pub path_key: String,
     /// The epoch's number, where the prefix strategy has one.
     pub epoch: Option<String>,
+    /// The folder of the epoch's index below the path; `None` for its `epoch_<n>`, whose index `<path>/.metadata` follows.
+    pub folder: Option<String>,
     /// This rank, where each rank keeps an index of its own (no collectives).
     pub rank: Option<u64>,
 }
@@ -331,13 +355,19 @@ impl Location {
         Layout::new(&self.path_key)
     }
 
-    /// The names in the folder of the index: the path, or its `epoch_<n>`.
+    /// The names in the folder of the index: the path, or that of the epoch.
     #[must_use]
     pub fn index_layout(&self) -> Layout {
-        match &self.epoch {
-            Some(epoch) => self.layout().epoch(epoch),
-            None => self.layout(),
+        match (&self.folder, &self.epoch) {
+            (Some(folder), _) => self.layout().below(folder),
+            (None, Some(epoch)) => self.layout().epoch(epoch),
+            (None, None) => self.layout(),
         }
+    }
+
+    /// The key that says to whoever deletes that the folder has an index; none is needed where the name does.
+    pub(crate) fn mark_key(&self) -> Option<String> {
+        self.folder.as_ref().and_then(|_| self.index_layout().mark_key())
     }
 
     /// The index's key.
@@ -354,21 +384,22 @@ impl Location {
 
     /// Whether the save also writes `<path>/.metadata`, after its epoch's index.
     pub(crate) fn has_root(&self) -> bool {
-        self.epoch.is_some() && self.rank.is_none()
+        self.epoch.is_some() && self.folder.is_none() && self.rank.is_none()
     }
 
     /// What stands before the names of shard files in the index, which are seen from the path.
     pub(crate) fn to_path(&self) -> &'static str {
-        if self.epoch.is_some() { ABOVE } else { "" }
+        if self.epoch.is_some() || self.folder.is_some() { ABOVE } else { "" }
     }
 
     /// # Errors
-    /// `Config` when an epoch could not be part of a key.
+    /// `Config` when an epoch or folder could not be part of a key.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        let bad_epoch =
-            |epoch: &String| epoch.is_empty() || epoch.contains('/') || epoch.chars().any(char::is_control);
-        if self.epoch.as_ref().is_some_and(bad_epoch) {
-            return Err(config(format!("epoch {:?} cannot be part of a key", self.epoch)));
+        for (what, part) in [("epoch", &self.epoch), ("folder", &self.folder)] {
+            let Some(part) = part else { continue };
+            if part.is_empty() || part.contains('/') || Fault::of(part).is_some() {
+                return Err(config(format!("{what} {part:?} cannot be part of a key")));
+            }
         }
         Ok(())
     }
@@ -531,8 +562,13 @@ mod tests {
 
     #[test]
     fn indexes_lie_where_the_layout_says() {
-        let mut location =
-            Location { bucket: "b".into(), path_key: "run".into(), epoch: Some("5".into()), rank: None };
+        let mut location = Location {
+            bucket: "b".into(),
+            path_key: "run".into(),
+            epoch: Some("5".into()),
+            folder: None,
+            rank: None,
+        };
         assert_eq!(location.index_key(), "run/epoch_5/.metadata");
         assert_eq!(location.root_key(), "run/.metadata");
         location.rank = Some(3);
@@ -560,6 +596,16 @@ mod tests {
                 assert_eq!(location.root_key(), index_key);
                 assert_eq!(location.layout(), Layout::beside(index_key));
             }
+        }
+        location.path_key = "run".to_owned();
+        location.folder = Some("step-5".to_owned());
+        location.epoch = Some("5".to_owned());
+        assert_eq!(location.index_key(), "run/step-5/.metadata");
+        assert_eq!(location.mark_key().as_deref(), Some("run/.s3dcp-folders/step-5"));
+        assert!(!location.has_root() && location.check().is_ok());
+        for bad in ["", "a/b", "..", "a\n"] {
+            location.folder = Some(bad.to_owned());
+            assert!(location.check().is_err(), "{bad:?}");
         }
         assert!(
             is_rank_index("__12.metadata") && !is_rank_index("__.metadata") && !is_rank_index(".metadata")

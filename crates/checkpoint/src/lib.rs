@@ -1,6 +1,7 @@
 //! The layout of `torch.distributed.checkpoint` on S3.
 //!
 //! - Names: [`Layout`] writes, parses and checks every name of a checkpoint's objects; [`Location`] is where one save puts its index.
+//! [`StepFolders`] finds the step in a path.
 //! - Tensor archives: [`TensorSpec`], [`archive_layout`], [`parse_archive_head`], [`ends_archive`].
 //! - Writing a shard file: [`ShardWriter`] with [`ItemChecksums`].
 //! - A load: [`Load`] opens a checkpoint and reads what is wanted of it. Its steps are [`read_contents`], [`check_chunks`], which
@@ -24,6 +25,7 @@ mod layout;
 mod load;
 mod pickle;
 mod save;
+mod step_folder;
 
 pub use archive::parse::{ArchiveHead, HeadState, MAX_END, MAX_HEAD, ends_archive, parse_archive_head};
 pub use archive::spec::TensorSpec;
@@ -61,3 +63,4 @@ pub use save::shard_file::ShardFile;
 pub use save::shard_writer::{GATHER_BELOW, ItemRecord, ShardWriter};
 pub use save::spread::spread;
 pub use save::tensor_index::TensorIndex;
+pub use step_folder::{StepFolder, StepFolders};

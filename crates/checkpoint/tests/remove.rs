@@ -93,3 +93,61 @@ async fn an_index_that_cannot_be_read_keeps_every_file_that_it_may_name() {
     assert_eq!((error.kind(), error.key()), (ErrorKind::Corrupt, Some("run/.metadata")));
     assert!(bed.exists(&format!("run/inner/{}", named(0, ID))).await);
 }
+
+/// A checkpoint of a step: its index in a folder of its own, its file beside it.
+async fn step(bed: &Bed, folder: &str, number: u32, id: &str) -> String {
+    let file = format!("0000000000/epoch_{number}/{}", named(0, id));
+    bed.put(&format!("run/{file}"), "shard").await;
+    bed.put(&format!("run/.s3dcp-folders/{folder}"), "").await;
+    bed.put(&format!("run/{folder}/.metadata"), stored(id, None, &[&format!("../{file}")])).await;
+    format!("run/{file}")
+}
+
+#[tokio::test]
+async fn a_step_goes_with_its_files_beside_it_and_no_others() {
+    let bed = Bed::start().await;
+    let first = step(&bed, "step-1", 1, ID).await;
+    let second = step(&bed, "step-2", 2, OTHER).await;
+    let removed = remove(&bed.client, BUCKET, "run/step-1").await.unwrap();
+    assert_eq!(removed.deleted, [first, "run/step-1/.metadata".to_owned()]);
+    assert_eq!(removed.kept, Vec::<String>::new());
+    assert_eq!(
+        bed.keys().await,
+        ["run/.s3dcp-folders/step-2".to_owned(), second.clone(), "run/step-2/.metadata".to_owned()]
+    );
+    let spared = remove(&bed.client, BUCKET, "run/0000000000").await.unwrap();
+    assert_eq!(spared.kept, [second]);
+}
+
+#[tokio::test]
+async fn a_file_that_another_step_names_stays() {
+    let bed = Bed::start().await;
+    let file = step(&bed, "step-1", 1, ID).await;
+    let beside = format!("../{}", file.strip_prefix("run/").unwrap());
+    bed.put("run/.s3dcp-folders/final", "").await;
+    bed.put("run/final/.metadata", stored(ID, None, &[&beside])).await;
+    let removed = remove(&bed.client, BUCKET, "run/step-1").await.unwrap();
+    assert_eq!((removed.deleted.len(), removed.kept), (1, vec![file]));
+}
+
+#[tokio::test]
+async fn a_step_that_is_saved_again_while_it_is_removed_keeps_its_files_and_mark() {
+    let bed = Bed::start().await;
+    step(&bed, "step-1", 1, ID).await;
+    let file = format!("0000000000/epoch_1/{}", named(0, OTHER));
+    bed.put(&format!("run/{file}"), "shard").await;
+    let newer = stored(OTHER, None, &[&format!("../{file}")]);
+    let client = bed
+        .through(8, move |head| match head.method == "DELETE" {
+            true => Action::PutBefore("run/step-1/.metadata", newer.clone()),
+            false => Action::Forward,
+        })
+        .await;
+    let removed = remove(&client, BUCKET, "run/step-1").await.unwrap();
+    assert_eq!(removed.kept, ["run/step-1/.metadata".to_owned()]);
+    let keys = bed.keys().await;
+    assert!(
+        keys.contains(&format!("run/{file}")) && keys.contains(&"run/.s3dcp-folders/step-1".to_owned()),
+        "{keys:?}"
+    );
+}

@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
+use s3dcp_checkpoint::{StepFolder, StepFolders};
 use s3dcp_entry::entry;
 
 use crate::errors::to_python;
@@ -39,6 +40,16 @@ impl Layout {
     }
 }
 
+/// The path above, the name and the number of a path's last folder, where that is a step's by this template.
+#[entry]
+#[pyfunction]
+fn step_folder(py: Python<'_>, template: &str, path_key: &str) -> PyResult<Option<(String, String, u64)>> {
+    let found = StepFolders::new(template).and_then(|folders| folders.find(path_key));
+    let found = found.map_err(|error| to_python(py, &error))?;
+    Ok(found.map(|StepFolder { path_key, name, step }| (path_key, name, step)))
+}
+
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(step_folder, module)?)?;
     module.add_class::<Layout>()
 }

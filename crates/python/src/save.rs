@@ -34,18 +34,20 @@ impl Save {
 #[entry]
 #[pymethods]
 impl Save {
-    /// `epoch`: as it stands in keys. `rank`: of the index that this rank keeps for itself; None for the one of all ranks.
+    /// `epoch`: as it stands in keys. `folder`: of its index, where that is not `epoch_<n>`. `rank`: of the index that this rank keeps for itself; None for the one of all ranks.
     #[new]
+    #[expect(clippy::too_many_arguments, reason = "each is a part of where the save goes")]
     fn new(
         py: Python<'_>,
         client: &Client,
         bucket: String,
         path_key: String,
         epoch: Option<String>,
+        folder: Option<String>,
         rank: Option<u64>,
         save_id: &str,
     ) -> PyResult<Self> {
-        let location = Location { bucket, path_key, epoch, rank };
+        let location = Location { bucket, path_key, epoch, folder, rank };
         let save = s3dcp_checkpoint::Save::join_as(&client.engine(py)?, location, save_id);
         let save = save.map_err(|error| to_python(py, &error))?;
         Ok(Self { live: OfProcess::new(save), writers: Vec::new() })

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch.distributed._shard._utils import narrow_tensor_by_index
-from torch.distributed.checkpoint.filesystem import _StorageReaderTransforms
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlanner
 
 from .. import _native
+from .._compat import ReaderTransforms
 from .._trust import WAY_OUT, refusal, safe_load
 from ..errors import Corrupt, shown
 from .transfer import SLOT_BYTES, Transfer
@@ -26,9 +26,7 @@ class Objects:
         weights_only: refuse objects that ``torch.load(weights_only=True)`` refuses.
     """
 
-    def __init__(
-        self, client: _native.Client, bucket: str, transforms: _StorageReaderTransforms, weights_only: bool
-    ) -> None:
+    def __init__(self, client: _native.Client, bucket: str, transforms: ReaderTransforms, weights_only: bool) -> None:
         self._client = client
         self._bucket = bucket
         self._transforms = transforms

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import _StorageReaderTransforms
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.planner_helpers import _create_chunk_list
 
 from .. import _native
+from .._compat import ReaderTransforms
 from .._hooks import answers_like
 from .._tensors import PLAIN_TENSORS, is_direct, is_plain
 from ..errors import Corrupt, shown
@@ -51,7 +51,7 @@ class RankLoad:
         bucket: str,
         path_key: str,
         metadata: Metadata,
-        transforms: _StorageReaderTransforms,
+        transforms: ReaderTransforms,
         verify: bool,
         weights_only: bool,
         is_part: bool = False,

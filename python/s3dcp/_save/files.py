@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torch.distributed.checkpoint.filesystem import SerializationFormat
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
 from .. import _native
+from .._compat import SerializationFormat
 
 
 @dataclass

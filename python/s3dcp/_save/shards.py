@@ -15,21 +15,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint._hf_utils import (
-    CUSTOM_METADATA_KEY,
-    DCP_VERSION_KEY,
-    FORMAT_KEY,
-    FORMAT_VALUE,
-    HF_DCP_VERSION,
-)
-from torch.distributed.checkpoint.filesystem import (
-    _StorageInfo,
-    _StorageWriterTransforms,
-)
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
 from .. import _native
+from .._compat import WriterTransforms
 from .._dtypes import NATIVE, SAFETENSORS_NAMES
 from .._gc import GcPause
 from .._tensors import PLAIN_TENSORS, is_direct, is_plain
@@ -56,7 +47,7 @@ class ShardFile:
         transforms: torch's stream extensions; with any, items are serialised through their streams.
     """
 
-    def __init__(self, native: _native.ShardWriter, transforms: _StorageWriterTransforms) -> None:
+    def __init__(self, native: _native.ShardWriter, transforms: WriterTransforms) -> None:
         self._native = native
         self._relative_path = native.relative_path
         self._transforms = transforms
@@ -222,6 +213,14 @@ def _alone(tensor: torch.Tensor) -> torch.Tensor:
 
 def _safetensors_header(items: list[WriteItem]) -> bytes:
     """The length-prefixed JSON header of a safetensors file holding `items` in this order."""
+    from torch.distributed.checkpoint._hf_utils import (
+        CUSTOM_METADATA_KEY,
+        DCP_VERSION_KEY,
+        FORMAT_KEY,
+        FORMAT_VALUE,
+        HF_DCP_VERSION,
+    )
+
     sharding: dict[str, Any] = {}
     entries: dict[str, Any] = {}
     position = 0

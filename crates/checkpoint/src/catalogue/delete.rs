@@ -14,11 +14,11 @@ use crate::layout::Layout;
 pub(crate) enum NamedBy<'a> {
     /// No index: they carry the id of a save that no index has heard of, or are no shard files.
     Nothing,
-    /// An index of the path, of a rank there, or of its epochs. These keys of indexes are read first, because they are
+    /// An index of the path, of a rank there, or of its epochs and steps. These keys of indexes are read first, because they are
     /// the likeliest, and nothing more once no object is left to delete: a save of a new epoch costs a few requests
     /// whatever the number of epochs.
     Path(Vec<String>),
-    /// Any index below the path, or in the folders above it and their epochs, because the path may be a prefix within a
+    /// Any index below the path, or in the folders above it and their epochs and steps, because the path may be a prefix within a
     /// checkpoint.
     Any(&'a mut Indexes),
 }

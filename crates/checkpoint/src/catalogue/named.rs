@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::stream::{self, StreamExt as _};
 use s3dcp_s3::{Client, Error, ObjectInfo};
 
-use crate::index::read::{epoch_folders, read_named};
+use crate::index::read::{index_folders, read_named};
 use crate::layout::{Layout, Name};
 
 /// Listings under way at once.
@@ -27,7 +27,7 @@ struct Found {
 }
 
 impl Indexes {
-    /// Takes out of `keys` what an index of the path names, of its epochs, or of a rank there. The `first` are read
+    /// Takes out of `keys` what an index of the path names, of its epochs and steps, or of a rank there. The `first` are read
     /// first, and nothing more once no key is left.
     ///
     /// # Errors
@@ -48,7 +48,7 @@ impl Indexes {
             return Ok(());
         }
         let mut folders = vec![layout.clone()];
-        folders.extend(epoch_folders(client, bucket, layout).await?);
+        folders.extend(index_folders(client, bucket, layout).await?);
         for folder in folders {
             self.spare(client, bucket, vec![unlisted(folder.index_key(None))], keys).await?;
             if keys.is_empty() {
@@ -132,12 +132,12 @@ fn unreadable(error: Error) -> Error {
     error.with_message(message)
 }
 
-/// The indexes of the folders above a path and of their epochs, which may name files below it.
+/// The indexes of the folders above a path and of their epochs and steps, which may name files below it.
 async fn above(client: &Client, bucket: &str, layout: &Layout) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
     let mut folder = layout.clone();
     while let Some(above) = folder.above() {
-        let mut folders = epoch_folders(client, bucket, &above).await?;
+        let mut folders = index_folders(client, bucket, &above).await?;
         folders.push(above.clone());
         let mut listings = stream::iter(folders)
             .map(|folder| indexes_in(client, bucket, folder))

@@ -7,8 +7,8 @@
 //! AWS, as the beginning of its upload), an upload under way as its latest part.
 //!
 //! Indexes are read after the shard files were listed, and those that are new or other since, before every round of
-//! deletions: every index below the path, and of the folders above it and their epochs, because the path may be a prefix
-//! within a checkpoint. One that cannot be read ends it. So a file is lost to an index only if that index was committed
+//! deletions: every index below the path, and of the folders above it and their epochs and steps, because the path may be a
+//! prefix within a checkpoint. One that cannot be read ends it. So a file is lost to an index only if that index was committed
 //! within one round and by a save that took longer than the limit: S3 has no way to exclude that.
 
 use std::collections::{BTreeMap, BTreeSet};

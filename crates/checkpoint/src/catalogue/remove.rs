@@ -1,10 +1,14 @@
 //! All that lies below a path goes, but never what a checkpoint elsewhere needs.
 
+use std::collections::BTreeSet;
+
 use futures_util::stream::{self, StreamExt as _};
 use s3dcp_s3::{Client, Error, ErrorKind, ObjectInfo};
 
 use crate::catalogue::delete::{NamedBy, delete_objects};
+use crate::catalogue::folder_mark;
 use crate::catalogue::named::Indexes;
+use crate::index::read::read_named;
 use crate::layout::{Layout, Name};
 
 /// Deletions of indexes under way at once.
@@ -22,8 +26,9 @@ pub struct Removed {
 /// Deletes all objects below the path `path_key` (empty for the whole bucket).
 ///
 /// Indexes go first, each only as long as it is the one that was listed, so that from then on nobody finds a checkpoint
-/// there. Shard files go after, and only those that no index names, above the path included. Whatever else lies there goes
-/// too. A save that commits meanwhile keeps its checkpoint.
+/// there. Shard files go after, and only those that no index names, above the path included. Those that an index of the
+/// path itself names beside it (`../`), as that of an epoch or step does, go too. Whatever else lies there goes as well. A
+/// save that commits meanwhile keeps its checkpoint.
 ///
 /// # Errors
 /// All kinds that a request can end with, that of an index which cannot be read included (no shard file is deleted then);
@@ -36,6 +41,7 @@ pub async fn remove(client: &Client, bucket: &str, path_key: &str) -> Result<Rem
     let (files, others): (Vec<String>, Vec<String>) =
         rest.into_iter().map(|object| object.key).partition(|key| layout.deletable(key));
 
+    let beside = named_beside(client, bucket, &layout, &indexes).await?;
     let mut removed = Removed::default();
     let mut deletions =
         stream::iter(indexes).map(|index| delete_index(client, bucket, index)).buffered(CONCURRENT_DELETES);
@@ -46,13 +52,22 @@ pub async fn remove(client: &Client, bucket: &str, path_key: &str) -> Result<Rem
     drop(deletions);
 
     let mut indexes = Indexes::default();
-    let deletion = delete_objects(client, bucket, &layout, files, NamedBy::Any(&mut indexes)).await;
-    if let Some(stopped) = deletion.stopped {
-        return Err(stopped.error);
+    let mut deletions =
+        vec![delete_objects(client, bucket, &layout, files, NamedBy::Any(&mut indexes)).await];
+    if let Some(above) = layout.above().filter(|_| !beside.is_empty()) {
+        let likely = NamedBy::Path(vec![above.index_key(None)]);
+        deletions.push(delete_objects(client, bucket, &above, beside, likely).await);
+        folder_mark::clear(client, bucket, &layout).await?;
     }
-    removed.deleted.extend(deletion.deleted);
-    removed.kept.extend(deletion.named);
-    let mut refused = deletion.failed;
+    let mut refused = Vec::new();
+    for deletion in deletions {
+        if let Some(stopped) = deletion.stopped {
+            return Err(stopped.error);
+        }
+        removed.deleted.extend(deletion.deleted);
+        removed.kept.extend(deletion.named);
+        refused.extend(deletion.failed);
+    }
     if !others.is_empty() {
         refused.extend(client.delete_objects(bucket, &others).await?);
         removed.deleted.extend(others);
@@ -63,6 +78,26 @@ pub async fn remove(client: &Client, bucket: &str, path_key: &str) -> Result<Rem
     removed.deleted.sort_unstable();
     removed.kept.sort_unstable();
     Ok(removed)
+}
+
+/// What the indexes directly in the folder name outside it; nothing for one that cannot be read, whose files a prune finds.
+async fn named_beside(
+    client: &Client,
+    bucket: &str,
+    layout: &Layout,
+    indexes: &[ObjectInfo],
+) -> Result<BTreeSet<String>, Error> {
+    let mut beside = BTreeSet::new();
+    for index in indexes.iter().filter(|index| Layout::beside(&index.key) == *layout) {
+        match read_named(client, bucket, &index.key).await {
+            Ok(named) => {
+                beside.extend(named.into_iter().flatten().filter(|key| !key.starts_with(layout.folder())))
+            }
+            Err(error) if error.kind() == ErrorKind::Corrupt => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(beside)
 }
 
 /// Deletes an index as it was listed; its key, and whether it is gone.

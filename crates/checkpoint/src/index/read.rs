@@ -36,6 +36,21 @@ pub(crate) async fn epoch_folders(
     Ok(listing.common_prefixes.iter().map(|folder| Layout::new(folder)).collect())
 }
 
+/// The folders of a path, as far as their names or marks tell, whose indexes may name files of the path: those of its
+/// epochs and steps.
+pub(crate) async fn index_folders(
+    client: &Client,
+    bucket: &str,
+    layout: &Layout,
+) -> Result<Vec<Layout>, Error> {
+    let marks = layout.folder_marks();
+    let listed = client.list_objects(bucket, &marks, Some("/"));
+    let (epochs, marked) = tokio::join!(epoch_folders(client, bucket, layout), listed);
+    let mut folders = epochs?;
+    folders.extend(marked?.objects.iter().map(|mark| layout.below(&mark.key[marks.len()..])));
+    Ok(folders)
+}
+
 /// Reads an index; `None` when there is none (a bucket that does not exist is an error).
 pub(crate) async fn get(
     client: &Client,

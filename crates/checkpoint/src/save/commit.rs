@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use s3dcp_s3::{Client, Condition, Error, ErrorKind, PutOptions, Support};
 
+use crate::catalogue::folder_mark;
 use crate::index::judge::read_facts;
 use crate::index::read::{SeenIndex, get, see};
 use crate::index::write::{Index, SealedIndex};
@@ -86,6 +87,15 @@ pub async fn commit(
             );
             error.with_message(message)
         })?;
+    }
+    if let Some(mark_key) = location.mark_key()
+        && let Err(error) = folder_mark::set(client, &location.bucket, &mark_key).await
+    {
+        protection.warnings.push(format!(
+            "the mark s3://{}/{mark_key} could not be written again: where it is missing, a prune below the path may take \
+             files of this checkpoint for leftovers: {error}",
+            location.bucket
+        ));
     }
     let CleanedUp { warnings, deleted, left } = clean_up(client, location, observed).await;
     Ok(Committed {

@@ -6,6 +6,7 @@
 
 use s3dcp_s3::{Client, Condition, Conditions, Error, ErrorKind, Found, Support};
 
+use crate::catalogue::folder_mark;
 use crate::index::read::SeenIndex;
 use crate::layout::Location;
 use crate::save::observe::{Observed, observe};
@@ -39,6 +40,9 @@ pub async fn prepare(
     };
     let (observed, found) = tokio::join!(observe(client, location, overwrite), found);
     let mut observed = observed?;
+    if let Some(mark_key) = location.mark_key() {
+        folder_mark::set(client, &location.bucket, &mark_key).await?;
+    }
     let Some((conditions, notes)) = found else { return Ok(observed) };
     observed.notes = notes;
     if mode == ConditionalCommit::Require {

@@ -59,19 +59,19 @@ fn exists(location: &Location, key: &str, message: String) -> Error {
     Error::new(ErrorKind::AlreadyExists, message).with_bucket(&location.bucket).with_key(key)
 }
 
-/// A path holds one kind of checkpoint.
+/// A path holds one kind of checkpoint; the folder of a step is a path of its own.
 async fn refuse_other_kind(client: &Client, location: &Location) -> Result<(), Error> {
     let (rank, kind) = match location.rank {
         None => (Some(0), "saved by each rank for itself (use_collectives=False)"),
         Some(_) => (None, "saved by all ranks together"),
     };
     let (layout, own) = (location.layout(), location.index_layout());
-    let mut keys = vec![layout.index_key(rank)];
-    if location.epoch.is_some() {
-        keys.push(own.index_key(rank));
+    let mut keys = vec![own.index_key(rank)];
+    if location.folder.is_none() && location.epoch.is_some() {
+        keys.push(layout.index_key(rank));
     }
     let in_epochs = async {
-        if location.rank.is_some() {
+        if location.rank.is_some() || location.folder.is_some() {
             return Ok(None);
         }
         let mut folders = epoch_folders(client, &location.bucket, &layout).await?;

@@ -245,6 +245,7 @@ pub(crate) fn location(epoch: Option<u8>, rank: Option<u64>) -> Location {
         bucket: BUCKET.into(),
         path_key: "run".into(),
         epoch: epoch.map(|epoch| epoch.to_string()),
+        folder: None,
         rank,
     }
 }

@@ -1,0 +1,59 @@
+"""What the versions of torch that are supported do not share; 2.6 is the oldest.
+
+Where a version lacks something, what stands here does nothing: no item of that torch asks for it.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from torch.distributed.checkpoint import filesystem
+
+__all__ = ["INDEX_VERSION", "ExtensionRegistry", "ReaderTransforms", "SerializationFormat", "WriterTransforms"]
+
+# Written into the index from 2.9 on.
+INDEX_VERSION: str | None = getattr(filesystem, "CURRENT_DCP_VERSION", None)
+
+try:  # 2.7
+    from torch.distributed.checkpoint._extension import ExtensionRegistry
+    from torch.distributed.checkpoint.filesystem import (
+        _StorageReaderTransforms as ReaderTransforms,
+    )
+    from torch.distributed.checkpoint.filesystem import (
+        _StorageWriterTransforms as WriterTransforms,
+    )
+except ImportError:
+
+    class ExtensionRegistry:  # type: ignore[no-redef]
+        """What knows the stream extensions, which this torch does not have."""
+
+    class WriterTransforms:  # type: ignore[no-redef]
+        """A save without stream extensions."""
+
+        extensions = ()
+
+    class ReaderTransforms:  # type: ignore[no-redef]
+        """A load without stream extensions."""
+
+        def __init__(self, registry: ExtensionRegistry | None = None) -> None:
+            if registry is not None:
+                raise ValueError("_extension_registry: torch has stream extensions from 2.7 on")
+
+        def transform_load_stream(self, item: Any, descriptors: Any, stream: Any) -> Any:
+            """Refuse what an extension wrote."""
+            raise ValueError(
+                f"{item.storage_index.fqn}: was written through the stream extensions {', '.join(descriptors)}, which "
+                "torch has from 2.7 on"
+            )
+
+
+try:  # 2.8
+    from torch.distributed.checkpoint.filesystem import SerializationFormat
+except ImportError:
+
+    class SerializationFormat(enum.Enum):  # type: ignore[no-redef]
+        """The one format of this torch."""
+
+        TORCH_SAVE = "torch_save"
+        SAFETENSORS = "safetensors"
