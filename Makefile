@@ -15,7 +15,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # $(call quietly,log,command): what installers say of themselves goes to the log, which is shown where they fail.
 quietly = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 $(2) >$(1) 2>&1 || { cat $(1); exit 1; }
 
-.PHONY: help demo test test-rust test-python test-real-s3 test-frameworks check check-rust check-python format deny bench bench-micro \
+.PHONY: help demo test test-rust test-python test-torch test-real-s3 test-frameworks check check-rust check-python format deny bench bench-micro \
 	fuzz sanitize clean
 
 help:
@@ -68,6 +68,17 @@ $(GARAGE)/bin/garage:
 # Trainings with the frameworks that people use, which it installs: tests/frameworks.
 test-frameworks: $(NATIVE) $(FRAMEWORKS_VENV)/ready
 	$(FRAMEWORKS_VENV)/bin/python -m pytest tests/frameworks $(PYTEST)
+
+# All Python tests with another version of torch, which it installs: docs/torch-versions.md.
+TORCH ?= 2.6
+TORCH_VENV := .cache/torch-$(TORCH)
+test-torch: $(NATIVE) $(TORCH_VENV)/ready
+	$(TORCH_VENV)/bin/python -m pytest -n 2 $(PYTEST)
+
+$(TORCH_VENV)/ready: $(VENV)/ready
+	@echo "Installing torch $(TORCH) into $(TORCH_VENV) (some minutes)"
+	@mkdir -p .cache && echo "torch==$(TORCH).*" >.cache/torch-$(TORCH).txt
+	$(call beside,$(TORCH_VENV),.cache/torch-$(TORCH).txt)
 
 check: check-rust check-python
 
@@ -172,4 +183,4 @@ $(NATIVE): $(VENV)/ready $(RUST_SOURCES)
 	@touch $@
 
 clean:
-	rm -rf target $(VENV) $(BENCH_VENV) $(FRAMEWORKS_VENV) $(NATIVE)
+	rm -rf target $(VENV) $(BENCH_VENV) $(FRAMEWORKS_VENV) .cache/torch-* $(NATIVE)

@@ -252,7 +252,7 @@ class NotedItem(WriteItem):
 
 def test_items_of_a_subclass_stay_what_they_are() -> None:
     local = plan(DefaultSavePlanner(), {"x": torch.ones(2), "y": 1})
-    items = [NotedItem(item.index, item.type, item.bytes_io_data, item.tensor_data, "n") for item in local.items]
+    items = [NotedItem(**vars(item), note="n") for item in local.items]
     for plans in ([SavePlan(items, planner_data={})], [SavePlan(items, planner_data={})] * 2):
         both = [planner().create_global_plan(plans) for planner in (FastSavePlanner, DefaultSavePlanner)]
         assert_identical(*both)

@@ -6,11 +6,22 @@ Where a version lacks something, what stands here does nothing: no item of that 
 from __future__ import annotations
 
 import enum
+import inspect
 from typing import Any
 
-from torch.distributed.checkpoint import filesystem
+from torch.distributed.checkpoint import filesystem, state_dict_saver
 
-__all__ = ["INDEX_VERSION", "ExtensionRegistry", "ReaderTransforms", "SerializationFormat", "WriterTransforms"]
+__all__ = [
+    "HAS_RANK_INDEXES",
+    "INDEX_VERSION",
+    "ExtensionRegistry",
+    "ReaderTransforms",
+    "SerializationFormat",
+    "WriterTransforms",
+]
+
+# From 2.9 on ranks save without collectives, and a load asks for a rank's index where there is none of all ranks.
+HAS_RANK_INDEXES = "use_collectives" in inspect.signature(state_dict_saver.save).parameters
 
 # Written into the index from 2.9 on.
 INDEX_VERSION: str | None = getattr(filesystem, "CURRENT_DCP_VERSION", None)

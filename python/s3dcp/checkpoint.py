@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 from .client_config import S3ClientConfig
 from .file_system import ObjectWriter, S3FileSystem, open_reader, split_path
@@ -34,7 +35,7 @@ class S3Checkpoint:
         self.endpoint = endpoint
         self._files = S3FileSystem(region, s3client_config=s3client_config, endpoint_url=endpoint)
 
-    def reader(self, s3_uri: str) -> io.BufferedReader:
+    def reader(self, s3_uri: str | os.PathLike[str]) -> io.BufferedReader:
         """A seekable stream over the object at `s3_uri`.
 
         Raises:
@@ -43,7 +44,7 @@ class S3Checkpoint:
         """
         return open_reader(self._files.client, *split_path(s3_uri, "s3_uri"))
 
-    def writer(self, s3_uri: str) -> ObjectWriter:
+    def writer(self, s3_uri: str | os.PathLike[str]) -> ObjectWriter:
         """A stream whose bytes are the object at `s3_uri` once it is closed.
 
         When the body of its ``with`` statement raises, nothing is left, and what was there before stays.

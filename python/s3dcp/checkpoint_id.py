@@ -93,6 +93,12 @@ def storage_for(checkpoint_id: str | os.PathLike[str], reader: bool) -> Any:
     return _make(checkpoint_id, reader, _configured())
 
 
+def client_settings() -> dict[str, Any]:
+    """How S3 is reached: ``region``, ``s3client_config`` and ``endpoint_url``, as far as they were said."""
+    settings = {**_from_environment(), **_configured()}
+    return {name: settings[name] for name in ("region", "s3client_config", "endpoint_url") if name in settings}
+
+
 def _make(path: str | os.PathLike[str], reader: bool, configured: dict[str, Any]) -> Any:
     from .storage_reader import S3StorageReader
     from .storage_writer import S3StorageWriter

@@ -20,10 +20,11 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
 from . import _native
-from ._compat import ExtensionRegistry, ReaderTransforms
+from ._compat import HAS_RANK_INDEXES, ExtensionRegistry, ReaderTransforms
 from ._load.index import allowed_global_names, index_facts, read_index
 from ._load.rank_load import RankLoad
 from ._progress import Progress, ProgressCallback
+from ._ranks import this_rank
 from ._shared_pace import SharedPace
 from .client_config import S3ClientConfig
 from .errors import ConfigError, Conflict, NotFound, S3DcpError
@@ -156,6 +157,8 @@ class S3StorageReader(FileSystemReader):
         except Exception as error:
             if rank is None:
                 self._index_error = error
+                if not HAS_RANK_INDEXES and isinstance(error, NotFound) and _is_missing_key(error):
+                    raise self._nothing_there(error, this_rank(), "no .metadata") from error
                 raise
             if asked_first is None:
                 raise
@@ -183,13 +186,16 @@ class S3StorageReader(FileSystemReader):
                     bucket=bucket,
                     key=error.key,
                 ) from error
-            missing = f"no checkpoint at {self.path}: there is neither .metadata nor __{rank}.metadata"
-            # One rank's search is enough for all.
-            if rank == 0 and (nearby := self.fs.client.nearby_checkpoints(bucket, path_key)):
-                missing += f"; {nearby}"
-            raise NotFound(
-                missing, bucket=bucket, key=_index_key(path_key, None), status=error.status, code=error.code
-            ) from error
+            raise self._nothing_there(error, rank, f"neither .metadata nor __{rank}.metadata") from error
+
+    def _nothing_there(self, error: NotFound, rank: int, missing: str) -> NotFound:
+        """That there is no index, and where there are some near the path."""
+        bucket, path_key = split_path(self.path)
+        text = f"no checkpoint at {self.path}: there is {missing}"
+        # One rank's search is enough for all.
+        if rank == 0 and (nearby := self.fs.client.nearby_checkpoints(bucket, path_key)):
+            text += f"; {nearby}"
+        return NotFound(text, bucket=bucket, key=_index_key(path_key, None), status=error.status, code=error.code)
 
     def _is_there(self, bucket: str, key: str) -> bool:
         try:

@@ -20,7 +20,6 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
@@ -31,7 +30,7 @@ from . import _native
 from ._compat import INDEX_VERSION, SerializationFormat, WriterTransforms
 from ._gc import GcPause
 from ._progress import Progress, ProgressCallback
-from ._ranks import world_size
+from ._ranks import this_rank, world_size
 from ._save.files import split_into_files
 from ._save.resolve import Resolver
 from ._save.shards import ShardFile, discard
@@ -129,10 +128,10 @@ class S3StorageWriter(FileSystemWriter):
         endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
         conditional_commit: what to do where a server does not honour the conditional write that this save needs against
             racing writers: ``"warn"``, ``"require"`` (refuse to save) or ``"off"`` (do not find out).
-        step_folders: what the folders of steps are called, such as ``"step-{}"``. The shard files of ``run/step-700`` then
-            lie below ``run`` as those of epoch 700 do, on key prefixes that are the same at every step; its index is at
-            ``run/step-700/.metadata``, and readers need no option. `prefix_strategy` is `HexPrefixStrategy` when None;
-            its ``epoch_num`` must be None.
+        step_folders: what the folders of steps are called, such as ``"step-{}"``. The shard files of ``run/step-700``
+            then lie below ``run`` as those of epoch 700 do, on key prefixes that are the same at every step; its index
+            is at ``run/step-700/.metadata``, and readers need no option. `prefix_strategy` is `HexPrefixStrategy` when
+            None; its ``epoch_num`` must be None.
         progress: True for a progress bar on standard error, or a callable ``(bytes_done, bytes_total)``.
         kwargs: torch's own writer arguments: ``single_file_per_rank``, ``overwrite``, ``per_thread_copy_ahead``,
             ``cache_staged_state_dict``, ``serialization_format``, ``_extensions``. ``sync_files`` has no meaning
@@ -240,7 +239,7 @@ class S3StorageWriter(FileSystemWriter):
         bucket, path_key = split_path(path)
         rank = kwargs.get("rank")
         if rank is None:
-            rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+            rank = this_rank()
         use_collectives = kwargs.get("use_collectives", True)
         strategy, folder = copy.deepcopy(self.prefix_strategy), None
         if self.step_folders is not None:

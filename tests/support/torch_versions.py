@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 
 # Arguments of torch's own functions, and the version that brought each.
 ARGUMENTS = {
@@ -20,12 +20,13 @@ ARGUMENTS = {
     "async_stager": "2.9",
     "serialization_format": "2.8",
     "_extensions": "2.7",
+    "enable_plan_caching": "2.7",
 }
 _UNEXPECTED = re.compile(r"TypeError: [\w.]*\(\) got an unexpected keyword argument '(\w+)'")
 
 
 def _known() -> set[str]:
-    functions = (dcp.save, dcp.load, dcp.async_save, FileSystemWriter.__init__)
+    functions = (dcp.save, dcp.load, dcp.async_save, FileSystemWriter.__init__, DefaultSavePlanner.__init__)
     return {name for function in functions for name in inspect.signature(function).parameters}
 
 

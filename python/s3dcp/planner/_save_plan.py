@@ -48,6 +48,7 @@ _torch_validate = default_planner._validate_global_plan
 
 _new = object.__new__
 _set = object.__setattr__
+_HAS_SIZE_OF_BYTES = any(field.name == "bytes_io_data" for field in dataclasses.fields(WriteItem))  # torch 2.8
 _HAS_STRIDES = any(field.name == "strides" for field in dataclasses.fields(TensorProperties))
 
 
@@ -90,7 +91,8 @@ def create_default_local_save_plan(state_dict: dict[str, Any], is_coordinator: b
         item = _new(WriteItem)
         _set(item, "index", index)
         _set(item, "type", kind)
-        _set(item, "bytes_io_data", None)
+        if _HAS_SIZE_OF_BYTES:
+            _set(item, "bytes_io_data", None)
         _set(item, "tensor_data", data)
         items.append(item)
     return dataclasses.replace(_torch_local({}, is_coordinator), items=items)
@@ -189,7 +191,8 @@ def create_default_global_save_plan(
                 old, item = item, _new(WriteItem)
                 _set(item, "index", placed)
                 _set(item, "type", kind)
-                _set(item, "bytes_io_data", old.bytes_io_data)
+                if _HAS_SIZE_OF_BYTES:
+                    _set(item, "bytes_io_data", old.bytes_io_data)
                 _set(item, "tensor_data", data)
             items.append(item)
             entry.chunks.append(data.chunk)
