@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from s3dcp import FastLoadPlanner, FastSavePlanner
 from s3dcp._gc import GcPause
 from s3dcp.planner import _check, _flatten, _save_plan
-from support import jobs, planning
+from support import jobs, planning, torch_versions
 from support.planning import assert_identical, both_load, both_save, outcome, plan, whole
 from support.states import DTYPES, assert_same, blank, layouts, training_state, values
 from support.store import Store
@@ -26,6 +26,11 @@ from support.store import Store
 # -- the same plans
 
 
+# What an older torch does in another way, and s3dcp leaves to it.
+UNFIT = ["dedup_save_plans"] if "no_dist" in torch_versions.LACKING else []
+
+
+@pytest.mark.skipif(bool(UNFIT), reason="the planners of torch before 2.8 have other methods")
 def test_every_helper_of_this_torch_has_its_faster_one() -> None:
     faster, unfit = _check.replacements()
     assert unfit == []
@@ -398,11 +403,11 @@ def test_a_helper_that_gives_something_new_is_left_to_torch(monkeypatch: pytest.
 
     def versioned(all_plans: Any, rewrite_index_hints: bool = True) -> Any:
         plans, metadata = known(all_plans, rewrite_index_hints)
-        return plans, dataclasses.replace(metadata, version="3")
+        return plans, dataclasses.replace(metadata, planner_data="more")
 
     monkeypatch.setattr(default_planner, "create_default_global_save_plan", versioned)
     faster, unfit = _check.replacements()
-    assert unfit == ["create_default_global_save_plan"]
+    assert unfit == [*UNFIT, "create_default_global_save_plan"]
     assert "create_default_global_save_plan" not in faster
 
 
@@ -413,12 +418,12 @@ def test_a_helper_with_other_arguments_is_left_to_torch(monkeypatch: pytest.Monk
         return known(state_dict, metadata, strict)
 
     monkeypatch.setattr(default_planner, "create_default_local_load_plan", stricter)
-    assert _check.replacements()[1] == ["create_default_local_load_plan"]
+    assert _check.replacements()[1] == [*UNFIT, "create_default_local_load_plan"]
 
 
 def test_a_helper_that_is_gone_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(default_planner, "_validate_global_plan")
-    assert _check.replacements()[1] == ["_validate_global_plan"]
+    assert _check.replacements()[1] == [*UNFIT, "_validate_global_plan"]
 
 
 # -- the garbage collector

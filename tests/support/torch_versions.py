@@ -22,7 +22,7 @@ ARGUMENTS = {
     "_extensions": "2.7",
     "enable_plan_caching": "2.7",
 }
-_UNEXPECTED = re.compile(r"TypeError: [\w.]*\(\) got an unexpected keyword argument '(\w+)'")
+_UNEXPECTED = re.compile(r"TypeError(?:: |\(\")[\w.]*\(\) got an unexpected keyword argument '(\w+)'")
 
 
 def _known() -> set[str]:
