@@ -15,7 +15,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # $(call quietly,log,command): what installers say of themselves goes to the log, which is shown where they fail.
 quietly = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 $(2) >$(1) 2>&1 || { cat $(1); exit 1; }
 
-.PHONY: help demo test test-rust test-python test-torch test-real-s3 test-frameworks check check-rust check-python format deny bench bench-micro \
+.PHONY: help demo test test-rust test-python test-torch test-real-s3 test-frameworks check check-rust check-python check-targets format deny bench bench-micro \
 	fuzz sanitize clean
 
 help:
@@ -97,6 +97,16 @@ check-python: $(NATIVE)
 	$(BIN)/python -m mypy.stubtest s3dcp._native
 	$(BIN)/python checks/circles.py
 	$(BIN)/python checks/api.py
+
+# Compiles for other machines, where rustup has their standard library. Nothing is linked, so `true` stands for their C
+# compiler.
+TARGETS ?= aarch64-unknown-linux-gnu aarch64-apple-darwin
+check-targets:
+	@for target in $(TARGETS); do \
+		rustup target add $$target >/dev/null 2>&1 || { echo "no standard library for $$target here: not checked"; continue; }; \
+		name=$$(echo $$target | tr - _); \
+		env CC_$$name=true AR_$$name=true cargo check --locked --quiet --target $$target -p s3dcp-python || exit 1; \
+	done
 
 format: $(VENV)/ready
 	cargo fmt --all
