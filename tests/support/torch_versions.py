@@ -22,6 +22,11 @@ ARGUMENTS = {
     "_extensions": "2.7",
     "enable_plan_caching": "2.7",
 }
+# What failures say of other things that an older torch lacks.
+WORDS = {
+    "'Stream' object has no attribute 'record_event'": "fully_shard on CPUs works from 2.7 on",
+    "cannot import name 'AsyncCheckpointerType'": "torch saves in a process of its own from 2.7 on",
+}
 _UNEXPECTED = re.compile(r"TypeError(?:: |\(\")[\w.]*\(\) got an unexpected keyword argument '(\w+)'")
 
 
@@ -56,4 +61,7 @@ def reason(failure: str) -> str | None:
     for name in _UNEXPECTED.findall(failure):
         if name in LACKING:
             return f"torch has the argument {name} from {ARGUMENTS[name]} on; this is {torch.__version__}"
+    for words, why in WORDS.items() if LACKING else ():
+        if words in failure:
+            return f"{why}; this is {torch.__version__}"
     return None
