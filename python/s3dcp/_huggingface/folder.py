@@ -21,7 +21,7 @@ from ..errors import Corrupt, NotFound, shown
 from ..file_system import split_path
 
 INDEX_NAME = _metadata_fn
-SAVE_ID_KEY = "S3DCP_SAVE_ID"
+SAVE_ID_KEY = "s3dcp.save_id"
 """In a file's metadata: which save wrote it."""
 
 OWN_NAMES = re.compile(r"(shard-\d{5,}-)?model-\d{5,}-of-\d{5,}(-\d+)?\.safetensors")
