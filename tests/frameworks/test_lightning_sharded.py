@@ -14,6 +14,7 @@ from support.store import Store
 
 pytest.importorskip("lightning", reason="lightning is installed by `make test-frameworks`")
 
+EXAMPLE = Path(__file__).parents[2] / "examples/frameworks/lightning_sharded.py"
 TRAIN = textwrap.dedent(
     """
     import functools, os, sys
@@ -163,3 +164,14 @@ def test_the_snippet_of_the_page_trains(store: Store, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "run/last.ckpt/.metadata" in store.all_keys()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_example_goes_on_where_it_was(store: Store, tmp_path: Path) -> None:
+    for epochs, said in ((1, "goes on at epoch 0, step 0"), (2, "goes on at epoch 1, step 2")):
+        command = [sys.executable, "-W", "ignore", str(EXAMPLE), store.uri, str(epochs)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+    assert not list(tmp_path.iterdir()), "a folder was made here"
