@@ -46,6 +46,12 @@ def save(values: dict[str, Any], path: str, *args: Any, **kwargs: Any) -> None:
     dcp.save(values, storage_writer=S3HuggingFaceWriter(None, path, *args, **kwargs), no_dist=True)
 
 
+def save_with_torch(path: Path, *args: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        dcp.save(state(), storage_writer=dcp.HuggingFaceStorageWriter(str(path), *args), no_dist=True)
+
+
 def load(path: str) -> dict[str, torch.Tensor]:
     found = {name: torch.zeros_like(tensor) for name, tensor in state().items()}
     dcp.load(found, storage_reader=S3HuggingFaceReader(None, path), no_dist=True)
@@ -79,7 +85,7 @@ def test_files_are_those_of_torchs_own_writer(store: Store, tmp_path: Path, mapp
     save(state(), store.uri, mapping)
     ours, torchs = tmp_path / "ours", tmp_path / "torchs"
     download(store, ours, store.path)
-    dcp.save(state(), storage_writer=dcp.HuggingFaceStorageWriter(str(torchs), mapping), no_dist=True)
+    save_with_torch(torchs, mapping)
     assert sorted(path.name for path in ours.iterdir()) == sorted(path.name for path in torchs.iterdir())
     for file in ours.glob("*.safetensors"):
         assert {**header(file), "__metadata__": None} == {**header(torchs / file.name), "__metadata__": None}
@@ -93,10 +99,11 @@ def test_files_are_those_of_torchs_own_writer(store: Store, tmp_path: Path, mapp
 def test_each_reads_what_the_other_wrote(store: Store, tmp_path: Path) -> None:
     save(state(), store.uri, MAPPING)
     download(store, tmp_path / "ours", store.path)
-    found = {name: torch.zeros_like(tensor) for name, tensor in state().items()}
+    # torch 2.8 cannot read a tensor without elements
+    found = {name: torch.zeros_like(tensor) for name, tensor in state().items() if tensor.numel()}
     dcp.load(found, storage_reader=dcp.HuggingFaceStorageReader(str(tmp_path / "ours")), no_dist=True)
-    assert is_state(found)
-    dcp.save(state(), storage_writer=dcp.HuggingFaceStorageWriter(str(tmp_path / "theirs")), no_dist=True)
+    assert is_state({**state(), **found})
+    save_with_torch(tmp_path / "theirs")
     upload(store, tmp_path / "theirs", "theirs")
     assert is_state(load(f"s3://{store.bucket}/theirs"))
     safetensors_torch.save_file(state(), tmp_path / "model.safetensors")

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed._shard._utils import narrow_tensor_by_index
-from torch.distributed.checkpoint._hf_utils import FORMAT_KEY, FORMAT_VALUE, _gen_file_name
 from torch.distributed.checkpoint.filesystem import _StorageReaderTransforms
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
@@ -26,7 +25,7 @@ from .._load.rank_load import RankLoad
 from ..client_config import S3ClientConfig
 from ..errors import shown
 from ..file_system import S3FileSystem
-from .folder import INDEX_NAME, OWN_NAMES, Folder
+from .folder import INDEX_NAME, OWN_NAMES, Folder, file_name
 from .reader import index_of
 
 __all__ = ["consolidate_safetensors_files", "consolidate_safetensors_files_on_every_rank"]
@@ -136,7 +135,7 @@ class _Job:
         highest = max(mapping.values())
         self._names: dict[str, list[str]] = {}
         for name, number in mapping.items():
-            self._names.setdefault(_gen_file_name(number, highest), []).append(name)
+            self._names.setdefault(file_name(number, highest), []).append(name)
         self.files = sorted(self._names)
 
     def begin(self) -> None:
@@ -177,7 +176,7 @@ class _Job:
         return math.prod(self._tensor(name).size) * self._tensor(name).properties.dtype.itemsize
 
     def _header(self, names: list[str]) -> bytes:
-        header: dict[str, Any] = {"__metadata__": {FORMAT_KEY: FORMAT_VALUE}}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         start = 0
         for name in names:
             end = start + self._nbytes(name)

@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY, SUFFIX, _metadata_fn
 
 from .. import _native
 from .._dtypes import SAFETENSORS_NAMES
 from ..errors import Corrupt, NotFound, shown
 from ..file_system import split_path
 
-INDEX_NAME = _metadata_fn
+# Names of Hugging Face's and of torch's, which are private there and were others in older releases.
+INDEX_NAME = "model.safetensors.index.json"
+SUFFIX = ".safetensors"
+SHARDED_NAME = "sharded"
+CUSTOM_METADATA_KEY = "DCP_SHARDING_INFO"
+SAVED_OFFSETS_KEY = "saved_offsets"
 SAVE_ID_KEY = "s3dcp.save_id"
 """In a file's metadata: which save wrote it."""
 
@@ -154,6 +158,12 @@ class Folder:
     def _corrupt(self, name: str, what: str) -> Corrupt:
         key = self.key_of(name)
         return Corrupt(f"s3://{self.bucket}/{key} {what}", bucket=self.bucket, key=key)
+
+
+def file_name(number: int, highest: int, rank: int | None = None) -> str:
+    """The name of file `number` of `highest`; of a rank's shards, who is counted from 1 on, where there is one."""
+    shard = "" if rank is None else f"shard-{rank:05}-"
+    return f"{shard}model-{number:05}-of-{highest:05}{SUFFIX}"
 
 
 def _parse(

@@ -12,8 +12,7 @@ import os
 import secrets
 from typing import Any
 
-from torch.distributed.checkpoint._hf_utils import SHARDED_DIR_NAME, _gen_file_name
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
@@ -29,7 +28,7 @@ from ..client_config import S3ClientConfig
 from ..errors import shown
 from ..file_system import S3FileSystem, split_path
 from .consolidate import consolidate_safetensors_files, delete_others, write_index
-from .folder import INDEX_NAME, SAVE_ID_KEY, Folder
+from .folder import INDEX_NAME, SAVE_ID_KEY, SHARDED_NAME, SUFFIX, Folder, file_name
 
 __all__ = ["S3HuggingFaceWriter"]
 
@@ -42,7 +41,7 @@ class _PlanData:
     rank: int
 
 
-class S3HuggingFaceWriter(HuggingFaceStorageWriter):
+class S3HuggingFaceWriter(FileSystemWriter):
     """Writes a folder of safetensors files on S3, as torch's ``HuggingFaceStorageWriter`` does a local one.
 
     Args:
@@ -89,14 +88,12 @@ class S3HuggingFaceWriter(HuggingFaceStorageWriter):
                     f"fqn_to_index_mapping: {shown(name)} has {number!r}, not the number of a file from 1 on"
                 )
         split_path(path)
-        super().__init__(
-            os.fspath(path),
-            fqn_to_index_mapping,
-            thread_count,
-            save_distributed,
-            enable_consolidation,
-            thread_count_consolidation,
-        )
+        super().__init__(os.fspath(path), thread_count=thread_count)
+        self.fqn_to_index_mapping = fqn_to_index_mapping
+        self.save_distributed = save_distributed
+        self.enable_consolidation = enable_consolidation
+        self.thread_count_consolidation = thread_count_consolidation
+        self.consolidated_output_path: str | None = None
         self._settings = {"region": region, "s3client_config": s3client_config, "endpoint_url": endpoint_url}
         self.fs: S3FileSystem = S3FileSystem(**self._settings)  # type: ignore[assignment,arg-type]
         self._go_to(os.fspath(path))
@@ -104,10 +101,10 @@ class S3HuggingFaceWriter(HuggingFaceStorageWriter):
         self._plan_data: _PlanData | None = None
 
     def _go_to(self, path: str) -> None:
-        self.path = path
+        self.path: str = path
         if self.enable_consolidation:
             self.consolidated_output_path = path
-            self.path = self.fs.concat_path(path, SHARDED_DIR_NAME)
+            self.path = self.fs.concat_path(path, SHARDED_NAME)
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Start a new save, at `checkpoint_id` when given."""
@@ -122,8 +119,7 @@ class S3HuggingFaceWriter(HuggingFaceStorageWriter):
         Raises:
             ValueError: there are several ranks without collectives, each of which would write the same files.
         """
-        super().set_up_storage_writer(is_coordinator, *args, **kwargs)
-        if not self.use_collectives:
+        if not kwargs.get("use_collectives", True):
             raise ValueError("use_collectives=False: safetensors files need a rank that knows what all save")
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -196,10 +192,10 @@ class S3HuggingFaceWriter(HuggingFaceStorageWriter):
         seen: dict[str, int] = {}
         for item in items:
             number = self.fqn_to_index_mapping[item.index.fqn] if self.fqn_to_index_mapping else 1
-            name = _gen_file_name(number, highest, rank if self.save_distributed else None)
+            name = file_name(number, highest, rank if self.save_distributed else None)
             chunk = seen[item.index.fqn] = seen.get(item.index.fqn, 0) + 1
             if chunk > 1:
-                name = f"{name.removesuffix('.safetensors')}-{chunk}.safetensors"
+                name = f"{name.removesuffix(SUFFIX)}-{chunk}{SUFFIX}"
             files.setdefault(name, []).append(item)
         return {name: FilePlan(some, True, sum(map(item_nbytes, some))) for name, some in files.items()}
 
