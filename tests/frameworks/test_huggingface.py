@@ -99,8 +99,8 @@ def test_files_are_those_of_torchs_own_writer(store: Store, tmp_path: Path, mapp
 def test_each_reads_what_the_other_wrote(store: Store, tmp_path: Path) -> None:
     save(state(), store.uri, MAPPING)
     download(store, tmp_path / "ours", store.path)
-    # torch 2.8 cannot read a tensor without elements
-    found = {name: torch.zeros_like(tensor) for name, tensor in state().items() if tensor.numel()}
+    # torch 2.8 can read neither a tensor without elements nor one of bool
+    found = {name: torch.zeros_like(state()[name]) for name in ("a", "b", "c", "scalar")}
     dcp.load(found, storage_reader=dcp.HuggingFaceStorageReader(str(tmp_path / "ours")), no_dist=True)
     assert is_state({**state(), **found})
     save_with_torch(tmp_path / "theirs")

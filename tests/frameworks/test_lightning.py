@@ -74,7 +74,8 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint_to_the_same_weig
     whole = train(tmp_path, store, 5, mode=mode, name="whole")
     train(tmp_path, store, 5, die_in=3, mode=mode)
     resumed = train(tmp_path, store, 5, mode=mode)
-    assert resumed[0] == "epoch 3 6"
+    # Killed in epoch 3, the background may not have ended the save of epoch 2.
+    assert resumed[0] in (["epoch 3 6"] if mode == "plain" else ["epoch 3 6", "epoch 2 4"])
     assert resumed[-1] == whole[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["train.py"], "a folder was made here"
 
