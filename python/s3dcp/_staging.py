@@ -157,8 +157,9 @@ def push(folder: RemoteFolder, local: Path, skip: Iterable[str] = ()) -> None:
         skip: files to leave out.
     """
     left_out = {*skip, folder.marker}
-    node_names = [name for name in files_in(local) if name not in left_out] if is_first_of_node() else []
+    # Which files there are is known once every rank has come here, for each writes its own.
     together(lambda: folder.unmark() if is_first() else None)
+    node_names = [name for name in files_in(local) if name not in left_out] if is_first_of_node() else []
     together(lambda: folder.upload(local, node_names))
     together(lambda: folder.upload(local, [folder.marker]) if is_first() and folder.marker else None)
 
