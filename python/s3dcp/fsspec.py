@@ -181,8 +181,16 @@ class S3FsspecFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return found if detail else sorted(found)
 
     def modified(self, path: str) -> datetime.datetime:
-        """When the object was written, UTC."""
-        modified: datetime.datetime = self.info(path)["LastModified"]
+        """When the object was written, or the newest below a folder, UTC.
+
+        Raises:
+            FileNotFoundError: there is nothing.
+        """
+        found = self.info(path)
+        files = [found] if found["type"] == "file" else list(self.find(path, detail=True).values())
+        if not files:
+            raise FileNotFoundError(f"s3://{found['name']}: there is no file in it")
+        modified: datetime.datetime = max(file["LastModified"] for file in files)
         return modified
 
     created = modified

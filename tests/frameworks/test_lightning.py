@@ -74,7 +74,8 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint_to_the_same_weig
     whole = train(tmp_path, store, 5, mode=mode, name="whole")
     train(tmp_path, store, 5, die_in=3, mode=mode)
     resumed = train(tmp_path, store, 5, mode=mode)
-    assert resumed[0] == "epoch 3 6"
+    # Killed in epoch 3, the background may not have ended the save of epoch 2.
+    assert resumed[0] in (["epoch 3 6"] if mode == "plain" else ["epoch 3 6", "epoch 2 4"])
     assert resumed[-1] == whole[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["train.py"], "a folder was made here"
 
@@ -89,7 +90,9 @@ def test_the_snippet_of_the_page_trains(store: Store, tmp_path: Path, monkeypatc
             return output
 
     monkeypatch.chdir(tmp_path)
-    snippet = pages.blocks("docs/frameworks.md", "python")[0].replace("s3://checkpoints/", f"s3://{store.bucket}/")
+    snippet = pages.block("docs/frameworks.md", "S3LightningCheckpoint(").replace(
+        "s3://checkpoints/", f"s3://{store.bucket}/"
+    )
     trainer = "max_epochs=1, limit_train_batches=2, accelerator='cpu', logger=False, enable_progress_bar=False,"
     snippet = snippet.replace("lightning.Trainer(", f"lightning.Trainer({trainer}")
     model = Model()
@@ -104,3 +107,15 @@ def test_as_many_checkpoints_are_kept_as_were_asked_for(store: Store, tmp_path: 
     kept = [key for key in store.all_keys() if key.startswith("run/")]
     assert len(kept) == 3
     assert "run/last.ckpt" in kept
+
+
+def test_removal_takes_a_file_or_a_folder_and_looks_once(store: Store) -> None:
+    from s3dcp.lightning import S3LightningCheckpoint
+
+    plugin = S3LightningCheckpoint()
+    path = f"s3://{store.bucket}/run/last.ckpt"
+    plugin.save_checkpoint({"step": 1}, path)
+    plugin.save_checkpoint({"step": 2}, f"{path}/below")
+    plugin.remove_checkpoint(path)
+    assert store.all_keys() == []
+    plugin.remove_checkpoint(path)

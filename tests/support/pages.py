@@ -26,6 +26,12 @@ def blocks(page: str, language: str) -> list[str]:
     return [source for name, source in _FENCED.findall(text(page)) if name == language]
 
 
+def block(page: str, holding: str) -> str:
+    """The one Python block with `holding` in it."""
+    (found,) = [source for source in blocks(page, "python") if holding in source]
+    return found
+
+
 def prose(page: str) -> str:
     """A page without its fenced blocks."""
     return _FENCED.sub("", text(page))

@@ -45,11 +45,20 @@ class ShardFile:
     Args:
         native: its writer.
         transforms: torch's stream extensions; with any, items are serialised through their streams.
+        relative_path: what the index calls the file; None for what its writer says.
+        safetensors_metadata: what a safetensors header says beside torch's own.
     """
 
-    def __init__(self, native: _native.ShardWriter, transforms: WriterTransforms) -> None:
+    def __init__(
+        self,
+        native: _native.ShardWriter,
+        transforms: WriterTransforms,
+        relative_path: str | None = None,
+        safetensors_metadata: dict[str, str] | None = None,
+    ) -> None:
         self._native = native
-        self._relative_path = native.relative_path
+        self._relative_path = relative_path or native.relative_path
+        self._safetensors_metadata = safetensors_metadata or {}
         self._transforms = transforms
         self._stager = Stager(native.part_size)
 
@@ -132,7 +141,7 @@ class ShardFile:
 
     def _write_safetensors(self, items: list[WriteItem], resolver: Resolver) -> list[WriteResult]:
         items = sorted(items, key=lambda item: (-item.tensor_data.properties.dtype.itemsize, item.index.fqn))  # type: ignore[union-attr]
-        self._native.raw(_safetensors_header(items))
+        self._native.raw(_safetensors_header(items, self._safetensors_metadata))
         results = []
         for item in items:
             tensor = resolver.tensor(item).detach()
@@ -211,7 +220,7 @@ def _alone(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if dense and tensor.untyped_storage().size() != tensor.nbytes else tensor
 
 
-def _safetensors_header(items: list[WriteItem]) -> bytes:
+def _safetensors_header(items: list[WriteItem], more: dict[str, str]) -> bytes:
     """The length-prefixed JSON header of a safetensors file holding `items` in this order."""
     from torch.distributed.checkpoint._hf_utils import (
         CUSTOM_METADATA_KEY,
@@ -242,6 +251,7 @@ def _safetensors_header(items: list[WriteItem]) -> bytes:
         CUSTOM_METADATA_KEY: json.dumps(sharding),
         DCP_VERSION_KEY: str(HF_DCP_VERSION),
         FORMAT_KEY: FORMAT_VALUE,
+        **more,
     }
     header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
