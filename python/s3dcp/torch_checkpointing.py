@@ -243,7 +243,7 @@ class S3Storage(Storage):  # type: ignore[misc]
         committed = self._committed(place)
         if committed is not None and _below(committed[1], committed[0]):
             return True
-        return bool(self._staged(place)) or self._holds(place.bucket, place.key)
+        return bool(_below(self._staged(place), place.file)) or self._holds(place.bucket, place.key)
 
     def _holds(self, bucket: str, folder: str) -> bool:
         """Whether more lies below a folder than files of saves that were not committed."""
@@ -466,6 +466,8 @@ class S3Storage(Storage):  # type: ignore[misc]
                 errno.EPERM, "belongs to a checkpoint that is there, which rmdir deletes", self.remap_path(path)
             )
         self._client.delete_objects(bucket, [found.key])
+        while place.file and (older := self._staged(place).get(place.file)):
+            self._client.delete_objects(bucket, [older.key])
 
     def rmdir(self, path: Path) -> None:
         """Delete a folder with all that is in it; of a checkpoint the index goes first, of a temporary one its files.

@@ -105,6 +105,18 @@ def test_a_checkpoint_is_not_there_before_its_rename(uri: str, folder: Path, sto
     assert len(store.all_keys()) == 2, "something was copied"
 
 
+def test_a_file_written_twice_is_one_file(folder: Path, storage: S3Storage) -> None:
+    path = folder / "tmp_step_5" / "model_0.pt"
+    storage.write(path, b"first")
+    storage.write(path, b"second")
+    assert storage.read(path) == b"second"
+    assert storage.ls(folder / "tmp_step_5") == ["model_0.pt"]
+    assert not storage.isdir(path)
+    storage.delete(path)
+    assert not storage.exists(path)
+    assert not storage.exists(folder / "tmp_step_5")
+
+
 def test_a_committed_checkpoint_is_not_replaced_and_a_save_beside_it_changes_nothing(uri: str) -> None:
     mine = manager()
     mine.save(uri, {"model": model(1), "step": 1})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import re
 import signal
 import socket
@@ -142,6 +143,20 @@ def test_the_example_keeps_two_and_exports_what_transformers_loads(
     logits = found(torch.arange(10)[None]).logits
     assert logits.shape == (1, 10, 2048)
     assert logits.isfinite().all()
+
+
+def test_retention_counts_what_is_complete(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from s3dcp.torchtitan import S3CheckpointManager
+
+    marks = {5: ".metadata", 7: "part", 10: ".metadata", 15: "model.safetensors.index.json", 20: "part"}
+    for step, mark in marks.items():
+        store.client.put_object(Bucket=store.bucket, Key=f"run/step-{step}/{mark}", Body=b"x")
+    monkeypatch.setattr(S3CheckpointManager, "_should_purge", lambda self: True)
+    monkeypatch.setattr(S3CheckpointManager, "__del__", lambda self: None)
+    manager = S3CheckpointManager.__new__(S3CheckpointManager)
+    manager.folder, manager.keep_latest_k, manager.purge_queue = f"s3://{store.bucket}/run", 2, queue.Queue()
+    manager._purge_stale_checkpoints()
+    assert list(manager.purge_queue.queue) == [f"{manager.folder}/step-{step}" for step in (5, 7)]
 
 
 EXPORT = """
