@@ -117,7 +117,7 @@ def export_safetensors(state_dict: Mapping[str, Any], folder: str, files: Mappin
     """Save tensors as Hugging Face does: ``model-<n>-of-<n>.safetensors`` and, last, their index. All ranks call it.
 
     The state is saved to ``<folder>/sharded`` first, in whatever way it is sharded. Then ranks write one file each, and
-    hold a few tensors of it at a time.
+    hold a few tensors of it at a time. An index of an export before is deleted first: it would name files of both.
 
     Args:
         state_dict: tensors by name, plain or sharded.
@@ -135,6 +135,11 @@ def export_safetensors(state_dict: Mapping[str, Any], folder: str, files: Mappin
     save(dict(state_dict), storage_writer=writer)
     plan: dict[str, list[str]] = {}
     metadata: Metadata = storage_for(sharded, True).read_metadata()
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+
+    def hide_what_is_there() -> None:
+        if is_first:
+            client.delete_objects(bucket, [_native.join_key(key, _INDEX)])
 
     def write_files() -> None:
         plan.update(_plan(metadata, files))
@@ -144,7 +149,7 @@ def export_safetensors(state_dict: Mapping[str, Any], folder: str, files: Mappin
                 _write_file(client, bucket, _native.join_key(key, name), tensors, metadata, sharded)
 
     def write_index() -> None:
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        if is_first:
             weight_map = {tensor: name for name, tensors in plan.items() for tensor in tensors}
             total = sum(_nbytes(metadata.state_dict_metadata[tensor]) for tensor in weight_map)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -152,8 +157,8 @@ def export_safetensors(state_dict: Mapping[str, Any], folder: str, files: Mappin
                 stream.write(json.dumps(index, indent=2).encode())
             client.remove(bucket, _native.join_key(key, "sharded"))
 
-    _on_all_ranks(write_files)
-    _on_all_ranks(write_index)
+    for step in (hide_what_is_there, write_files, write_index):
+        _on_all_ranks(step)
 
 
 def _plan(metadata: Metadata, files: Mapping[str, int] | None) -> dict[str, list[str]]:

@@ -202,6 +202,7 @@ def test_sharded_tensors_are_exported_whole_and_in_the_files_asked_for(store: St
 
 @pytest.mark.distributed
 def test_an_export_that_fails_on_one_rank_fails_on_all_and_leaves_no_index(store: Store, tmp_path: Path) -> None:
+    store.client.put_object(Bucket=store.bucket, Key="out/model.safetensors.index.json", Body=b"of an export before")
     done = export(tmp_path, f"s3://{store.bucket}/out", "missing")
     assert done.returncode != 0
     assert "files: says nothing of scale" in done.stderr
