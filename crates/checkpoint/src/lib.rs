@@ -47,7 +47,7 @@ pub use load::chunks::{Chunk, Cover, check_chunks, has_all};
 pub use load::contents::{Contents, Stored, StoredChunk, StoredTensor, read_contents};
 pub use load::cut::{Block, Nesting, Part, Runs, is_inside, shares_memory};
 pub use load::destination::Destination;
-pub use load::fetch::fetch_items;
+pub use load::fetch::{check_in_file, fetch_items};
 pub use load::foreign::{ForeignTensor, foreign_sources};
 pub use load::plan::{ItemHead, ItemRead, Piece, ReadOptions, plan_reads};
 pub use load::source::{Entry, OwnFormat, OwnFormats, Source};
