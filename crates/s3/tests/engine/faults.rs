@@ -1,6 +1,6 @@
 //! The engine against a service that misbehaves, one scripted fault at a time, on real sockets.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::{Act, Responder, error, pattern, read, read_with, response, with};
 use bytes::Bytes;
@@ -55,6 +55,7 @@ async fn a_service_that_only_asks_for_fewer_requests_is_asked_until_the_deadline
     assert_eq!((error.kind(), error.status()), (ErrorKind::Throttled, Some(503)));
     assert!((2..=10).contains(&error.attempts()), "{error}");
     assert_eq!(client.stats().throttled, u64::from(error.attempts()));
+    assert!(error.elapsed() < Duration::from_secs(10));
     assert_eq!((error.bucket(), error.key(), error.code()), (Some("bkt"), Some("a/k"), Some("SlowDown")));
     assert_eq!(error.request_id(), Some("R1"));
     assert!(error.retryable() && !error.maybe_applied());
@@ -263,14 +264,18 @@ async fn keys_refused_inside_an_answer_are_paced_counted_and_throttled_in_the_en
     let error = client.delete_objects("bkt", &keys).await.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Throttled, Some("SlowDown")));
     assert_eq!((error.key(), error.retryable()), (Some("run/a/1"), true));
+    assert!(error.elapsed() < Duration::from_secs(10), "{error}");
     // From 4 requests per second on downwards, after the first.
     let stats = client.stats();
     assert_eq!(stats.throttled, stats.requests);
     assert!((3..=12).contains(&stats.requests), "{stats:?}");
     assert_eq!(error.attempts() as u64, stats.requests);
-    // What goes to another bucket keeps no pace.
-    let keeps_pace = |bucket| client.share_pace(true, bucket, "run").change().is_some();
-    assert!(keeps_pace("bkt") && !keeps_pace("other"));
+    // What goes to another bucket goes at once: at the pace of those it would take five seconds and more.
+    let began = Instant::now();
+    for _ in 0..20 {
+        client.put_object("other", "x", body(1), &PutOptions::default()).await.unwrap();
+    }
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
