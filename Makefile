@@ -86,6 +86,7 @@ check-rust:
 	cargo fmt --all --check
 	cargo clippy --locked --release --workspace --all-targets --quiet -- -D warnings
 	cargo clippy --locked --release -p s3dcp-s3 --no-default-features --all-targets --quiet -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --release --no-deps --quiet -p s3dcp-prefix -p s3dcp-s3 -p s3dcp-checkpoint
 	@for crate in libfuzzer models; do \
 		cargo update --workspace --locked --quiet --manifest-path fuzz/$$crate/Cargo.toml || exit 1; \
 	done # their locks follow the workspace's

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -71,16 +70,17 @@ def test_ranks_share_their_pace_while_they_can_and_leave_nothing_behind(
 
 
 @pytest.mark.distributed
-def test_warm_prefixes_are_as_much_faster_as_there_are_partitions(groups: Callable[[int], Any]) -> None:
+def test_warm_prefixes_divide_the_requests_among_as_many_partitions(groups: Callable[[int], Any]) -> None:
+    """What takes longest is the partition with the most requests: each admits so many a second."""
     folder = f"{BUCKET}/run/"
-    seconds = {}
+    most = {}
     for name, first_keys in {"cold": [], "warm": [f"{folder}{digit}" for digit in "1234567"]}.items():
         partitions = testing.Partitions(40, 10_000, first_keys=first_keys)
         with testing.server([BUCKET], partitions=partitions) as server:
-            began = time.monotonic()
             groups(RANKS).run(pacing_jobs.save_watched, f"s3://{BUCKET}/run", 60, ("Hex", {}))
-            seconds[name] = time.monotonic() - began
-            assert sum(partition.admitted for partition in server.partitions()) >= RANKS * 60
-    print(seconds)
-    # On a machine of its own: 6 times.
-    assert seconds["cold"] >= 2.5 * seconds["warm"], seconds
+            admitted_by_each = [partition.admitted for partition in server.partitions()]
+            assert len(admitted_by_each) == len(first_keys) + 1, "none has split"
+            assert sum(admitted_by_each) >= RANKS * 60
+            most[name] = max(admitted_by_each)
+    print(most)
+    assert most["cold"] >= 6 * most["warm"], most

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
 
 from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, _native
 from s3dcp._compat import SerializationFormat
-from s3dcp._load import objects, transfer
+from s3dcp._load import transfer
 from s3dcp._save import staging
 from s3dcp._tensors import host_buffer
 from support import jobs
@@ -97,7 +97,6 @@ def tiny_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "SLOT_BYTES", 320)
     monkeypatch.setattr(transfer, "SLOTS", 3)
     monkeypatch.setattr(transfer, "BATCH_READS", 5)
-    monkeypatch.setattr(objects, "SLOT_BYTES", 320)
 
 
 class Block(DefaultLoadPlanner):

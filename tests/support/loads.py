@@ -22,7 +22,7 @@ from s3dcp import _native
 def first_bytes(load: _native.Load, file: str, nbytes: int) -> _native.ItemPart:
     """The first `nbytes` of `file`, which lies in the folder of the load."""
     stored = _found(load, LoadItemType.BYTE_IO, BytesStorageMetadata(), _StorageInfo(file, 0, nbytes), torch.Size(()))
-    return stored.whole()
+    return load.whole(stored)
 
 
 def tensor_at(load: _native.Load, file: str) -> _native.StoredItem:

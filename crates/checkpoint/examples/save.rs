@@ -48,12 +48,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let file = shard.name().relative_path.clone();
     for (name, shape) in [("weight", &[3, 4][..]), ("bias", &[4]), ("step", &[])] {
         let spec = TensorSpec::contiguous(DType::Float32, shape.to_vec());
-        let record = shard.writer()?.tensor(&spec, numbers(0, shape.iter().product())).await?;
+        let record = shard.tensor(&spec, numbers(0, shape.iter().product())).await?;
         index.tensor(name, DType::Float32, shape, &file, record)?;
     }
     for first in [0, 3] {
         let spec = TensorSpec::contiguous(DType::Float32, vec![3, 2]);
-        let record = shard.writer()?.tensor(&spec, numbers(2 * first as u64, 6)).await?;
+        let record = shard.tensor(&spec, numbers(2 * first as u64, 6)).await?;
         let chunk = Chunk { offsets: vec![first, 0], sizes: vec![3, 2] };
         index.chunk("rows", DType::Float32, &[6, 2], chunk, &file, record)?;
     }

@@ -10,7 +10,7 @@
 //!   and [`fetch_items`].
 //! - The index: [`TensorIndex`] makes one of tensors, [`IndexWriter`] pickles any, [`check_index`] judges it before Python unpickles it, [`read_facts`] reads
 //!   what this crate needs.
-//! - A save: [`Save`] is joined by each rank, prepared by the one that commits it, writes [`ShardFile`]s and is committed or
+//! - A save: [`Save`] is joined by each rank, prepared by the one that commits it, writes each shard file by a [`ShardWriter`], and is committed or
 //!   discarded. Its steps are [`prepare`], which looks at the path as [`observe`] does, [`commit`] and [`discard`].
 //! - What killed and failed saves leave: [`find_leftovers`] lists and deletes it. [`remove`] deletes all below a path.
 //!
@@ -49,7 +49,7 @@ pub use load::chunks::{Chunk, Cover, check_chunks, has_all};
 pub use load::contents::{Contents, Stored, StoredChunk, StoredTensor, read_contents};
 pub use load::cut::{Block, Nesting, Part, Runs, is_inside, shares_memory};
 pub use load::destination::Destination;
-pub use load::fetch::fetch_items;
+pub use load::fetch::{check_in_file, fetch_items};
 pub use load::foreign::{ForeignTensor, foreign_sources};
 pub use load::plan::{ItemHead, ItemRead, Piece, ReadOptions, plan_reads};
 pub use load::source::{Entry, OwnFormat, OwnFormats, Source};
@@ -59,7 +59,6 @@ pub use save::clean_up::discard;
 pub use save::commit::{Committed, commit};
 pub use save::conditions::{ConditionalCommit, prepare};
 pub use save::observe::{Observed, observe};
-pub use save::shard_file::ShardFile;
 pub use save::shard_writer::{GATHER_BELOW, ItemRecord, ShardWriter};
 pub use save::spread::spread;
 pub use save::tensor_index::TensorIndex;

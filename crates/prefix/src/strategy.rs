@@ -93,7 +93,7 @@ pub(crate) fn prefix_of(strategy: &impl PrefixStrategy, rank: i64) -> String {
     prefix
 }
 
-/// The same as [`push_prefix`] for a rank and an epoch of any size, with the `index` of the pattern that the rank gets.
+/// The prefix of a rank and an epoch of any size; `index` is that of the pattern that the rank gets.
 ///
 /// # Errors
 /// [`PrefixError::TooLong`], in the name of the rank, where no key could hold the prefix.

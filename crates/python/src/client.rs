@@ -5,7 +5,7 @@ use std::time::UNIX_EPOCH;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
-use s3dcp_checkpoint::{MAX_INDEX_BYTES, ShardFile, ShardName, nearby_checkpoints, remove};
+use s3dcp_checkpoint::{MAX_INDEX_BYTES, ShardName, nearby_checkpoints, remove};
 use s3dcp_entry::entry;
 use s3dcp_s3::{ClientConfig, UploadOptions};
 
@@ -216,7 +216,8 @@ impl Client {
     /// A writer of one object that belongs to no save.
     fn object_writer(&self, py: Python<'_>, bucket: &str, key: String) -> PyResult<ShardWriter> {
         let name = ShardName { relative_path: key.clone(), key };
-        let shard = ShardFile::new(&self.engine(py)?, bucket, name, UploadOptions::default());
+        let shard =
+            s3dcp_checkpoint::ShardWriter::new(&self.engine(py)?, bucket, name, UploadOptions::default());
         Ok(ShardWriter::new(shard))
     }
 

@@ -10,7 +10,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict, PyList, PyString, PyTuple};
 use s3dcp_checkpoint::{
-    Destination, Entry, ForeignTensor, ItemRead, Layout, Part, Piece, fetch_items, foreign_sources,
+    Destination, Entry, ForeignTensor, ItemRead, Layout, Part, Piece, check_in_file, fetch_items,
+    foreign_sources,
 };
 use s3dcp_entry::entry;
 use s3dcp_s3::{Client, Error, ErrorKind, share_of_budget};
@@ -156,6 +157,13 @@ impl Load {
             item.found(py, source)?;
         }
         Ok(())
+    }
+
+    /// All bytes of an item, which do not end past its file.
+    fn whole(&self, item: &Bound<'_, StoredItem>) -> PyResult<ItemPart> {
+        let (py, stored) = (item.py(), item.get());
+        wait(py, check_in_file(self.engine(py)?, &self.bucket, &stored.name, &stored.entry))?;
+        Ok(ItemPart { item: item.clone().unbind(), part: stored.entry.whole() })
     }
 
     /// Start fetching what is wanted into `memory`, whatever owns it, which is kept alive as long as the download. Nobody

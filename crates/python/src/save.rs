@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use s3dcp_checkpoint::{ConditionalCommit, Location, SaveOptions, ShardFile};
+use s3dcp_checkpoint::{ConditionalCommit, Location, SaveOptions};
 use s3dcp_entry::entry;
 use s3dcp_s3::{Error, ErrorKind};
 
@@ -101,7 +101,7 @@ impl Save {
     fn discard(&mut self, py: Python<'_>, relative_paths: Vec<String>) -> PyResult<Vec<String>> {
         let Some(save) = self.live.take() else { return Ok(Vec::new()) };
         let mut writers = self.idle_writers(py);
-        let shards: Vec<&mut ShardFile> = writers.iter_mut().filter_map(|writer| writer.shard()).collect();
+        let shards: Vec<_> = writers.iter_mut().filter_map(|writer| writer.inner()).collect();
         let relative_paths = relative_paths.iter().map(String::as_str);
         wait(py, async { Ok(save.discard(shards, relative_paths).await) })
     }

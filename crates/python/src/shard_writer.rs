@@ -8,7 +8,7 @@ use bytes::Bytes;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
-use s3dcp_checkpoint::{DType, ShardFile, TensorSpec};
+use s3dcp_checkpoint::{DType, TensorSpec};
 use s3dcp_entry::entry;
 use s3dcp_s3::{Error, ErrorKind};
 
@@ -23,7 +23,7 @@ use crate::uses::{Use, Uses};
 const LET_GO_LIMIT: Duration = Duration::from_secs(5);
 
 struct Live {
-    shard: ShardFile,
+    writer: s3dcp_checkpoint::ShardWriter,
     /// Held by whatever reads the caller's memory.
     uses: Uses,
 }
@@ -67,20 +67,20 @@ pub(crate) struct ShardWriter {
 }
 
 impl ShardWriter {
-    pub(crate) fn new(shard: ShardFile) -> Self {
-        let (relative_path, part_size) = (shard.name().relative_path.clone(), shard.part_size());
-        Self { live: OfProcess::new(Live { shard, uses: Uses::new() }), relative_path, part_size }
+    pub(crate) fn new(writer: s3dcp_checkpoint::ShardWriter) -> Self {
+        let (relative_path, part_size) = (writer.name().relative_path.clone(), writer.part_size());
+        Self { live: OfProcess::new(Live { writer, uses: Uses::new() }), relative_path, part_size }
     }
 
-    /// The file, in the process that made it.
-    pub(crate) fn shard(&mut self) -> Option<&mut ShardFile> {
-        self.live.get_mut().map(|live| &mut live.shard)
+    /// The writer, in the process that made it.
+    pub(crate) fn inner(&mut self) -> Option<&mut s3dcp_checkpoint::ShardWriter> {
+        self.live.get_mut().map(|live| &mut live.writer)
     }
 
     /// Gives the upload up in the background.
     pub(crate) fn give_up(&mut self) {
-        if let Some(shard) = self.shard() {
-            shard.give_up();
+        if let Some(writer) = self.inner() {
+            writer.give_up();
         }
     }
 
@@ -96,8 +96,8 @@ impl ShardWriter {
         self.live.get_mut().ok_or_else(|| to_python(py, &forked("the upload of this file")))
     }
 
-    fn open(&mut self, py: Python<'_>) -> PyResult<&mut s3dcp_checkpoint::ShardWriter> {
-        self.live(py)?.shard.writer().map_err(|error| to_python(py, &error))
+    fn writer(&mut self, py: Python<'_>) -> PyResult<&mut s3dcp_checkpoint::ShardWriter> {
+        Ok(&mut self.live(py)?.writer)
     }
 
     /// The word that memory is in use, for what is to be written.
@@ -108,7 +108,7 @@ impl ShardWriter {
     }
 
     fn whole_raw(&mut self, py: Python<'_>, data: Bytes) -> PyResult<ItemRecord> {
-        let writer = self.open(py)?;
+        let writer = self.writer(py)?;
         let record = runtime::wait(py, async {
             writer.begin_raw()?;
             writer.write(data).await?;
@@ -135,7 +135,7 @@ impl ShardWriter {
             tensors.push((spec, memory));
             owners.push(owner);
         }
-        let writer = self.open(py)?;
+        let writer = self.writer(py)?;
         // `owners` outlives the future
         let records = runtime::wait(py, async {
             let mut records = Vec::with_capacity(tensors.len());
@@ -150,18 +150,18 @@ impl ShardWriter {
     /// Begin a tensor whose bytes follow in `write_staged` or `write`; `end` gives its record.
     fn begin_tensor(&mut self, py: Python<'_>, dtype: &str, shape: Vec<u64>) -> PyResult<()> {
         let spec = tensor_spec(py, dtype, shape)?;
-        self.open(py)?.begin_tensor(&spec).map_err(|error| to_python(py, &error))
+        self.writer(py)?.begin_tensor(&spec).map_err(|error| to_python(py, &error))
     }
 
     /// Begin raw bytes that follow in `write`; `end` gives their record.
     fn begin_raw(&mut self, py: Python<'_>) -> PyResult<()> {
-        self.open(py)?.begin_raw().map_err(|error| to_python(py, &error))
+        self.writer(py)?.begin_raw().map_err(|error| to_python(py, &error))
     }
 
     /// Append to the item begun.
     fn write(&mut self, py: Python<'_>, data: &Bound<'_, PyBytes>) -> PyResult<()> {
         let data = Bytes::copy_from_slice(data.as_bytes());
-        let writer = self.open(py)?;
+        let writer = self.writer(py)?;
         runtime::wait(py, writer.write(data))
     }
 
@@ -174,13 +174,13 @@ impl ShardWriter {
         nbytes: usize,
     ) -> PyResult<()> {
         let data = buffer.filled(start, nbytes)?;
-        let writer = self.open(py)?;
+        let writer = self.writer(py)?;
         runtime::wait(py, writer.write(data))
     }
 
     /// End the item begun; its record.
     fn end(&mut self, py: Python<'_>) -> PyResult<ItemRecord> {
-        let writer = self.open(py)?;
+        let writer = self.writer(py)?;
         let record = runtime::wait(py, writer.end())?;
         Ok(ItemRecord::new(py, &record))
     }
@@ -207,21 +207,19 @@ impl ShardWriter {
 
     /// Let the rest go up in the background; `wait` tells how it ended.
     fn start_finishing(&mut self, py: Python<'_>) -> PyResult<()> {
-        let shard = &mut self.live(py)?.shard;
         let _entered = runtime::handle()?.enter();
-        shard.start_finishing().map_err(|error| to_python(py, &error))
+        self.writer(py)?.start_finishing().map_err(|error| to_python(py, &error))
     }
 
     /// Wait until the object is complete; its size in bytes.
     fn wait(&mut self, py: Python<'_>) -> PyResult<u64> {
-        let shard = &mut self.live(py)?.shard;
-        Ok(runtime::wait(py, shard.wait())?.size)
+        Ok(runtime::wait(py, self.writer(py)?.wait())?.size)
     }
 
     /// Give the upload up. Does nothing when the object is complete, or in a forked child.
     fn abort(&mut self, py: Python<'_>) -> PyResult<()> {
-        let Some(shard) = self.shard() else { return Ok(()) };
-        let ended = shard.stop();
+        let Some(writer) = self.inner() else { return Ok(()) };
+        let ended = writer.stop();
         runtime::wait(py, async {
             ended.await;
             Ok(())

@@ -30,7 +30,7 @@ pub(crate) struct StoredItem {
     info: Py<PyAny>,
     /// The name, as messages show it.
     #[pyo3(get)]
-    name: String,
+    pub(crate) name: String,
     /// Whether it is a tensor that was saved as one chunk, all of which is wanted.
     wants_all: bool,
     pub(crate) entry: Entry,
@@ -127,12 +127,6 @@ impl StoredItem {
 #[entry]
 #[pymethods]
 impl StoredItem {
-    /// The key of the shard file.
-    #[getter]
-    fn key(&self) -> &str {
-        &self.entry.key
-    }
-
     /// The stored dtype; None for objects, and where only torch can read a tensor.
     #[getter]
     fn dtype(&self, py: Python<'_>) -> Option<Py<PyAny>> {
@@ -175,11 +169,6 @@ impl StoredItem {
         let part = Py::new(slf.py(), ItemPart { item: slf.clone().unbind(), part: source.storage() })?;
         let (strides, offset) = (source.spec.strides.clone(), source.spec.storage_offset);
         Ok(Some(StoredStorage { part, strides, offset }))
-    }
-
-    /// All bytes of the item.
-    fn whole(slf: &Bound<'_, Self>) -> ItemPart {
-        ItemPart { item: slf.clone().unbind(), part: slf.get().entry.whole() }
     }
 }
 

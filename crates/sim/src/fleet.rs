@@ -159,7 +159,9 @@ impl<'a> Fleet<'a> {
         let plan = (scenario.operation == Operation::Save).then_some(plan);
         for (number, prefix) in scenario.prefixes(round).into_iter().enumerate() {
             let mut files: Vec<File> = (0..scenario.files_per_rank)
-                .map(|file| File::new(shard_file_key(&prefix, file).expect("checked"), plan))
+                .map(|file| {
+                    File::new(shard_file_key(&prefix, file).unwrap_or_else(|fault| panic!("{fault}")), plan)
+                })
                 .collect();
             files.push(File::new(index.clone(), None));
             let rank = &mut self.ranks[number];

@@ -1,12 +1,13 @@
 //! What is simulated.
 
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use s3dcp_checkpoint::Layout;
 use s3dcp_partition::Limits;
-use s3dcp_prefix::{DefaultPrefixStrategy, PrefixStrategy};
+use s3dcp_prefix::{DefaultPrefixStrategy, PrefixStrategy, pattern_index};
 use s3dcp_s3::{Capacity, Error, share_of_budget};
 
 /// What the ranks do in each round.
@@ -175,13 +176,21 @@ impl Scenario {
             }
             _ => self.limits.invalid(),
         };
-        number.map(str::to_owned).or_else(|| {
-            let prefixes = self.prefixes(self.rounds - 1);
-            prefixes
-                .iter()
-                .find_map(|prefix| shard_file_key(prefix, u32::MAX).err())
-                .map(|error| error.to_string())
-        })
+        number.map(str::to_owned).or_else(|| self.prefix_fault())
+    }
+
+    /// What no key may hold. The last rank of each pattern has the longest prefix with it, in the last round.
+    fn prefix_fault(&self) -> Option<String> {
+        let strategy = self.bound_strategy();
+        let end = i64::from(self.world_size);
+        let patterns = i64::try_from(strategy.pattern_count()).unwrap_or(i64::MAX).min(end);
+        let mut fault = None;
+        self.visit_prefixes(&*strategy, self.rounds - 1, end - patterns..end, &mut |prefix| {
+            if fault.is_none() {
+                fault = shard_file_key(prefix, u32::MAX).err().map(|error| error.to_string());
+            }
+        });
+        fault
     }
 
     /// Requests per second of one partition.
@@ -217,19 +226,37 @@ impl Scenario {
 
     /// Where each rank's keys of a round begin, bucket included: `bucket/run/a000000000/__10_`.
     pub fn prefixes(&self, round: u32) -> Vec<String> {
-        let folder = self.folder(round);
-        let strategy = self.bound_strategy();
-        let ranks = 0..i64::from(self.world_size);
-        if self.paths == Paths::EpochInPrefix {
-            let pattern = |rank| match strategy.pattern(rank) {
-                pattern if pattern.is_empty() => pattern,
-                pattern => pattern + "/",
-            };
-            return ranks.map(|rank| format!("{folder}{}epoch_{round}/__{rank}_", pattern(rank))).collect();
-        }
         let mut prefixes = Vec::with_capacity(self.world_size as usize);
-        strategy.for_each_prefix(ranks, &mut |_, prefix| prefixes.push(format!("{folder}{prefix}")));
+        let ranks = 0..i64::from(self.world_size);
+        self.visit_prefixes(&*self.bound_strategy(), round, ranks, &mut |prefix| {
+            prefixes.push(prefix.to_owned())
+        });
         prefixes
+    }
+
+    /// Calls `visit` with where each rank's keys of a round begin, in one buffer for all.
+    fn visit_prefixes(
+        &self,
+        strategy: &dyn PrefixStrategy,
+        round: u32,
+        ranks: Range<i64>,
+        visit: &mut dyn FnMut(&str),
+    ) {
+        let mut text = self.folder(round);
+        let folder = text.len();
+        if self.paths != Paths::EpochInPrefix {
+            return strategy.for_each_prefix(ranks, &mut |_, prefix| {
+                text.truncate(folder);
+                text.push_str(prefix);
+                visit(&text);
+            });
+        }
+        for rank in ranks {
+            text.truncate(folder);
+            strategy.write_pattern(pattern_index(rank, strategy.pattern_count()), &mut text);
+            text.push_str(&format!("epoch_{round}/__{rank}_"));
+            visit(&text);
+        }
     }
 
     /// Where the partitions begin that there are from the start, besides the lowest: so that each has as many ranks.
@@ -283,3 +310,50 @@ pub(crate) fn shard_file_key(prefix: &str, number: u32) -> Result<String, Error>
 
 /// Smallest range that a load asks for where there is more to read.
 const SMALLEST_RANGE: u64 = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use s3dcp_prefix::RoundRobinPrefixStrategy;
+
+    use super::*;
+
+    /// Deals out `patterns` and counts the prefixes that it makes.
+    #[derive(Debug)]
+    struct Counted {
+        patterns: RoundRobinPrefixStrategy,
+        made: AtomicU64,
+    }
+
+    impl PrefixStrategy for Counted {
+        fn generate_prefix(&self, rank: i64) -> String {
+            self.made.fetch_add(1, Ordering::Relaxed);
+            self.patterns.generate_prefix(rank)
+        }
+
+        fn pattern_count(&self) -> u64 {
+            self.patterns.pattern_count()
+        }
+    }
+
+    fn counted(patterns: [&str; 3]) -> Arc<Counted> {
+        let patterns = RoundRobinPrefixStrategy::new(patterns, None).expect("valid");
+        Arc::new(Counted { patterns, made: AtomicU64::new(0) })
+    }
+
+    #[test]
+    fn a_prefix_that_no_key_can_hold_is_found_without_making_them_all() {
+        // With the longest ranks alone it is too long.
+        let brim = "p".repeat(1024 - "bucket/run//__0_4294967295-0000000000000000.distcp".len());
+        let mut scenario = Scenario::default();
+        for (world_size, fits) in [(1, true), (10, true), (12, false), (100_000, false)] {
+            let strategy = counted(["a", "b", &brim]);
+            scenario.strategy = strategy.clone();
+            scenario.world_size = world_size;
+            let reason = scenario.invalid();
+            assert_eq!(reason.is_none(), fits, "{world_size}: {reason:?}");
+            assert_eq!(strategy.made.load(Ordering::Relaxed), u64::from(world_size.min(3)));
+        }
+    }
+}

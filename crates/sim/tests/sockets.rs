@@ -256,8 +256,23 @@ impl<T: Display> Display for Spread<T> {
     }
 }
 
+/// A scenario on sockets, beside the simulator.
+struct Comparison {
+    /// How much longer it took, as a share of the time simulated.
+    apart: f64,
+    refused: u64,
+    simulated_refused: Spread<u64>,
+}
+
+impl Comparison {
+    fn agrees(&self) -> bool {
+        let Spread { least, most, .. } = self.simulated_refused;
+        self.apart.abs() <= 0.1 && (least..=most).contains(&self.refused)
+    }
+}
+
 /// Runs a scenario so often on sockets and in the simulator, and tells how far they are apart.
-async fn compare(name: &str, scenario: &Scenario, runs: usize) -> (f64, bool) {
+async fn compare(name: &str, scenario: &Scenario, runs: usize) -> Comparison {
     let mut measured = Vec::new();
     for _ in 0..runs {
         measured.push(real(scenario).await);
@@ -271,22 +286,25 @@ async fn compare(name: &str, scenario: &Scenario, runs: usize) -> (f64, bool) {
     let [real_refused, simulated_refused] =
         [&measured, &simulated].map(|runs| runs.iter().map(|(_, refused)| *refused).collect::<Spread<u64>>());
     let apart = real_seconds.median / simulated_seconds.median - 1.0;
-    let inside = (simulated_refused.least..=simulated_refused.most).contains(&real_refused.median);
-    println!(
-        "| {name} | {real_seconds:.2} | {simulated_seconds:.2} | {:+.1} % | {real_refused} | {simulated_refused} |{}",
-        100.0 * apart,
-        if apart.abs() <= 0.1 && inside { "" } else { " apart" }
+    let line = format!(
+        "| {name} | {real_seconds:.2} | {simulated_seconds:.2} | {:+.1} % | {real_refused} | {simulated_refused} |",
+        100.0 * apart
     );
-    (apart, inside)
+    let found = Comparison { apart, refused: real_refused.median, simulated_refused };
+    println!("{line}{}", if found.agrees() { "" } else { " apart" });
+    found
 }
 
-/// One of each kind, once, and coarsely: the machine of a test run may be busy with others.
+/// One of each kind, once, and coarsely: a machine that is busy with others is slower, and asks for less. What it cannot be is
+/// faster than the budget, or refused more often than one that is not.
 #[tokio::test(flavor = "multi_thread")]
-async fn saves_come_close_to_sockets() {
+async fn saves_on_sockets_keep_to_the_budget_and_are_refused_as_rarely() {
     for (name, scenario) in scenarios() {
         if ["1 rank", "4 ranks, 1 file of 60 parts"].contains(&name) {
-            let (apart, _) = compare(name, &scenario, 1).await;
-            assert!((-0.5..2.0).contains(&apart), "{name}: {apart}");
+            let found = compare(name, &scenario, 1).await;
+            assert!(found.apart > -0.5, "{name}: {}", found.apart);
+            let most = found.simulated_refused.most;
+            assert!(found.refused <= 2 * most, "{name}: {} refused, {most} simulated", found.refused);
         }
     }
 }
@@ -302,8 +320,7 @@ async fn every_scenario_agrees_with_sockets() {
     let mut apart = Vec::new();
     let only = std::env::var("S3DCP_ONLY").unwrap_or_default();
     for (name, scenario) in scenarios().into_iter().filter(|(name, _)| name.contains(&only)) {
-        let (time, inside) = compare(name, &scenario, runs).await;
-        if time.abs() > 0.1 || !inside {
+        if !compare(name, &scenario, runs).await.agrees() {
             apart.push(name);
         }
     }

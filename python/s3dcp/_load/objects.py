@@ -14,42 +14,25 @@ from .. import _native
 from .._compat import ReaderTransforms
 from .._trust import WAY_OUT, refusal, safe_load
 from ..errors import Corrupt, shown
-from .transfer import SLOT_BYTES, Transfer
+from .transfer import Transfer
 
 
 class Objects:
     """Loads items as a whole, through memory.
 
     Args:
-        client, bucket: where they are.
         transforms: torch's stream extensions.
         weights_only: refuse objects that ``torch.load(weights_only=True)`` refuses.
     """
 
-    def __init__(self, client: _native.Client, bucket: str, transforms: ReaderTransforms, weights_only: bool) -> None:
-        self._client = client
-        self._bucket = bucket
+    def __init__(self, transforms: ReaderTransforms, weights_only: bool) -> None:
         self._transforms = transforms
         self._weights_only = weights_only
 
     def load(self, stored: _native.StoredItem, planner: LoadPlanner, transfer: Transfer) -> None:
         """Fetch all of an item, and hand it to the planner when it has arrived."""
-        part = stored.whole()
-        if part.nbytes > SLOT_BYTES:
-            self._must_be_in_file(stored)
-        memory = transfer.stage(part)
+        memory = transfer.stage(transfer.load.whole(stored))
         transfer.then(lambda: self._hand_over(stored, memory, planner))
-
-    def _must_be_in_file(self, stored: _native.StoredItem) -> None:
-        """Refuse an entry that ends past its file, before memory is set aside for it."""
-        info = stored.info
-        size = self._client.head_object(self._bucket, stored.key).size
-        if info.offset + info.length > size:
-            raise Corrupt(
-                f"{stored.name}: the index gives this item {info.length} bytes at {info.offset} of a file of {size}",
-                bucket=self._bucket,
-                key=stored.key,
-            )
 
     def _hand_over(self, stored: _native.StoredItem, memory: torch.Tensor, planner: LoadPlanner) -> None:
         stream: Any = io.BytesIO(ctypes.string_at(memory.data_ptr(), memory.numel()))

@@ -59,7 +59,7 @@ class RankLoad:
         self._metadata = metadata
         self._is_part = is_part
         self._transfer = Transfer(client, bucket, path_key, verify)
-        self._objects = Objects(client, bucket, transforms, weights_only)
+        self._objects = Objects(transforms, weights_only)
 
     def expected_bytes(self, plan: LoadPlan) -> int:
         """About how many bytes the load will move."""

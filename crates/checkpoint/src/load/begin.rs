@@ -6,14 +6,13 @@ use s3dcp_s3::{Client, Error, ErrorKind};
 use super::chunks::{Chunk, Cover, check_chunks, has_all};
 use super::contents::{Contents, Stored, StoredTensor, read_contents};
 use super::cut::Part;
-use super::fetch::{buffer, fetch_items};
+use super::fetch::{buffer, check_in_file, fetch_items};
 use super::foreign::{ForeignTensor, foreign_sources};
 use super::memory::Loan;
 use super::source::{Entry, OwnFormats, Source};
 use crate::archive::spec::{TensorSpec, row_major};
 use crate::error::{config, corrupt};
 use crate::index::allow::AllowList;
-use crate::index::checksums::SLICE_SIZE;
 use crate::index::read::MAX_INDEX_BYTES;
 use crate::layout::{Layout, Location};
 
@@ -52,7 +51,7 @@ impl Load {
     pub async fn read_object(&self, name: &str) -> Result<Bytes, Error> {
         let stored = self.contents.objects.get(name).ok_or_else(|| self.missing(name))?;
         let entry = placed(name, stored.as_ref())?;
-        self.see_in_file(name, entry).await?;
+        check_in_file(&self.client, &self.bucket, name, entry).await?;
         let (loan, pieces) = buffer(0..entry.length);
         fetch_items(&self.client, &self.bucket, vec![entry.read(name, None, pieces)], true, None).await?;
         Ok(loan.back().freeze())
@@ -68,7 +67,7 @@ impl Load {
         let nbytes =
             byte_length(tensor, &block).ok_or_else(|| corrupt(format!("{name}: it has no such shape")))?;
         for part in self.check(name, tensor, &block)? {
-            self.see_in_file(name, part.entry).await?;
+            check_in_file(&self.client, &self.bucket, name, part.entry).await?;
         }
         Ok(self.read_block(name, &block, BytesMut::zeroed(nbytes)).await?.freeze())
     }
@@ -118,21 +117,6 @@ impl Load {
         });
         fetch_items(&self.client, &self.bucket, reads.collect(), true, None).await?;
         Ok(loan.back())
-    }
-
-    /// Refuses an entry that ends past its file, before memory is set aside for much.
-    async fn see_in_file(&self, name: &str, entry: &Entry) -> Result<(), Error> {
-        if entry.length <= SLICE_SIZE {
-            return Ok(());
-        }
-        let size = self.client.head_object(&self.bucket, &entry.key).await?.size;
-        if entry.offset.saturating_add(entry.length) > size {
-            let Entry { key, offset, length, .. } = entry;
-            let message =
-                format!("{name}: the index gives this item {length} bytes at {offset} of a file of {size}");
-            return Err(corrupt(message).with_bucket(&self.bucket).with_key(&**key));
-        }
-        Ok(())
     }
 
     fn tensor(&self, name: &str) -> Result<&StoredTensor, Error> {

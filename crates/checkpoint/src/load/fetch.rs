@@ -8,6 +8,9 @@ use s3dcp_s3::{Client, Error};
 use super::cut::Part;
 use super::memory::Loan;
 use super::plan::{ItemRead, Piece, ReadOptions, plan_reads};
+use super::source::Entry;
+use crate::error::corrupt;
+use crate::index::checksums::SLICE_SIZE;
 
 /// Fetches what these reads want, in ranges of a size that suits the client and how much there is to fetch. Before it
 /// returns all is in place and, with `verify`, compared with the checksums.
@@ -28,6 +31,24 @@ pub async fn fetch_items(
     let options = ReadOptions { verify, range_size, ..defaults };
     let reads = plan_reads(reads, &options).map_err(|error| error.with_bucket(bucket))?;
     client.download(bucket, reads).await
+}
+
+/// Refuses an entry that ends past its file, before memory is set aside for much. One of a slice at most is not asked for.
+///
+/// # Errors
+/// `Corrupt` for such an entry; those of [`Client::head_object`].
+pub async fn check_in_file(client: &Client, bucket: &str, name: &str, entry: &Entry) -> Result<(), Error> {
+    if entry.length <= SLICE_SIZE {
+        return Ok(());
+    }
+    let size = client.head_object(bucket, &entry.key).await?.size;
+    if entry.offset.saturating_add(entry.length) > size {
+        let Entry { key, offset, length, .. } = entry;
+        let message =
+            format!("{name}: the index gives this item {length} bytes at {offset} of a file of {size}");
+        return Err(corrupt(message).with_bucket(bucket).with_key(&**key));
+    }
+    Ok(())
 }
 
 /// New memory for these bytes of an item, and the piece that fills it.

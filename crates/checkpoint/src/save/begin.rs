@@ -11,7 +11,7 @@ use crate::save::clean_up::discard;
 use crate::save::commit::{Committed, commit};
 use crate::save::conditions::{ConditionalCommit, prepare};
 use crate::save::observe::Observed;
-use crate::save::shard_file::ShardFile;
+use crate::save::shard_writer::ShardWriter;
 
 /// What a save may do at its path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,13 +112,13 @@ impl Save {
     /// # Errors
     /// `Config` for a prefix under which nothing could be found again: see
     /// [`Layout::prefix_fault`](crate::Layout::prefix_fault).
-    pub fn shard(&mut self, prefix: &str, number: u32, size_hint: Option<u64>) -> Result<ShardFile, Error> {
+    pub fn shard(&mut self, prefix: &str, number: u32, size_hint: Option<u64>) -> Result<ShardWriter, Error> {
         let name = self.location.layout().shard_file(prefix, number, &self.save_id)?;
         let mut options = UploadOptions::default();
         options.size_hint = size_hint;
         options.requests_per_second = self.requests_per_second;
         self.keys.insert(name.key.clone());
-        Ok(ShardFile::new(&self.client, &self.location.bucket, name, options))
+        Ok(ShardWriter::new(&self.client, &self.location.bucket, name, options))
     }
 
     /// Commits: makes the checkpoint visible, whose shard files are complete, those of other ranks too. Then cleans up after
@@ -142,7 +142,7 @@ impl Save {
     /// files that may stay.
     pub async fn discard<'a>(
         mut self,
-        shards: impl IntoIterator<Item = &'a mut ShardFile>,
+        shards: impl IntoIterator<Item = &'a mut ShardWriter>,
         relative_paths: impl IntoIterator<Item = &'a str>,
     ) -> Vec<String> {
         let mut ends = Vec::new();

@@ -5,7 +5,6 @@ pub(crate) mod clean_up;
 pub(crate) mod commit;
 pub(crate) mod conditions;
 pub(crate) mod observe;
-pub(crate) mod shard_file;
 pub(crate) mod shard_writer;
 pub(crate) mod spread;
 pub(crate) mod tensor_index;

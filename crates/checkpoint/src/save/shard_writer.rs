@@ -1,4 +1,4 @@
-//! Writes one shard file: items one after another into one [`Upload`].
+//! Writes one shard file: items one after another into one [`Upload`], which then ends in the background.
 //!
 //! Tensor bytes go to the engine as they came, cut only where a part or a checksum slice ends; each run's CRC-32 is
 //! computed once and combined into the slice's, the item's, the zip record's and the part's. What is small (archive
@@ -9,16 +9,20 @@
 //! The writer does not choose the file's name, its parts or its place in any index.
 
 use std::collections::HashMap;
+use std::mem::{replace, take};
 use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use s3dcp_s3::{Error, ErrorKind, Upload, UploadOutput, crc32, crc32_combine};
+use s3dcp_s3::{Client, Error, ErrorKind, Upload, UploadOptions, UploadOutput, crc32, crc32_combine};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use crate::archive::spec::TensorSpec;
 use crate::archive::write::Archive;
 use crate::error::config;
 use crate::index::checksums::{Accumulator, ItemChecksums, crc32_extend};
+use crate::layout::ShardName;
 
 /// Runs below this many bytes are copied into the gathering buffer, where they need no owner: an archive has 1.6 KB
 /// around its data anyway.
@@ -52,9 +56,19 @@ struct Open {
     data_length: u64,
 }
 
-/// A shard file on its way up.
+enum State {
+    Open(Box<Upload>),
+    /// Dropping the sender stops the task.
+    Finishing(JoinHandle<Result<UploadOutput, Error>>, oneshot::Sender<()>),
+    Ended,
+}
+
+/// A shard file on its way up. Dropped before it is complete, it is given up in the background.
 pub struct ShardWriter {
-    upload: Upload,
+    name: ShardName,
+    /// Bytes of a full part.
+    part_size: u64,
+    state: State,
     position: u64,
     gathered: BytesMut,
     archives: HashMap<TensorSpec, Arc<Archive>>,
@@ -63,16 +77,40 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// Writes into this upload, from its first byte.
+    /// A new file of this name; nothing is sent yet. Those of a save come from [`Save::shard`](crate::Save::shard).
     #[must_use]
-    pub fn new(upload: Upload) -> ShardWriter {
+    pub fn new(client: &Client, bucket: &str, name: ShardName, options: UploadOptions) -> ShardWriter {
+        let upload = client.upload(bucket, &name.key, options);
         ShardWriter {
-            upload,
+            name,
+            part_size: upload.part_remaining(),
+            state: State::Open(Box::new(upload)),
             position: 0,
             gathered: BytesMut::new(),
             archives: HashMap::new(),
             open: None,
             broken: false,
+        }
+    }
+
+    /// Key, and name in the index.
+    #[must_use]
+    pub fn name(&self) -> &ShardName {
+        &self.name
+    }
+
+    /// Bytes of a full part, the first one's.
+    #[must_use]
+    pub fn part_size(&self) -> u64 {
+        self.part_size
+    }
+
+    fn upload(&mut self) -> Result<&mut Upload, Error> {
+        match &mut self.state {
+            State::Open(upload) => Ok(upload),
+            State::Finishing(..) | State::Ended => {
+                Err(interrupted("this file was finished or aborted before"))
+            }
         }
     }
 
@@ -112,7 +150,7 @@ impl ShardWriter {
             return Ok(None);
         }
         self.make_room(length as usize).await?;
-        if self.gathered.len() as u64 + length > self.upload.part_remaining() {
+        if self.gathered.len() as u64 + length > self.upload()?.part_remaining() {
             return Ok(None);
         }
         let data_offset = archive.head().len();
@@ -147,7 +185,8 @@ impl ShardWriter {
     /// Begins a tensor, whose storage follows by [`ShardWriter::write`].
     ///
     /// # Errors
-    /// `Config` when an item is open already or the spec does not fill a storage of its own.
+    /// `Config` when an item is open already or the spec does not fill a storage of its own; `Interrupted` once the file is
+    /// being finished or was given up.
     pub fn begin_tensor(&mut self, spec: &TensorSpec) -> Result<(), Error> {
         let archive = self.archive(spec)?;
         self.begin(Some(archive))
@@ -156,12 +195,13 @@ impl ShardWriter {
     /// Begins an item of bytes as they come: a pickled object, or a file of another format.
     ///
     /// # Errors
-    /// `Config` when an item is open already.
+    /// `Config` when an item is open already; `Interrupted` as for [`ShardWriter::begin_tensor`].
     pub fn begin_raw(&mut self) -> Result<(), Error> {
         self.begin(None)
     }
 
     fn begin(&mut self, archive: Option<Arc<Archive>>) -> Result<(), Error> {
+        self.upload()?;
         if self.open.is_some() || self.broken {
             return Err(self.out_of_order("an item begins before the last one ended"));
         }
@@ -185,8 +225,9 @@ impl ShardWriter {
     ///
     /// # Errors
     /// `Config` when no item is open or a tensor gets more bytes than its spec says; else the first failure of any
-    /// part so far. After an error only [`ShardWriter::abort`] is left.
+    /// part so far. After an error only [`ShardWriter::stop`] is left.
     pub async fn write(&mut self, data: Bytes) -> Result<(), Error> {
+        self.upload()?;
         self.head().await?;
         let Some(open) = &self.open else {
             return Err(self.out_of_order("bytes before an item begins"));
@@ -204,8 +245,9 @@ impl ShardWriter {
     ///
     /// # Errors
     /// `Config` when no item is open or a tensor got fewer bytes than its spec says; else the first failure of any
-    /// part so far. After an error only [`ShardWriter::abort`] is left.
+    /// part so far. After an error only [`ShardWriter::stop`] is left.
     pub async fn end(&mut self) -> Result<ItemRecord, Error> {
+        self.upload()?;
         self.head().await?;
         let Some(open) = &mut self.open else {
             return Err(self.out_of_order("an item ends before it begins"));
@@ -254,7 +296,7 @@ impl ShardWriter {
 
     async fn emit_runs(&mut self, mut bytes: Bytes, is_data: bool) -> Result<(), Error> {
         while !bytes.is_empty() {
-            let room = self.upload.part_remaining().saturating_sub(self.gathered.len() as u64);
+            let room = self.upload()?.part_remaining().saturating_sub(self.gathered.len() as u64);
             if room == 0 {
                 if self.gathered.is_empty() {
                     return Err(config("shard writer: the upload has no room for another part"));
@@ -285,7 +327,7 @@ impl ShardWriter {
                     open.data_length += take;
                 }
                 self.flush().await?;
-                self.upload.push(run, crc).await?;
+                self.upload()?.push(run, crc).await?;
             }
         }
         Ok(())
@@ -307,45 +349,109 @@ impl ShardWriter {
         let segment = self.gathered.split().freeze();
         let crc = crc32(&segment);
         // as in `emit`
-        let broken = std::mem::replace(&mut self.broken, true);
-        self.upload.push(segment, crc).await?;
+        let broken = replace(&mut self.broken, true);
+        self.upload()?.push(segment, crc).await?;
         self.broken = broken;
         Ok(())
+    }
+
+    /// Lets the rest go up in the background, on the runtime that this is called in; [`ShardWriter::wait`] tells how it
+    /// ended.
+    ///
+    /// # Errors
+    /// `Interrupted` once the file is being finished or was given up.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn start_finishing(&mut self) -> Result<(), Error> {
+        self.upload()?;
+        let in_order = match self.open.is_some() || self.broken {
+            true => Err(self.out_of_order("finished inside an item or after an error")),
+            false => Ok(take(&mut self.gathered).freeze()),
+        };
+        self.archives.clear();
+        if let State::Open(upload) = replace(&mut self.state, State::Ended) {
+            let (stop, stopped) = oneshot::channel();
+            self.state = State::Finishing(tokio::spawn(finish(*upload, in_order, stopped)), stop);
+        }
+        Ok(())
+    }
+
+    /// Waits until the file is complete. A wait that was cancelled can be begun again.
+    ///
+    /// # Errors
+    /// `Config` when an item was still open or an earlier error was passed over; `Interrupted` for a file that is not
+    /// being finished; else the engine's. The upload is aborted then.
+    pub async fn wait(&mut self) -> Result<UploadOutput, Error> {
+        let State::Finishing(task, _) = &mut self.state else {
+            return Err(interrupted("this file is not being finished"));
+        };
+        let ended = task.await;
+        self.state = State::Ended;
+        ended.unwrap_or_else(|failure| Err(interrupted(&format!("the upload's task ended early: {failure}"))))
     }
 
     /// Completes the file.
     ///
     /// # Errors
-    /// `Config` when an item is still open or an earlier error was passed over; else the engine's. The upload is
-    /// aborted then.
-    pub async fn finish(self) -> Result<UploadOutput, Error> {
-        self.finish_unless(std::future::pending()).await
+    /// Those of [`ShardWriter::start_finishing`] and [`ShardWriter::wait`].
+    pub async fn finish(&mut self) -> Result<UploadOutput, Error> {
+        self.start_finishing()?;
+        self.wait().await
     }
 
-    /// The same, unless `stop` comes first: then the upload is aborted. The file may be complete all the same.
-    ///
-    /// # Errors
-    /// As for [`ShardWriter::finish`], and `Interrupted` after `stop`.
-    pub async fn finish_unless(mut self, stop: impl Future<Output = ()>) -> Result<UploadOutput, Error> {
-        if self.open.is_some() || self.broken {
-            let error = self.out_of_order("finished inside an item or after an error");
-            self.upload.abort().await;
-            return Err(error);
-        }
-        let mut stop = pin!(stop);
-        let flushed = tokio::select! {
-            result = self.flush() => result,
-            () = &mut stop => Err(Error::new(ErrorKind::Interrupted, "the upload was given up")),
-        };
-        if let Err(error) = flushed {
-            self.upload.abort().await;
-            return Err(error);
-        }
-        self.upload.finish_unless(stop).await
+    /// Gives the file up in the background. Nothing of a file that was still open stays; another may be complete.
+    pub fn give_up(&mut self) {
+        self.state = State::Ended;
     }
 
-    /// Gives the file up; nothing of it stays.
-    pub async fn abort(self) {
-        self.upload.abort().await;
+    /// Gives the file up: its end, to be waited for.
+    pub fn stop(&mut self) -> impl Future<Output = ()> + Send + use<> {
+        let state = replace(&mut self.state, State::Ended);
+        async {
+            match state {
+                State::Open(upload) => upload.abort().await,
+                State::Finishing(task, stop) => {
+                    drop(stop);
+                    // However it ended, nobody wants the object.
+                    let _ended = task.await;
+                }
+                State::Ended => {}
+            }
+        }
     }
+
+    /// Whether no object of this name can be there, for all that was done with this.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_))
+    }
+}
+
+/// Sends what was gathered last and completes the upload, or aborts it, as it does when `stopped` comes first.
+async fn finish(
+    mut upload: Upload,
+    last: Result<Bytes, Error>,
+    stopped: oneshot::Receiver<()>,
+) -> Result<UploadOutput, Error> {
+    let mut stopped = pin!(async { stopped.await.unwrap_or(()) });
+    let pushed = match last {
+        Ok(segment) if segment.is_empty() => Ok(()),
+        Ok(segment) => {
+            let crc = crc32(&segment);
+            tokio::select! {
+                result = upload.push(segment, crc) => result,
+                () = &mut stopped => Err(interrupted("the upload was given up")),
+            }
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = pushed {
+        upload.abort().await;
+        return Err(error);
+    }
+    upload.finish_unless(stopped).await
+}
+
+fn interrupted(message: &str) -> Error {
+    Error::new(ErrorKind::Interrupted, message)
 }

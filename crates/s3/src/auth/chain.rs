@@ -2,7 +2,6 @@
 //! metadata. The links are AWS's own. The chain is built anew for each load, so that changed files are seen.
 
 use std::error::Error as StdError;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_config::ecs::EcsCredentialsProvider;
@@ -14,14 +13,8 @@ use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::ProvideCredentials;
 use aws_credential_types::provider::error::CredentialsError;
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
-use aws_smithy_runtime_api::client::http::{
-    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
-    SharedHttpConnector,
-};
-use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
-use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 
+use crate::auth::http::{ChainHttp, Exchange};
 use crate::auth::provider::{Load, LoadFailure, Outlook, keys_of};
 use crate::clock;
 use crate::config::environment::{Environment, check_key, trimmed};
@@ -65,9 +58,9 @@ async fn walk(
     }
     READ_BY_THE_CHAIN.iter().try_for_each(|name| environment.check_plain(name)).map_err(settings)?;
     let found = Profile::load(profile.as_deref(), &environment).await.map_err(settings)?;
-    let watched = Watched::new(bundle.as_ref()).map_err(settings)?;
+    let http = ChainHttp::new(bundle.as_ref());
     let config = ProviderConfig::without_region()
-        .with_http_client(watched.clone())
+        .with_http_client(http.clone())
         .with_region(region.map(aws_config::Region::new));
     let of_profile = ProfileFileCredentialsProvider::builder()
         .configure(&config)
@@ -91,10 +84,10 @@ async fn walk(
         Some(Ok(credentials)) => checked(&credentials, profile).map_err(settings),
         Some(Err(error)) => {
             let blind = ignores_sigchld();
-            if blind && watched.last().is_none() {
+            if blind && http.last().is_none() {
                 handle_sigchld(); // for the next load
             }
-            Err(describe(&error, profile, watched.last(), blind))
+            Err(describe(&error, profile, http.last(), blind))
         }
         None => {
             let seconds = LOAD_TIMEOUT.as_secs();
@@ -123,72 +116,6 @@ fn checked(found: &Credentials, profile: Option<&str>) -> Result<Credentials, Er
         found.expiry(),
         "chain",
     ))
-}
-
-/// How the last request to a service that hands out credentials ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Exchange {
-    Answered(u16),
-    Failed,
-}
-
-/// The HTTP client of the chain, watched: its errors are texts, and do not tell a refusal from a bad moment.
-#[derive(Debug, Clone)]
-struct Watched {
-    client: SharedHttpClient,
-    last: Arc<Mutex<Option<Exchange>>>,
-}
-
-impl Watched {
-    fn new(bundle: Option<&Bundle>) -> Result<Watched, Error> {
-        let mut roots = TrustStore::default();
-        if let Some(bundle) = bundle {
-            roots = roots.with_pem_certificate(bundle.pem());
-        }
-        let tls = TlsContext::builder().with_trust_store(roots).build().map_err(|error| {
-            Error::new(ErrorKind::Config, format!("TLS for credentials: {error}")).with_source(error)
-        })?;
-        let client = aws_smithy_http_client::Builder::new()
-            .tls_provider(Provider::Rustls(CryptoMode::Ring))
-            .tls_context(tls)
-            .build_https();
-        Ok(Watched { client, last: Arc::default() })
-    }
-
-    fn last(&self) -> Option<Exchange> {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl HttpClient for Watched {
-    fn http_connector(
-        &self,
-        settings: &HttpConnectorSettings,
-        components: &RuntimeComponents,
-    ) -> SharedHttpConnector {
-        let connector = self.client.http_connector(settings, components);
-        SharedHttpConnector::new(WatchedConnector { connector, last: Arc::clone(&self.last) })
-    }
-}
-
-#[derive(Debug)]
-struct WatchedConnector {
-    connector: SharedHttpConnector,
-    last: Arc<Mutex<Option<Exchange>>>,
-}
-
-impl HttpConnector for WatchedConnector {
-    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let response = self.connector.call(request);
-        let last = Arc::clone(&self.last);
-        HttpConnectorFuture::new(async move {
-            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Exchange::Failed);
-            let response = response.await?;
-            let status = response.status().as_u16();
-            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Exchange::Answered(status));
-            Ok(response)
-        })
-    }
 }
 
 /// Whether this process ignores the end of its children, so that nobody can wait for one.

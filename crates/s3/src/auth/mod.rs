@@ -3,6 +3,8 @@
 #[cfg(feature = "credential-chain")]
 pub(crate) mod chain;
 pub(crate) mod credentials;
+#[cfg(feature = "credential-chain")]
+pub(crate) mod http;
 pub(crate) mod provider;
 pub(crate) mod session;
 pub(crate) mod sign;

@@ -45,24 +45,8 @@ impl Transport {
         endpoint: &Endpoint,
         bundle: Option<&Bundle>,
     ) -> Result<Transport, Error> {
-        let mut tcp = HttpConnector::new();
-        tcp.set_nodelay(true);
-        tcp.enforce_http(false);
-        tcp.set_connect_timeout(Some(config.connect_timeout));
-        tcp.set_keepalive(Some(Duration::from_secs(60)));
         let roots = if endpoint.tls() { roots(bundle)? } else { RootCertStore::empty() };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls_config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Error::new(ErrorKind::Config, format!("TLS: {error}")).with_source(error))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls_config)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
-        let connections = Connections::new(connector, IDLE);
+        let connections = connections(roots, config.connect_timeout)?;
         Ok(Transport { endpoint: endpoint.clone(), connect_timeout: config.connect_timeout, connections })
     }
 
@@ -143,6 +127,27 @@ impl Transport {
     }
 }
 
+/// Connections to whom these certificates vouch for, or without TLS, as the URI says.
+pub(crate) fn connections(roots: RootCertStore, connect_timeout: Duration) -> Result<Connections, Error> {
+    let mut tcp = HttpConnector::new();
+    tcp.set_nodelay(true);
+    tcp.enforce_http(false);
+    tcp.set_connect_timeout(Some(connect_timeout));
+    tcp.set_keepalive(Some(Duration::from_secs(60)));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls_config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::new(ErrorKind::Config, format!("TLS: {error}")).with_source(error))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls_config)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp);
+    Ok(Connections::new(connector, IDLE))
+}
+
 /// The output of `exchange`, unless bytes stop moving or the deadline passes.
 async fn answered<F: Future>(
     exchange: F,
@@ -165,7 +170,7 @@ async fn answered<F: Future>(
 }
 
 /// The innermost error of this type among an error and its causes.
-fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
+pub(crate) fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
     let below = error.source().and_then(find);
     // What an I/O error wraps is passed over by its `source`, which goes on with that one's own.
     let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);

@@ -12,8 +12,6 @@ use crate::error::{Error, ErrorKind};
 /// Certificates of a PEM file, all of them known to be good.
 #[derive(Debug, Clone)]
 pub(crate) struct Bundle {
-    #[cfg(feature = "credential-chain")]
-    pem: Vec<u8>,
     certificates: Vec<CertificateDer<'static>>,
 }
 
@@ -38,17 +36,7 @@ impl Bundle {
                 .add(certificate.clone())
                 .map_err(|error| refuse(format!("a bad certificate: {error}")).with_source(error))?;
         }
-        Ok(Bundle {
-            #[cfg(feature = "credential-chain")]
-            pem,
-            certificates,
-        })
-    }
-
-    /// The file's bytes.
-    #[cfg(feature = "credential-chain")]
-    pub(crate) fn pem(&self) -> &[u8] {
-        &self.pem
+        Ok(Bundle { certificates })
     }
 }
 

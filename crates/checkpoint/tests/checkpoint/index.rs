@@ -1,5 +1,4 @@
 //! Indexes that torch, its S3 connector and this project write.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,9 +1,6 @@
 //! Removing all below a path: the order, what stays, and saves that go on meanwhile.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod common;
-
-use common::{Action, BUCKET, Bed, stored};
+use crate::support::{Action, BUCKET, Bed, stored};
 use s3dcp_checkpoint::{Removed, remove};
 use s3dcp_s3::ErrorKind;
 

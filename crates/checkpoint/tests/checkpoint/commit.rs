@@ -1,13 +1,10 @@
 //! The rules of commit, each on a real socket.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::support::{Action, BUCKET, Bed, Head, index, location, stored};
 use bytes::Bytes;
-use common::{Action, BUCKET, Bed, Head, index, location, stored};
 use s3dcp_checkpoint::{
     Committed, ConditionalCommit, Location, Observed, commit, observe, prepare, read_facts,
 };

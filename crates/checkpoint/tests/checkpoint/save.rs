@@ -1,10 +1,7 @@
 //! Whole saves through `Save`, against a server.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod common;
-
+use crate::support::{BUCKET, Bed, location};
 use bytes::Bytes;
-use common::{BUCKET, Bed, location};
 use s3dcp_checkpoint::{
     AllowList, Chunk, DType, Index, ItemRecord, Save, SaveOptions, ShardName, TensorIndex, TensorSpec,
     check_index, read_facts,
@@ -27,7 +24,7 @@ struct Written {
 async fn write(save: &mut Save, prefix: &str) -> Written {
     let mut shard = save.shard(prefix, 0, Some(4)).unwrap();
     let spec = TensorSpec::contiguous(DType::UInt8, vec![4]);
-    let record = shard.writer().unwrap().tensor(&spec, Bytes::from_static(b"abcd")).await.unwrap();
+    let record = shard.tensor(&spec, Bytes::from_static(b"abcd")).await.unwrap();
     shard.finish().await.unwrap();
     Written { name: shard.name().clone(), record }
 }
@@ -124,7 +121,7 @@ async fn a_file_that_is_being_finished_is_not_written_to_and_may_be_given_up() {
     let file = shard.name().key.clone();
     assert_eq!(shard.wait().await.unwrap_err().kind(), ErrorKind::Interrupted);
     shard.start_finishing().unwrap();
-    assert_eq!(shard.writer().err().unwrap().kind(), ErrorKind::Interrupted);
+    assert_eq!(shard.begin_raw().unwrap_err().kind(), ErrorKind::Interrupted);
     assert_eq!(shard.wait().await.unwrap().size, 0);
     assert_eq!(bed.keys().await, [&file[..]]);
     let mut finishing = save.shard("__0_", 1, None).unwrap();

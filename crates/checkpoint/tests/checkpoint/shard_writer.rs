@@ -1,15 +1,12 @@
 //! Shard files through the engine to a server and back.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::sync::{Arc, Mutex};
 
+use crate::support::{BUCKET, Bed};
 use bytes::Bytes;
-use common::{BUCKET, Bed};
 use s3dcp_checkpoint::{
-    DType, Destination, HeadState, ItemRead, ItemRecord, Piece, ReadOptions, SLICE_SIZE, ShardWriter,
-    TensorSpec, archive_layout, parse_archive_head, plan_reads,
+    DType, Destination, HeadState, ItemRead, ItemRecord, Piece, ReadOptions, SLICE_SIZE, ShardName,
+    ShardWriter, TensorSpec, archive_layout, parse_archive_head, plan_reads,
 };
 use s3dcp_s3::{ErrorKind, UploadOptions, crc32};
 
@@ -20,7 +17,8 @@ fn content(length: usize) -> Bytes {
 fn writer(bed: &Bed, key: &str) -> ShardWriter {
     let mut options = UploadOptions::default();
     options.part_size = Some(5 << 20);
-    ShardWriter::new(bed.client.upload(BUCKET, key, options))
+    let name = ShardName { key: key.to_owned(), relative_path: key.to_owned() };
+    ShardWriter::new(&bed.client, BUCKET, name, options)
 }
 
 fn bytes_of(count: u64) -> TensorSpec {
@@ -124,7 +122,7 @@ async fn a_wrong_number_of_bytes_fails_the_file_and_nothing_of_it_stays() {
 
     let mut given_up = writer(&bed, "run/aborted.distcp");
     given_up.tensor(&bytes_of(12 << 20), content(12 << 20)).await.unwrap();
-    given_up.abort().await;
+    given_up.stop().await;
     assert!(bed.keys().await.is_empty());
     assert!(bed.client.list_multipart_uploads(BUCKET, "").await.unwrap().is_empty());
 }

@@ -1,13 +1,10 @@
 //! Whole loads through `Load`, against a server, of checkpoints that torch and this project's writer saved.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::fs;
 use std::path::PathBuf;
 
+use crate::support::{BUCKET, Bed, location};
 use bytes::{Bytes, BytesMut};
-use common::{BUCKET, Bed, location};
 use s3dcp_checkpoint::{
     AllowList, Chunk, DType, Entry, ForeignTensor, Layout, Load, TensorSpec, foreign_sources, read_contents,
     seal_index,

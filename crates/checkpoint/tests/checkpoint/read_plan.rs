@@ -1,5 +1,4 @@
 //! The read plan against a slow, obvious model: every wanted byte arrives once, at its place.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,13 +1,10 @@
 //! What killed and failed saves leave: found, told from what is in use, and deleted.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::support::{Action, BUCKET, Bed, Head, stored};
 use bytes::Bytes;
-use common::{Action, BUCKET, Bed, Head, stored};
 use s3dcp_checkpoint::{Leftover, LeftoverKind, Leftovers, discard, find_leftovers};
 use s3dcp_s3::{Client, Error, ErrorKind, Upload, UploadOptions, crc32};
 

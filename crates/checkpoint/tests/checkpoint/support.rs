@@ -1,5 +1,4 @@
 //! A server, clients of it, hand-made indexes, and a proxy that misbehaves on request.
-#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::sync::Arc;
 use std::time::Duration;
