@@ -58,6 +58,7 @@ __all__ = [
     "prefixes",
     "simulate_prefixes",
     "spread",
+    "step_folder",
     "write_index",
 ]
 

@@ -28,13 +28,14 @@ from typing import Any, Literal
 
 import numpy
 import torch
-from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 from torch_checkpointing.checkpoint_writer import DEFAULT_TEMP_DIR_PREFIX
 from torch_checkpointing.storage.base_storage import ReadArgs, Storage, StorageConfig
 
 from . import _native
+from ._compat import INDEX_VERSION
 from ._load.index import read_index
 from ._ranks import world_size
 from .client_config import S3ClientConfig
@@ -358,7 +359,7 @@ class S3Storage(Storage):  # type: ignore[misc]
             return _WriteStream(None, self._client.object_writer(place.bucket, place.key), _storages(data))
         # The time comes first: of two files of one name the later one counts.
         save_id = f"{time.time_ns() // 1_000_000:011x}{secrets.randbits(20):05x}"
-        save = _native.Save(self._client, place.bucket, place.folder, None, None, save_id)
+        save = _native.Save(self._client, place.bucket, place.folder, None, None, None, save_id)
         save.divide_budget(world_size(), 1)
         return _WriteStream(save, save.shard(f"{place.file}/", 0, 0), _storages(data))
 
@@ -430,7 +431,7 @@ class S3Storage(Storage):  # type: ignore[misc]
         if not files:
             raise FileNotFoundError(errno.ENOENT, "no file was written for this checkpoint", f"s3://{bucket}/{folder}")
         save_id = secrets.token_hex(8)
-        save = _native.Save(self._client, bucket, folder, None, None, save_id)
+        save = _native.Save(self._client, bucket, folder, None, None, None, save_id)
         save.prepare(False, self._config.conditional_commit)
         start = len(_native.join_key(folder, ""))
         metadata = Metadata(
@@ -440,7 +441,7 @@ class S3Storage(Storage):  # type: ignore[misc]
             },
             storage_meta=StorageMeta(checkpoint_id=f"s3://{bucket}/{folder}", save_id=save_id),
         )
-        metadata.version = CURRENT_DCP_VERSION
+        metadata.version = INDEX_VERSION
         for warning in save.commit(_native.write_index(metadata, save_id)):
             warnings.warn(warning, stacklevel=3)
 
@@ -664,7 +665,7 @@ def _read_into(client: _native.Client, bucket: str, key: str, start: int, memory
     item = ReadItem(LoadItemType.BYTE_IO, index, nothing, index, nothing, nothing)
     target = (ctypes.c_char * len(memory)).from_buffer(memory)
     load = client.load(bucket, folder, False, world_size())
-    part = load.find(metadata, [item], {}).items[0].whole()
+    part = load.whole(load.find(metadata, [item], {}).items[0])
     with load:
         load.start([(part, ctypes.addressof(target))], target).wait()
 

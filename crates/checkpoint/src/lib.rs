@@ -1,7 +1,7 @@
 //! The layout of `torch.distributed.checkpoint` on S3.
 //!
 //! - Names: [`Layout`] writes, parses and checks every name of a checkpoint's objects; [`Location`] is where one save puts its index.
-//! [`StepFolders`] finds the step in a path.
+//!   [`StepFolders`] finds the step in a path.
 //! - Tensor archives: [`TensorSpec`], [`archive_layout`], [`parse_archive_head`], [`ends_archive`].
 //! - Writing a shard file: [`ShardWriter`] with [`ItemChecksums`].
 //! - A load: [`Load`] opens a checkpoint and reads what is wanted of it. Its steps are [`read_contents`], [`check_chunks`], which

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed._shard._utils import narrow_tensor_by_index
-from torch.distributed.checkpoint.filesystem import _StorageReaderTransforms
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from .._compat import ReaderTransforms
 from .._dtypes import SAFETENSORS_NAMES
 from .._load.rank_load import RankLoad
 from ..client_config import S3ClientConfig
@@ -217,9 +217,7 @@ class _Job:
                 planner.targets[id(item)] = narrow_tensor_by_index(block, item.dest_offsets, item.lengths)
             items += found
         source = self._source
-        load = RankLoad(
-            source.client, source.bucket, source.key, self._metadata, _StorageReaderTransforms(), True, True
-        )
+        load = RankLoad(source.client, source.bucket, source.key, self._metadata, ReaderTransforms(), True, True)
         load.run(LoadPlan(items), planner)
         return blocks
 
