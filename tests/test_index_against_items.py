@@ -25,6 +25,7 @@ from support import jobs
 from support.indexes import sealed
 from support.states import assert_same, values
 from support.store import REGION, Store
+from support.torch_versions import needs_rank_indexes
 
 Change = Callable[[Any], object]
 
@@ -253,6 +254,7 @@ class LoadsRows(DefaultLoadPlanner):
         return self.state_dict[index.fqn].as_subclass(torch.Tensor)
 
 
+@needs_rank_indexes
 @pytest.mark.parametrize(
     ("first", "count", "held"), [(0, 3, True), (1, 2, True), (3, 3, False), (2, 2, False), (0, 9, False)]
 )

@@ -30,7 +30,10 @@ from support import jobs, wire
 from support.indexes import without_checksums
 from support.states import blank, values
 from support.store import REGION, Store, boto_client
+from support.torch_versions import needs_rank_indexes
 from support.wire import Request, Scripted
+
+pytestmark = needs_rank_indexes
 
 BRIEF = S3ClientConfig(max_attempts=1, deadline=2, read_timeout=0.3, connect_timeout=1)
 

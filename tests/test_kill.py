@@ -16,6 +16,7 @@ import pytest
 
 from support import chance, kill_jobs
 from support.store import Store
+from support.torch_versions import needs_rank_indexes
 from support.zygote import Kill, Zygote
 
 pytestmark = [
@@ -133,6 +134,7 @@ def test_a_killed_save_of_an_epoch_leaves_every_epoch_and_the_path_whole(store: 
         killer.count(found[store.uri], new)
 
 
+@needs_rank_indexes
 def test_without_collectives_a_killed_save_leaves_each_rank_its_old_part_or_its_new_one(
     store: Store, zygote: Zygote
 ) -> None:

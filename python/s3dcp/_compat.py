@@ -6,10 +6,13 @@ Where a version lacks something, what stands here does nothing: no item of that 
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 from typing import Any
 
+import torch
 from torch.distributed.checkpoint import filesystem, state_dict_saver
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 __all__ = [
     "HAS_RANK_INDEXES",
@@ -18,6 +21,7 @@ __all__ = [
     "ReaderTransforms",
     "SerializationFormat",
     "WriterTransforms",
+    "copies_when_staged",
 ]
 
 # From 2.9 on ranks save without collectives, and a load asks for a rank's index where there is none of all ranks.
@@ -68,3 +72,15 @@ except ImportError:
 
         TORCH_SAVE = "torch_save"
         SAFETENSORS = "safetensors"
+
+
+@functools.cache
+def copies_when_staged() -> bool:
+    """Whether torch copies tensors that are on the CPU already when it stages a state.
+
+    2.6 does not, so that an asynchronous save stores what a training step changes meanwhile.
+    """
+    with torch.device("cpu"):
+        original = torch.zeros(1, device="cpu")
+        staged: torch.Tensor = BlockingAsyncStager().stage({"": original})[""]
+    return staged.data_ptr() != original.data_ptr()

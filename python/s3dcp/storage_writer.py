@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
+from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
@@ -27,7 +28,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from . import _native
-from ._compat import INDEX_VERSION, SerializationFormat, WriterTransforms
+from ._compat import INDEX_VERSION, SerializationFormat, WriterTransforms, copies_when_staged
 from ._gc import GcPause
 from ._progress import Progress, ProgressCallback
 from ._ranks import this_rank, world_size
@@ -230,6 +231,8 @@ class S3StorageWriter(FileSystemWriter):
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """A copy of `state_dict` in host memory, for ``async_save``; whatever the default device is."""
         with torch.device("cpu"):
+            if not copies_when_staged():
+                return _copy_state_dict(state_dict, _create_cpu_state_dict(state_dict))
             staged: dict[str, Any] = super().stage(state_dict)
             return staged
 

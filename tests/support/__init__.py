@@ -9,5 +9,3 @@ that misbehave as a script says), `faults` and `fault_matrix` (what goes wrong, 
 S3 servers). With which torch: `torch_versions`.
 And `chance` (how often, from which seed), `pages` (the documentation taken apart).
 """
-
-from . import torch_versions as torch_versions

@@ -99,6 +99,8 @@ def _serve(rank: int, count: int, store: str, pipe: Connection) -> None:
     import torch
     import torch.distributed as dist
 
+    from support import torch_versions  # noqa: F401 - an older torch takes what tests say
+
     torch.set_num_threads(1)
     timeout = timedelta(seconds=TIMEOUT_SECONDS - 20)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timeout)

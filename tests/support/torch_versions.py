@@ -8,9 +8,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
+
+from s3dcp._compat import HAS_RANK_INDEXES
 
 # Arguments of torch's own functions, and the version that brought each.
 ARGUMENTS = {
@@ -27,6 +31,9 @@ WORDS = {
     "'Stream' object has no attribute 'record_event'": "fully_shard on CPUs works from 2.7 on",
     "cannot import name 'AsyncCheckpointerType'": "torch saves in a process of its own from 2.7 on",
 }
+needs_rank_indexes = pytest.mark.skipif(
+    not HAS_RANK_INDEXES, reason=f"torch asks for the index of a rank from 2.9 on; this is {torch.__version__}"
+)
 _UNEXPECTED = re.compile(r"TypeError(?:: |\(\")[\w.]*\(\) got an unexpected keyword argument '(\w+)'")
 
 
@@ -43,7 +50,7 @@ def _as_ever(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if "no_dist" in LACKING:
+        if "no_dist" in LACKING and not dist.is_initialized():
             kwargs.pop("no_dist", None)
         if "use_collectives" in LACKING and kwargs.get("use_collectives"):
             del kwargs["use_collectives"]

@@ -103,6 +103,7 @@ def _warm_up() -> None:
     import torch.distributed.checkpoint as dcp
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    from support import torch_versions  # noqa: F401 - an older torch takes what tests say
     from support.states import blank, training_state
 
     torch.set_num_threads(1)
