@@ -317,13 +317,16 @@ def of_bytes(position: int = 0) -> io.BytesIO:
 
 def test_a_stream_of_bytes_is_loaded_by_the_default_reader(save: Any, store: Store) -> None:
     state = {"stream": of_bytes(), "deep": {"list": [1, of_bytes(3)]}, "x": values((3,))}
-    before = torch.serialization.get_safe_globals()
+    before = set(torch.serialization.get_safe_globals())
     save(state)
     target: dict[str, Any] = {"stream": None, "deep": {"list": [None, None]}, "x": torch.zeros(3)}
     jobs.load(target, store.uri)
     assert target["stream"].getvalue() == b"some bytes"
     assert (target["deep"]["list"][1].getvalue(), target["deep"]["list"][1].tell()) == (b"some bytes", 3)
-    assert torch.serialization.get_safe_globals() == before
+    # What torch imports meanwhile adds classes of its own.
+    after = set(torch.serialization.get_safe_globals())
+    assert before <= after
+    assert io.BytesIO not in after
 
 
 def test_what_the_process_calls_safe_itself_stays_safe(store: Store) -> None:

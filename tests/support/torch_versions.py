@@ -50,7 +50,7 @@ def _as_ever(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if "no_dist" in LACKING and not dist.is_initialized():
+        if "no_dist" in LACKING and not (kwargs.get("no_dist") and dist.is_initialized()):
             kwargs.pop("no_dist", None)
         if "use_collectives" in LACKING and kwargs.get("use_collectives"):
             del kwargs["use_collectives"]
