@@ -1,24 +1,48 @@
-"""Which rank this is, and of how many."""
+"""Which rank this is, of how many, and what they do together."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
-def world_size() -> int:
-    """Ranks of the process group; 1 without one."""
-    dist = _group()
-    return int(dist.get_world_size()) if dist else 1
+def world_size(process_group: Any = None) -> int:
+    """Ranks of a process group, the default one where it is None; 1 without one."""
+    dist = _distributed()
+    return int(dist.get_world_size(process_group)) if dist else 1
 
 
-def this_rank() -> int:
-    """This process's rank in its group; 0 without one."""
-    dist = _group()
-    return int(dist.get_rank()) if dist else 0
+def this_rank(process_group: Any = None) -> int:
+    """This process's rank in a group, the default one where it is None; 0 without one."""
+    dist = _distributed()
+    return int(dist.get_rank(process_group)) if dist else 0
 
 
-def _group() -> Any:
+def together(step: Callable[[], Result], process_group: Any = None) -> Result:
+    """Do `step` on every rank, and go on when all have; the failure of one is raised on all.
+
+    Raises:
+        Exception: what failed here, else on the first rank on which something did.
+    """
+    failure: Exception | None = None
+    try:
+        result = step()
+    except Exception as error:
+        failure = error
+    failures = [failure]
+    if dist := _distributed():
+        failures = [None] * world_size(process_group)
+        dist.all_gather_object(failures, failure, group=process_group)
+    for each in failures:
+        if each is not None:
+            raise failure or each
+    return result
+
+
+def _distributed() -> Any:
     """``torch.distributed`` where it has a group; torch that was never imported has none."""
     dist = sys.modules.get("torch.distributed")
     return dist if dist is not None and dist.is_available() and dist.is_initialized() else None

@@ -8,6 +8,7 @@ whoever fails does not leave the others waiting.
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import secrets
 import shutil
@@ -227,6 +228,17 @@ def told_by_first(step: Callable[[], Any]) -> Any:
     if found[1] is not None:
         raise found[1]
     return found[0]
+
+
+def extend(cls: type, name: str, ours: Callable[..., Any]) -> None:
+    """Have `ours` answer for a method of a framework, whose own it is given as its first argument."""
+    theirs = getattr(cls, name)
+
+    @functools.wraps(theirs)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return ours(theirs, *args, **kwargs)
+
+    setattr(cls, name, method)
 
 
 # -- staging directories

@@ -9,7 +9,6 @@ are those of `s3dcp.configure`.
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import tempfile
@@ -20,7 +19,7 @@ from accelerate import Accelerator
 
 from . import _staging
 from ._remote import is_on_s3
-from ._staging import RemoteFolder, together, told_by_first
+from ._staging import RemoteFolder, extend, together, told_by_first
 
 __all__: list[str] = []
 
@@ -125,20 +124,10 @@ def _save(accelerates: Any, self: Any, obj: Any, f: Any, *args: Any, **kwargs: A
     return None
 
 
-def _extend(name: str, ours: Any) -> None:
-    accelerates = getattr(Accelerator, name)
-
-    @functools.wraps(accelerates)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return ours(accelerates, self, *args, **kwargs)
-
-    setattr(Accelerator, name, method)
-
-
 for _name, _ours in {
     "save_state": _save_state,
     "load_state": _load_state,
     "save_model": _save_model,
     "save": _save,
 }.items():
-    _extend(_name, _ours)
+    extend(Accelerator, _name, _ours)

@@ -167,10 +167,10 @@ def open_reader(client: _native.Client, bucket: str, key: str) -> io.BufferedRea
         NotFound: there is none.
     """
     size = client.head_object(bucket, key).size
-    return io.BufferedReader(_ObjectReader(client, bucket, key, size), READ_AHEAD_BYTES)
+    return io.BufferedReader(ObjectReader(client, bucket, key, size), READ_AHEAD_BYTES)
 
 
-class _ObjectReader(io.RawIOBase):
+class ObjectReader(io.RawIOBase):
     """Random access to one object by ranged reads."""
 
     def __init__(self, client: _native.Client, bucket: str, key: str, size: int) -> None:
@@ -213,23 +213,60 @@ class _ObjectReader(io.RawIOBase):
         return body
 
 
-class ObjectWriter(io.RawIOBase):
-    """One object, written in order through a small buffer; it exists once `close` has returned.
+class WriteStream(io.RawIOBase):
+    """One object, written in order; it exists once `close` has returned.
 
     As a context manager it leaves nothing behind when the body raises.
     """
 
-    def __init__(self, client: _native.Client, bucket: str, key: str) -> None:
-        self._native = client.object_writer(bucket, key)
-        self._native.begin_raw()
-        self._buffer = bytearray()
-        self._position = 0
+    _position = 0
 
     def writable(self) -> bool:
         return True
 
     def tell(self) -> int:
         return self._position
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            try:
+                self._finish()
+            except BaseException:
+                self._give_up()
+                raise
+
+    def abort(self) -> None:
+        """Drop what was written."""
+        if not self.closed:
+            super().close()
+            self._give_up()
+
+    def _finish(self) -> None:
+        """Complete the object."""
+        raise NotImplementedError
+
+    def _give_up(self) -> None:
+        """Leave no object."""
+        raise NotImplementedError
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def __del__(self) -> None:
+        self.abort()
+
+
+class ObjectWriter(WriteStream):
+    """One object, written through a small buffer."""
+
+    def __init__(self, client: _native.Client, bucket: str, key: str) -> None:
+        self._native = client.object_writer(bucket, key)
+        self._native.begin_raw()
+        self._buffer = bytearray()
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -248,29 +285,11 @@ class ObjectWriter(io.RawIOBase):
             self._native.write(bytes(self._buffer))
             self._buffer.clear()
 
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            try:
-                self._drain()
-                self._native.end()
-                self._native.start_finishing()
-                self._native.wait()
-            except BaseException:
-                self._native.abort()
-                raise
+    def _finish(self) -> None:
+        self._drain()
+        self._native.end()
+        self._native.start_finishing()
+        self._native.wait()
 
-    def abort(self) -> None:
-        """Drop what was written."""
-        if not self.closed:
-            super().close()
-            self._native.abort()
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
-
-    def __del__(self) -> None:
-        self.abort()
+    def _give_up(self) -> None:
+        self._native.abort()

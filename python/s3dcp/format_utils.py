@@ -15,8 +15,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from torch.distributed.checkpoint.state_dict_saver import _save_state_dict
 
-from s3dcp_autoload import is_on_s3
-
+from ._remote import is_on_s3
 from .checkpoint import S3Checkpoint
 from .checkpoint_id import client_settings, storage_for
 
@@ -40,10 +39,12 @@ def dcp_to_torch_save(dcp_checkpoint_dir: Path, torch_save_path: Path) -> None:
     """
     state: dict[str, Any] = {}
     reader = (
-        storage_for(dcp_checkpoint_dir, True) if is_on_s3(dcp_checkpoint_dir) else FileSystemReader(dcp_checkpoint_dir)
+        storage_for(dcp_checkpoint_dir, True)
+        if is_on_s3(dcp_checkpoint_dir, "dcp_checkpoint_dir")
+        else FileSystemReader(dcp_checkpoint_dir)
     )
     _load_state_dict(state, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)  # type: ignore[no-untyped-call]
-    if is_on_s3(torch_save_path):
+    if is_on_s3(torch_save_path, "torch_save_path"):
         with _checkpoint().writer(torch_save_path) as writer:
             torch.save(state, writer)  # type: ignore[arg-type]
     else:
@@ -64,13 +65,15 @@ def torch_save_to_dcp(torch_save_path: Path, dcp_checkpoint_dir: Path, *, weight
         NotFound: there is no file at an S3 URI.
         ConfigError: pathlib took a slash from an S3 URI.
     """
-    if is_on_s3(torch_save_path):
+    if is_on_s3(torch_save_path, "torch_save_path"):
         with _checkpoint().reader(torch_save_path) as reader:
             state = torch.load(reader, map_location="cpu", weights_only=weights_only)
     else:
         state = torch.load(torch_save_path, map_location="cpu", weights_only=weights_only)
     writer = (
-        storage_for(dcp_checkpoint_dir, False) if is_on_s3(dcp_checkpoint_dir) else FileSystemWriter(dcp_checkpoint_dir)
+        storage_for(dcp_checkpoint_dir, False)
+        if is_on_s3(dcp_checkpoint_dir, "dcp_checkpoint_dir")
+        else FileSystemWriter(dcp_checkpoint_dir)
     )
     _save_state_dict(state, storage_writer=writer, no_dist=True)
 

@@ -174,13 +174,11 @@ class S3StorageWriter(FileSystemWriter):
             raise ValueError(f"conditional_commit={conditional_commit!r}: must be 'warn', 'require' or 'off'")
         if prefix_strategy is not None and not callable(prefix_strategy):
             raise ValueError(f"prefix_strategy={prefix_strategy!r}: must map a rank to a prefix")
+        _, path_key = split_path(path)
         if step_folders is not None:
             prefix_strategy = prefix_strategy or HexPrefixStrategy()
-            _check_step_folders(step_folders, prefix_strategy)
+            _step_folder(step_folders, prefix_strategy, path_key)
         kwargs.pop("sync_files", None)
-        _, key = split_path(path)
-        if step_folders is not None:
-            _native.step_folder(step_folders, key)
         super().__init__(path=path, sync_files=False, thread_count=thread_count, **kwargs)
         self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]
             region, s3client_config=s3client_config, endpoint_url=endpoint_url
@@ -245,10 +243,8 @@ class S3StorageWriter(FileSystemWriter):
             rank = this_rank()
         use_collectives = kwargs.get("use_collectives", True)
         strategy, folder = copy.deepcopy(self.prefix_strategy), None
-        if self.step_folders is not None:
-            _check_step_folders(self.step_folders, strategy)
-            if step := _native.step_folder(self.step_folders, path_key):
-                path_key, folder, strategy.epoch_num = step  # type: ignore[attr-defined]
+        if self.step_folders is not None and (step := _step_folder(self.step_folders, strategy, path_key)):
+            path_key, folder, strategy.epoch_num = step  # type: ignore[attr-defined]
         epoch = getattr(strategy, "epoch_num", None)
         save_id = self._next_save_id()
         self._thread.save = _Save(
@@ -396,20 +392,21 @@ class S3StorageWriter(FileSystemWriter):
         return S3FileSystem.validate_checkpoint_id(checkpoint_id)
 
 
-def _check_step_folders(step_folders: str, strategy: S3PrefixStrategyBase) -> None:
-    """Refuse a template that cannot work, or not with this strategy.
+def _step_folder(step_folders: str, strategy: S3PrefixStrategyBase, path_key: str) -> tuple[str, str, int] | None:
+    """The path above, the name and the number of a path's last folder, where that is a step's.
 
     Raises:
-        ConfigError: the message names the argument.
+        ConfigError: the template cannot work, or not with this strategy or path; the message names the argument.
     """
     try:
-        _native.step_folder(step_folders, "")
+        found = _native.step_folder(step_folders, path_key)
     except TypeError:
         raise ConfigError(f"step_folders={step_folders!r}: must be a string such as 'step-{{}}'") from None
     if not hasattr(strategy, "epoch_num"):
         raise ConfigError(f"prefix_strategy={strategy!r}: has no epoch_num, which step_folders sets")
     if strategy.epoch_num is not None:
         raise ConfigError(f"prefix_strategy={strategy!r}: has an epoch_num, which step_folders would set")
+    return found
 
 
 def _bind(strategy: S3PrefixStrategyBase, ranks: int) -> S3PrefixStrategyBase:

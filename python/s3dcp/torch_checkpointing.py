@@ -40,7 +40,7 @@ from ._load.index import read_index
 from ._ranks import world_size
 from .client_config import S3ClientConfig
 from .errors import ConfigError, NotFound
-from .file_system import S3FileSystem, split_path
+from .file_system import ObjectReader, S3FileSystem, WriteStream, split_path
 
 __all__ = ["S3Storage", "S3StorageConfig"]
 
@@ -485,29 +485,12 @@ class S3Storage(Storage):  # type: ignore[misc]
             self._client.remove(place.bucket, place.key)
 
 
-class _ReadStream(io.RawIOBase):
+class _ReadStream(ObjectReader):
     """Random access to one object. Large reads go straight into the caller's memory, small ones out of kept blocks."""
 
     def __init__(self, client: _native.Client, bucket: str, found: _Found) -> None:
-        self._client, self._bucket, self._key, self._size = client, bucket, found.key, found.size
-        self._position = 0
+        super().__init__(client, bucket, found.key, found.size)
         self._blocks: OrderedDict[int, bytearray] = OrderedDict()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"offset={offset!r}: before the start of the file")
-        self._position = base + offset
-        return self._position
 
     def readinto(self, buffer: Any) -> int:
         with memoryview(buffer).cast("B") as view:
@@ -545,8 +528,8 @@ class _ReadStream(io.RawIOBase):
         return block
 
 
-class _WriteStream(io.RawIOBase):
-    """One object, written in order; it is there once `close` has returned.
+class _WriteStream(WriteStream):
+    """One object, whose tensors go up from where they are.
 
     Args:
         save: what the file belongs to; None for an object of its own.
@@ -559,13 +542,6 @@ class _WriteStream(io.RawIOBase):
     ) -> None:
         self._save, self._shard, self._storages = save, shard, storages
         self._gathered = bytearray()
-        self._position = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -608,37 +584,15 @@ class _WriteStream(io.RawIOBase):
         if gathered:
             self._shard.raw_memory(_address(memoryview(gathered)), len(gathered), gathered)
 
-    def close(self) -> None:
-        if self.closed:
-            return
-        super().close()
-        try:
-            self._send_gathered()
-            self._shard.start_finishing()
-            self._shard.wait()
-        except BaseException:
-            self._give_up()
-            raise
-
-    def abort(self) -> None:
-        """Drop what was written."""
-        if not self.closed:
-            super().close()
-            self._give_up()
+    def _finish(self) -> None:
+        self._send_gathered()
+        self._shard.start_finishing()
+        self._shard.wait()
 
     def _give_up(self) -> None:
         self._shard.abort()
         if self._save is not None:
             self._save.discard([])
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
-
-    def __del__(self) -> None:
-        self.abort()
 
 
 def _files_of(body: bytes, bucket: str, folder: str) -> dict[str, _Found]:

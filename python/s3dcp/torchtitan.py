@@ -7,33 +7,27 @@ configuration a checkpoint manager that does the rest. Made for torchtitan 0.3.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torchtitan.components.checkpointer import CheckpointManager
 from torchtitan.tools import filesystem
 
-from . import _native
 from ._dtypes import SAFETENSORS_NAMES
-from .checkpoint_id import storage_for
+from ._huggingface.folder import INDEX_NAME, SHARDED_NAME, Folder
+from ._ranks import this_rank, together
+from .checkpoint_id import client_settings
 from .errors import shown
-from .file_system import ObjectWriter, split_path
+from .file_system import split_path
 from .fsspec import register
+from .huggingface import S3HuggingFaceWriter, consolidate_safetensors_files_on_every_rank
 
 __all__ = ["S3CheckpointManager", "export_safetensors", "on_s3"]
 
 register()
-
-# So much of an export is in memory at once, or one tensor if that is larger.
-_BATCH_BYTES = 512 * 1024 * 1024
-_INDEX = "model.safetensors.index.json"
 
 
 def on_s3(config: Any) -> Any:
@@ -103,7 +97,7 @@ class S3CheckpointManager(CheckpointManager):  # type: ignore[misc]
         for name in filesystem.listdir(self.folder):
             if match := re.search(r"step-(\d+)", name):
                 folder = filesystem.join(self.folder, name)
-                marks = (filesystem.join(folder, mark) for mark in (".metadata", _INDEX))
+                marks = (filesystem.join(folder, mark) for mark in (".metadata", INDEX_NAME))
                 (complete if any(map(filesystem.isfile, marks)) else others).append((int(match[1]), folder))
         complete.sort()
         stale, kept = complete[: -self.keep_latest_k], complete[-self.keep_latest_k :]
@@ -116,8 +110,9 @@ class S3CheckpointManager(CheckpointManager):  # type: ignore[misc]
 def export_safetensors(state_dict: Mapping[str, Any], folder: str, files: Mapping[str, int] | None = None) -> None:
     """Save tensors as Hugging Face does: ``model-<n>-of-<n>.safetensors`` and, last, their index. All ranks call it.
 
-    The state is saved to ``<folder>/sharded`` first, in whatever way it is sharded. Then ranks write one file each, and
-    hold a few tensors of it at a time. An index of an export before is deleted first: it would name files of both.
+    The state is saved to ``<folder>/sharded`` first, in whatever way it is sharded. Then ranks write files of whole
+    tensors, and hold a few blocks of them at a time. An index of an export before is deleted first: it would name files
+    of both.
 
     Args:
         state_dict: tensors by name, plain or sharded.
@@ -125,134 +120,29 @@ def export_safetensors(state_dict: Mapping[str, Any], folder: str, files: Mappin
         files: the number of the file, from 1 on, of each tensor; None for one file.
 
     Raises:
-        ValueError: `files` lacks a tensor, safetensors has no name for its dtype, or `folder` is no S3 URI.
-        RuntimeError: another rank failed.
+        ValueError: `files` lacks a tensor, something is no tensor, safetensors has no name for a dtype, or `folder` is
+            no S3 URI.
+        Exception: what failed on another rank.
     """
-    bucket, key = split_path(folder, "folder")
-    sharded = f"{folder.rstrip('/')}/sharded"
-    writer = storage_for(sharded, False)
-    client: _native.Client = writer.fs.client
-    save(dict(state_dict), storage_writer=writer)
-    plan: dict[str, list[str]] = {}
-    metadata: Metadata = storage_for(sharded, True).read_metadata()
-    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    split_path(folder, "folder")
+    settings = client_settings()
+    sharded = f"{folder.rstrip('/')}/{SHARDED_NAME}"
+    writer = S3HuggingFaceWriter(path=sharded, save_distributed=True, **{"region": None, **settings})
+    model, shards = (Folder(writer.fs.client, path) for path in (folder, sharded))
 
-    def hide_what_is_there() -> None:
-        if is_first:
-            client.delete_objects(bucket, [_native.join_key(key, _INDEX)])
+    def begin() -> None:
+        if this_rank() == 0:
+            model.client.delete_objects(model.bucket, [model.key_of(INDEX_NAME)])
+        for name, value in state_dict.items():
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(f"state_dict: {shown(name)} is no tensor, and safetensors holds nothing else")
+            if value.dtype not in SAFETENSORS_NAMES:
+                raise ValueError(f"state_dict: {shown(name)}: safetensors has no name for {value.dtype}")
 
-    def write_files() -> None:
-        plan.update(_plan(metadata, files))
-        ranks, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-        for number, (name, tensors) in enumerate(plan.items()):
-            if number % ranks == rank:
-                _write_file(client, bucket, _native.join_key(key, name), tensors, metadata, sharded)
-
-    def write_index() -> None:
-        if is_first:
-            weight_map = {tensor: name for name, tensors in plan.items() for tensor in tensors}
-            total = sum(_nbytes(metadata.state_dict_metadata[tensor]) for tensor in weight_map)
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            with ObjectWriter(client, bucket, _native.join_key(key, _INDEX)) as stream:
-                stream.write(json.dumps(index, indent=2).encode())
-            client.remove(bucket, _native.join_key(key, "sharded"))
-
-    for step in (hide_what_is_there, write_files, write_index):
-        _on_all_ranks(step)
-
-
-def _plan(metadata: Metadata, files: Mapping[str, int] | None) -> dict[str, list[str]]:
-    """The tensors of each file, by its name."""
-    names = sorted(metadata.state_dict_metadata)
-    if files is not None and (missing := [name for name in names if name not in files]):
+    together(begin)
+    names = save(dict(state_dict), storage_writer=writer).state_dict_metadata
+    if files is not None and (missing := sorted(name for name in names if name not in files)):
         raise ValueError(f"files: says nothing of {shown(missing[0])}, and {len(missing)} tensors in all")
-    numbers = {name: files[name] if files is not None else 1 for name in names}
-    last = max(numbers.values(), default=1)
-    plan: dict[str, list[str]] = {}
-    for name in sorted(names, key=lambda name: (numbers[name], name)):
-        plan.setdefault(f"model-{numbers[name]:05d}-of-{last:05d}.safetensors", []).append(name)
-    return plan
-
-
-def _write_file(
-    client: _native.Client, bucket: str, key: str, names: list[str], metadata: Metadata, sharded: str
-) -> None:
-    writer = client.object_writer(bucket, key)
-    try:
-        writer.raw(_header({name: _tensor(metadata, name) for name in names}))
-        for batch in _batches(names, metadata):
-            tensors = {}
-            for name in batch:
-                entry = _tensor(metadata, name)
-                tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype, device="cpu")
-            load(tensors, storage_reader=storage_for(sharded, True), no_dist=True)
-            for tensor in tensors.values():
-                if tensor.nbytes:
-                    writer.raw_memory(tensor.data_ptr(), tensor.nbytes, tensor.untyped_storage())
-        writer.start_finishing()
-        writer.wait()
-    except BaseException:
-        writer.abort()
-        raise
-
-
-def _tensor(metadata: Metadata, name: str) -> TensorStorageMetadata:
-    entry = metadata.state_dict_metadata[name]
-    if not isinstance(entry, TensorStorageMetadata):
-        raise ValueError(f"state_dict: {shown(name)} is no tensor, and safetensors holds nothing else")
-    if entry.properties.dtype not in SAFETENSORS_NAMES:
-        raise ValueError(f"state_dict: {shown(name)}: safetensors has no name for {entry.properties.dtype}")
-    return entry
-
-
-def _nbytes(entry: Any) -> int:
-    return int(entry.size.numel()) * int(entry.properties.dtype.itemsize)
-
-
-def _header(tensors: dict[str, TensorStorageMetadata]) -> bytes:
-    """The length-prefixed JSON header of a safetensors file with these tensors in order."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, entry in tensors.items():
-        end = position + _nbytes(entry)
-        entries[name] = {
-            "dtype": SAFETENSORS_NAMES[entry.properties.dtype],
-            "shape": list(entry.size),
-            "data_offsets": [position, end],
-        }
-        position = end
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header
-
-
-def _batches(names: list[str], metadata: Metadata) -> Iterator[list[str]]:
-    batch: list[str] = []
-    nbytes = 0
-    for name in names:
-        size = _nbytes(metadata.state_dict_metadata[name])
-        if batch and nbytes + size > _BATCH_BYTES:
-            yield batch
-            batch, nbytes = [], 0
-        batch.append(name)
-        nbytes += size
-    if batch:
-        yield batch
-
-
-def _on_all_ranks(step: Callable[[], None]) -> None:
-    """Do `step` on every rank; where it fails on one, it fails on all."""
-    error: Exception | None = None
-    try:
-        step()
-    except Exception as raised:
-        error = raised
-    told = [None if error is None else str(error)]
-    if dist.is_initialized():
-        mine, told = told[0], [None] * dist.get_world_size()
-        dist.all_gather_object(told, mine)
-    if error is not None:
-        raise error
-    for rank, text in enumerate(told):
-        if text is not None:
-            raise RuntimeError(f"rank {rank} failed: {text}")
+    numbers = {name: files[name] if files is not None else 1 for name in sorted(names)}
+    consolidate_safetensors_files_on_every_rank(sharded, folder, numbers, **settings)
+    together(lambda: shards.client.remove(shards.bucket, shards.key) if this_rank() == 0 else None)

@@ -11,7 +11,6 @@ Settings are those of `s3dcp.configure`.
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import json
 import os
@@ -31,7 +30,7 @@ from transformers.trainer import Trainer
 
 from . import _staging
 from ._remote import is_on_s3
-from ._staging import RemoteFolder, together, told_by_first
+from ._staging import RemoteFolder, extend, together, told_by_first
 
 __all__ = ["get_last_checkpoint"]
 
@@ -300,16 +299,6 @@ def get_last_checkpoint(folder: Any) -> str | None:
     return f"{remote.uri}/{names[-1]}" if names else None
 
 
-def _extend(name: str, ours: Any) -> None:
-    trainers = getattr(Trainer, name)
-
-    @functools.wraps(trainers)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        return ours(trainers, *args, **kwargs)
-
-    setattr(Trainer, name, method)
-
-
 for _name, _ours in {
     "__init__": _init,
     "train": _train,
@@ -321,6 +310,6 @@ for _name, _ours in {
 }.items():
     if not hasattr(Trainer, _name):
         raise ImportError(f"transformers {transformers.__version__}: its Trainer has no {_name}, which s3dcp extends")
-    _extend(_name, _ours)
+    extend(Trainer, _name, _ours)
 _local_last_checkpoint = transformers.trainer_utils.get_last_checkpoint
 transformers.trainer_utils.get_last_checkpoint = get_last_checkpoint

@@ -87,7 +87,7 @@ def _extend(chooser: ModuleType) -> None:
 
     @functools.wraps(torchs)
     def storage_setup(storage: Any, checkpoint_id: Any, reader: bool = False) -> Any:
-        if storage or not is_on_s3(checkpoint_id):
+        if storage or not _is_on_s3(checkpoint_id):
             return torchs(storage, checkpoint_id, reader)
         from s3dcp.checkpoint_id import storage_for
 
@@ -103,7 +103,7 @@ def _extend(chooser: ModuleType) -> None:
         fsspec.register_implementation("s3", "s3dcp.fsspec.S3FsspecFileSystem", clobber=True)
 
 
-def is_on_s3(checkpoint_id: Any) -> bool:
+def _is_on_s3(checkpoint_id: Any) -> bool:
     """Whether it is an S3 URI, also one that pathlib took a slash from: that is refused, not a folder ``s3:``."""
     try:
         path = os.fspath(checkpoint_id)

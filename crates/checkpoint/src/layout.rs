@@ -91,7 +91,7 @@ impl Layout {
     /// The names in the folder of an epoch.
     #[must_use]
     pub fn epoch(&self, epoch: impl fmt::Display) -> Layout {
-        Layout { folder: format!("{}{EPOCH}{epoch}/", self.folder) }
+        self.below(&format!("{EPOCH}{epoch}"))
     }
 
     /// The names in a folder of this one.
@@ -103,6 +103,12 @@ impl Layout {
     /// The folder above; `None` above the bucket.
     pub(crate) fn above(&self) -> Option<Layout> {
         self.folder.strip_suffix('/').map(Layout::beside)
+    }
+
+    /// The folder's own name; `None` for the bucket.
+    pub(crate) fn name(&self) -> Option<&str> {
+        let bare = self.folder.strip_suffix('/')?;
+        Some(bare.rsplit_once('/').map_or(bare, |(_, name)| name))
     }
 
     /// What every key here begins with: the folder, with its slash.
@@ -138,9 +144,8 @@ impl Layout {
 
     /// The key of a mark for this folder, in the one above.
     pub(crate) fn mark_key(&self) -> Option<String> {
-        let above = self.above()?;
-        let name = self.folder[above.folder.len()..].trim_end_matches('/');
-        (!name.is_empty()).then(|| format!("{}{name}", above.folder_marks()))
+        let name = self.name().filter(|name| !name.is_empty())?;
+        Some(format!("{}{name}", self.above()?.folder_marks()))
     }
 
     /// The key of a new probe.

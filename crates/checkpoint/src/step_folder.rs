@@ -62,8 +62,7 @@ impl StepFolders {
     /// `Config` where a number is written as no step's is: with a zero before it, or beyond 64 bits.
     pub fn find(&self, path_key: &str) -> Result<Option<StepFolder>, Error> {
         let folder = Layout::new(path_key);
-        let Some(path) = folder.above() else { return Ok(None) };
-        let name = folder.folder()[path.folder().len()..].trim_end_matches('/');
+        let (Some(path), Some(name)) = (folder.above(), folder.name()) else { return Ok(None) };
         let number = name.strip_prefix(&self.before[..]).and_then(|rest| rest.strip_suffix(&self.after[..]));
         let Some(number) = number.filter(|number| is_number(number)) else { return Ok(None) };
         match number.parse::<u64>() {

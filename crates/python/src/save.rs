@@ -34,7 +34,8 @@ impl Save {
 #[entry]
 #[pymethods]
 impl Save {
-    /// `epoch`: as it stands in keys. `folder`: of its index, where that is not `epoch_<n>`. `rank`: of the index that this rank keeps for itself; None for the one of all ranks.
+    /// `epoch`: as it stands in keys. `folder`: of its index, where that is not `epoch_<n>`. `rank`: of the index that this
+    /// rank keeps for itself; None for the one of all ranks.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "each is a part of where the save goes")]
     fn new(

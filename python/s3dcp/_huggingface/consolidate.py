@@ -13,18 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from .._compat import ReaderTransforms
-from .._dtypes import SAFETENSORS_NAMES
 from .._load.rank_load import RankLoad
+from .._ranks import this_rank, together, world_size
+from .._safetensors import file_header
 from ..client_config import S3ClientConfig
 from ..errors import shown
-from ..file_system import S3FileSystem
+from ..file_system import ObjectWriter, S3FileSystem
 from .folder import INDEX_NAME, OWN_NAMES, Folder, file_name
 from .reader import index_of
 
@@ -87,29 +87,14 @@ def consolidate_safetensors_files_on_every_rank(
         region, s3client_config, endpoint_url: as for `consolidate_safetensors_files`.
     """
     client = S3FileSystem(region, s3client_config=s3client_config, endpoint_url=endpoint_url).client
-    job = _Job(Folder(client, input_dir), Folder(client, output_dir), fqn_to_index_mapping)
-    is_group = dist.is_available() and dist.is_initialized()
-    rank = dist.get_rank(process_group) if is_group else 0
-    ranks = dist.get_world_size(process_group) if is_group else 1
-
-    def together(step: Any) -> None:
-        failure: Exception | None = None
-        try:
-            step()
-        except Exception as error:
-            failure = error
-        failures = [failure]
-        if is_group:
-            failures = [None] * ranks
-            dist.all_gather_object(failures, failure, group=process_group)
-        for each in failures:
-            if each is not None:
-                raise each
-
+    rank, ranks = this_rank(process_group), world_size(process_group)
+    job = together(
+        lambda: _Job(Folder(client, input_dir), Folder(client, output_dir), fqn_to_index_mapping), process_group
+    )
     mine = [file for number, file in enumerate(job.files) if number % ranks == rank]
-    together(lambda: job.begin() if rank == 0 else None)
-    together(lambda: job.write(mine, num_threads))
-    together(lambda: job.commit() if rank == 0 else None)
+    together(lambda: job.begin() if rank == 0 else None, process_group)
+    together(lambda: job.write(mine, num_threads), process_group)
+    together(lambda: job.commit() if rank == 0 else None, process_group)
 
 
 class _Job:
@@ -157,7 +142,9 @@ class _Job:
     def _write_file(self, file: str) -> None:
         writer = self._target.client.object_writer(self._target.bucket, self._target.key_of(file))
         try:
-            writer.raw(self._header(self._names[file]))
+            tensors = [(name, self._tensor(name)) for name in self._names[file]]
+            header = [(name, tensor.properties.dtype, tensor.size) for name, tensor in tensors]
+            writer.raw(file_header(header, {"format": "pt"}))
             for block in self._blocks(self._names[file]):
                 if block.nbytes:
                     writer.raw_memory(block.data_ptr(), block.nbytes, block)
@@ -174,18 +161,6 @@ class _Job:
 
     def _nbytes(self, name: str) -> int:
         return math.prod(self._tensor(name).size) * self._tensor(name).properties.dtype.itemsize
-
-    def _header(self, names: list[str]) -> bytes:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        start = 0
-        for name in names:
-            end = start + self._nbytes(name)
-            dtype = SAFETENSORS_NAMES[self._tensor(name).properties.dtype]
-            header[name] = {"dtype": dtype, "shape": list(self._tensor(name).size), "data_offsets": [start, end]}
-            start = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
 
     def _blocks(self, names: list[str]) -> Iterator[torch.Tensor]:
         """The bytes of the tensors in their order, of many small ones or of some rows at a time."""
@@ -265,14 +240,8 @@ def _row_blocks(shape: tuple[int, ...], item_size: int) -> Iterator[ChunkStorage
 def write_index(folder: Folder, weight_map: dict[str, str], total_size: int) -> None:
     """Put the index of a folder, which makes its files a model."""
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    writer = folder.client.object_writer(folder.bucket, folder.key_of(INDEX_NAME))
-    try:
-        writer.raw(json.dumps(index, indent=2).encode())
-        writer.start_finishing()
-        writer.wait()
-    except BaseException:
-        writer.abort()
-        raise
+    with ObjectWriter(folder.client, folder.bucket, folder.key_of(INDEX_NAME)) as stream:
+        stream.write(json.dumps(index, indent=2).encode())
 
 
 def delete_others(folder: Folder, keep: set[str]) -> None:

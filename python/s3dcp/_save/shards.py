@@ -21,11 +21,12 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from .. import _native
 from .._compat import WriterTransforms
-from .._dtypes import NATIVE, SAFETENSORS_NAMES
+from .._dtypes import NATIVE
 from .._gc import GcPause
+from .._safetensors import file_header
 from .._tensors import PLAIN_TENSORS, is_direct, is_plain
 from ..errors import shown
-from .files import FilePlan, item_nbytes
+from .files import FilePlan
 from .resolve import Resolver, warn_if_refused
 from .staging import Stager
 
@@ -231,28 +232,16 @@ def _safetensors_header(items: list[WriteItem], more: dict[str, str]) -> bytes:
     )
 
     sharding: dict[str, Any] = {}
-    entries: dict[str, Any] = {}
-    position = 0
+    tensors = []
     for item in items:
         data = item.tensor_data
         assert data is not None
-        name = SAFETENSORS_NAMES.get(data.properties.dtype)
-        if name is None:
-            raise ValueError(f"{shown(item.index.fqn)}: safetensors has no name for {data.properties.dtype}")
-        end = position + item_nbytes(item)
-        entries[item.index.fqn] = {
-            "dtype": name,
-            "shape": list(data.chunk.sizes),
-            "data_offsets": [position, end],
-        }
         sharding[item.index.fqn] = {"saved_offsets": list(data.chunk.offsets)}
-        position = end
+        tensors.append((item.index.fqn, data.properties.dtype, data.chunk.sizes))
     metadata = {
         CUSTOM_METADATA_KEY: json.dumps(sharding),
         DCP_VERSION_KEY: str(HF_DCP_VERSION),
         FORMAT_KEY: FORMAT_VALUE,
         **more,
     }
-    header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header
+    return file_header(tensors, metadata)
