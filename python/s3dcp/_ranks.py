@@ -12,13 +12,13 @@ Result = TypeVar("Result")
 def world_size(process_group: Any = None) -> int:
     """Ranks of a process group, the default one where it is None; 1 without one."""
     dist = _distributed()
-    return int(dist.get_world_size(process_group)) if dist else 1
+    return int(dist.get_world_size(*_of(process_group))) if dist else 1
 
 
 def this_rank(process_group: Any = None) -> int:
     """This process's rank in a group, the default one where it is None; 0 without one."""
     dist = _distributed()
-    return int(dist.get_rank(process_group)) if dist else 0
+    return int(dist.get_rank(*_of(process_group))) if dist else 0
 
 
 def together(step: Callable[[], Result], process_group: Any = None) -> Result:
@@ -40,6 +40,11 @@ def together(step: Callable[[], Result], process_group: Any = None) -> Result:
         if each is not None:
             raise failure or each
     return result
+
+
+def _of(process_group: Any) -> tuple[Any, ...]:
+    """The argument that names a group; none for the default one, as programs that stand in for torch expect."""
+    return () if process_group is None else (process_group,)
 
 
 def _distributed() -> Any:
