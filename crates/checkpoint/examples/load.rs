@@ -1,7 +1,7 @@
 //! Lists a checkpoint and reads its tensors, without Python.
 //!
 //! ```text
-//! cargo run -p s3dcp-checkpoint --example load -- s3://bucket/run  # with the credentials of the environment
+//! cargo run -p s3dcp-checkpoint --example load -- s3://bucket/run  # with the credentials of the environment, or a local path
 //! ```
 //!
 //! It reads what torch's own writers saved as well as what this project's did. A line per tensor tells its dtype, its
@@ -10,16 +10,14 @@
 
 use std::error::Error;
 
-use s3dcp_checkpoint::{Load, Location};
-use s3dcp_s3::{Client, ClientConfig, crc32, parse_s3_uri};
+use s3dcp_checkpoint::{Layout, Load, Storage};
+use s3dcp_s3::{Client, ClientConfig, crc32};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let uri = std::env::args().nth(1).ok_or("usage: load s3://bucket/path")?;
-    let (bucket, path_key) = parse_s3_uri(&uri)?;
-    let client = Client::new(ClientConfig::default())?;
-    let load =
-        Load::open(&client, &Location { bucket, path_key, epoch: None, folder: None, rank: None }).await?;
+    let uri = std::env::args().nth(1).ok_or("usage: load s3://bucket/path, or load /path")?;
+    let (storage, path_key) = Storage::parse(&uri, || Client::new(ClientConfig::default()))?;
+    let load = Load::open(&storage, &Layout::new(&path_key).index_key(None)).await?;
     for (name, tensor) in &load.contents().tensors {
         let values = load.read_tensor(name).await?;
         let place = tensor.chunks.first().and_then(|chunk| chunk.stored.as_ref());

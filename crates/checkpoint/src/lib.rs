@@ -26,10 +26,12 @@ mod load;
 mod pickle;
 mod save;
 mod step_folder;
+mod storage;
 
 pub use archive::parse::{ArchiveHead, HeadState, MAX_END, MAX_HEAD, ends_archive, parse_archive_head};
 pub use archive::spec::TensorSpec;
 pub use archive::write::{ArchiveLayout, archive_layout};
+pub use catalogue::list::{Checkpoint, Checkpoints, list_checkpoints};
 pub use catalogue::nearby::{Nearby, nearby_checkpoints};
 pub use catalogue::prune::{Leftover, LeftoverKind, Leftovers, Pruned, find_leftovers};
 pub use catalogue::remove::{Removed, remove};
@@ -63,3 +65,5 @@ pub use save::shard_writer::{GATHER_BELOW, ItemRecord, ShardWriter};
 pub use save::spread::spread;
 pub use save::tensor_index::TensorIndex;
 pub use step_folder::{StepFolder, StepFolders};
+pub use storage::Storage;
+pub use storage::disk::Disk;

@@ -5,6 +5,8 @@
 
 mod fleet;
 mod format;
+mod ls;
+mod output;
 mod plan;
 mod prune;
 mod report;
@@ -30,6 +32,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Ls(ls::Arguments),
     Plan(plan::Arguments),
     Prune(prune::Arguments),
     Serve(serve::Arguments),
@@ -50,6 +53,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
         }
     };
     let result = match arguments.command {
+        Command::Ls(arguments) => ls::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Prune(arguments) => prune::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),

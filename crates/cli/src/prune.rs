@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 use s3dcp_checkpoint::{Leftover, LeftoverKind, Leftovers, Pruned, find_leftovers};
-use s3dcp_s3::parse_s3_uri;
 
 use crate::format::{duration, parse_duration, printable, size};
 use crate::report::Failure;
-use crate::service::{Service, failure, runtime};
+use crate::service::{Service, runtime};
 
 /// Below this, a save under way may well be older.
 const USUAL_LIMIT: Duration = Duration::from_secs(24 * 3600);
@@ -23,7 +22,7 @@ const USUAL_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// Credentials come from the usual AWS places: environment, profile, web identity, container, instance.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Where to look: s3://bucket/path, or s3://bucket for all of it
+    /// Where to look: s3://bucket/path, s3://bucket for all of it, or a local folder
     uri: String,
     /// Delete what is listed
     #[arg(long)]
@@ -36,13 +35,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let (bucket, path_key) = parse_s3_uri(&arguments.uri).map_err(Failure::usage)?;
     let limit = duration(arguments.older_than);
-    let client = arguments.service.client()?;
+    let (storage, path_key) = arguments.service.source(&arguments.uri)?;
     let runtime = runtime()?;
-    let found = runtime
-        .block_on(find_leftovers(&client, &bucket, &path_key, arguments.older_than))
-        .map_err(failure)?;
+    let found = runtime.block_on(find_leftovers(&storage, &path_key, arguments.older_than))?;
     table(&found, &limit).map_err(Failure::output)?;
     if let Some(why) = &found.uploads_unlisted {
         let warning = format!("warning: unfinished uploads were not looked for: {why}");
@@ -58,7 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let warning = format!("warning: a save under way that takes longer than {limit} loses what it wrote");
         writeln!(io::stderr(), "{warning}").map_err(Failure::output)?;
     }
-    summarize(&runtime.block_on(found.delete(&client)))
+    summarize(&runtime.block_on(found.delete(&storage)))
 }
 
 /// What was found, a line for each, and the total.

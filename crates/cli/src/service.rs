@@ -1,6 +1,9 @@
 //! Which S3 service a subcommand talks to, and as whom.
 
+use std::path::Path;
+
 use clap::Args;
+use s3dcp_checkpoint::Storage;
 use s3dcp_s3::{Client, ClientConfig, Error, ErrorKind};
 use tokio::runtime::{Builder, Runtime};
 
@@ -29,18 +32,37 @@ impl Service {
         config.endpoint_url.clone_from(&self.endpoint_url);
         config.profile.clone_from(&self.profile);
         config.force_path_style = self.force_path_style;
-        Client::new(config).map_err(failure)
+        Ok(Client::new(config)?)
+    }
+
+    /// The place that a URI or a local path names, and the key of its path. A local one is there already.
+    pub(crate) fn source(&self, uri: &str) -> Result<(Storage, String), Failure> {
+        let (storage, key) = self.destination(uri)?;
+        if matches!(storage, Storage::Disk(_)) && !Path::new(&storage.uri(&key)).exists() {
+            let path = storage.uri(&key);
+            return Err(Failure::usage(format!(
+                "there is no {path}; a bucket is s3://bucket or s3://bucket/path"
+            )));
+        }
+        Ok((storage, key))
+    }
+
+    /// The same for a place that need not be there yet.
+    pub(crate) fn destination(&self, uri: &str) -> Result<(Storage, String), Failure> {
+        Storage::parse(uri, || self.client())
     }
 }
 
 /// What runs one client.
 pub(crate) fn runtime() -> Result<Runtime, Failure> {
-    Builder::new_current_thread().enable_all().build().map_err(Failure::failed)
+    Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)
 }
 
-pub(crate) fn failure(error: Error) -> Failure {
-    match error.kind() {
-        ErrorKind::Config => Failure::usage(error),
-        _ => Failure::failed(error),
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        match error.kind() {
+            ErrorKind::Config => Failure::usage(error),
+            _ => Failure::failed(error),
+        }
     }
 }

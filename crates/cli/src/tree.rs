@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use clap::Args;
-use s3dcp_checkpoint::nearby_checkpoints;
+use s3dcp_checkpoint::{Storage, nearby_checkpoints};
 use s3dcp_s3::{join_key, parse_s3_uri};
 
 use crate::format::{printable, size};
 use crate::report::Failure;
-use crate::service::{Service, failure, runtime};
+use crate::service::{Service, runtime};
 
 /// Show the objects below a path as a tree of prefixes, with counts and sizes
 ///
@@ -31,9 +31,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let prefix = join_key(&path_key, "");
     let client = arguments.service.client()?;
     let runtime = runtime()?;
-    let listing = runtime.block_on(client.list_objects(&bucket, &prefix, None)).map_err(failure)?;
+    let listing = runtime.block_on(client.list_objects(&bucket, &prefix, None))?;
     if listing.objects.is_empty() {
-        let nearby = runtime.block_on(nearby_checkpoints(&client, &bucket, &path_key)).to_string();
+        let nearby =
+            runtime.block_on(nearby_checkpoints(&Storage::bucket(&client, &bucket), &path_key)).to_string();
         let nearby = if nearby.is_empty() { nearby } else { format!("; {nearby}") };
         return Err(Failure::failed(format!("there is nothing below s3://{bucket}/{prefix}{nearby}")));
     }

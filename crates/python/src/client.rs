@@ -5,7 +5,7 @@ use std::time::UNIX_EPOCH;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
-use s3dcp_checkpoint::{MAX_INDEX_BYTES, ShardName, nearby_checkpoints, remove};
+use s3dcp_checkpoint::{MAX_INDEX_BYTES, ShardName, Storage, nearby_checkpoints, remove};
 use s3dcp_entry::entry;
 use s3dcp_s3::{ClientConfig, UploadOptions};
 
@@ -165,7 +165,9 @@ impl Client {
     /// `s3dcp_checkpoint::nearby_checkpoints`.
     fn nearby_checkpoints(&self, py: Python<'_>, bucket: &str, path_key: &str) -> PyResult<String> {
         let engine = self.engine(py)?;
-        wait(py, async { Ok(nearby_checkpoints(&engine, bucket, path_key).await.to_string()) })
+        wait(py, async {
+            Ok(nearby_checkpoints(&Storage::bucket(&engine, bucket), path_key).await.to_string())
+        })
     }
 
     fn copy_object(&self, py: Python<'_>, bucket: &str, source_key: &str, key: &str) -> PyResult<()> {
@@ -187,30 +189,23 @@ impl Client {
     /// `s3dcp_checkpoint::remove`.
     fn remove(&self, py: Python<'_>, bucket: &str, path_key: &str) -> PyResult<Vec<String>> {
         let engine = self.engine(py)?;
-        Ok(wait(py, remove(&engine, bucket, path_key))?.kept)
+        Ok(wait(py, remove(&Storage::bucket(&engine, bucket), path_key))?.kept)
     }
 
     /// The bytes of each (key, start, end), all fetched at once.
     fn read_ranges<'py>(
         &self,
         py: Python<'py>,
-        bucket: String,
+        bucket: &str,
         ranges: Vec<(String, u64, u64)>,
     ) -> PyResult<Vec<Bound<'py, PyByteArray>>> {
-        read_ranges(py, self.engine(py)?, bucket, ranges)
+        read_ranges(py, &self.engine(py)?, bucket, ranges)
     }
 
     /// A load by so many ranks from `bucket`, of the index in the folder `path_key`, to be used in a `with` block.
     #[pyo3(signature = (bucket, path_key, verify, ranks=1))]
-    fn load(
-        &self,
-        py: Python<'_>,
-        bucket: String,
-        path_key: &str,
-        verify: bool,
-        ranks: u64,
-    ) -> PyResult<Load> {
-        Ok(Load::new(self.engine(py)?, bucket, path_key, verify, ranks))
+    fn load(&self, py: Python<'_>, bucket: &str, path_key: &str, verify: bool, ranks: u64) -> PyResult<Load> {
+        Ok(Load::new(&self.engine(py)?, bucket, path_key, verify, ranks))
     }
 
     /// A writer of one object that belongs to no save.

@@ -10,7 +10,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict, PyList, PyString, PyTuple};
 use s3dcp_checkpoint::{
-    Destination, Entry, ForeignTensor, ItemRead, Layout, Part, Piece, check_in_file, fetch_items,
+    Destination, Entry, ForeignTensor, ItemRead, Layout, Part, Piece, Storage, check_in_file, fetch_items,
     foreign_sources,
 };
 use s3dcp_entry::entry;
@@ -101,8 +101,7 @@ impl Download {
 /// `__exit__` is one native call, within which nothing raises.
 #[pyclass(frozen, module = "s3dcp._native")]
 pub(crate) struct Load {
-    engine: OfProcess<Client>,
-    bucket: String,
+    storage: OfProcess<Storage>,
     /// Of the folder of the index.
     names: Layout,
     /// Compare with the checksums in the index.
@@ -114,13 +113,13 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) fn new(engine: Client, bucket: String, path_key: &str, verify: bool, ranks: u64) -> Self {
-        let (engine, names) = (OfProcess::new(engine), Layout::new(path_key));
-        Self { engine, bucket, names, verify, ranks, running: Mutex::new(Some(Vec::new())) }
+    pub(crate) fn new(engine: &Client, bucket: &str, path_key: &str, verify: bool, ranks: u64) -> Self {
+        let (storage, names) = (OfProcess::new(Storage::bucket(engine, bucket)), Layout::new(path_key));
+        Self { storage, names, verify, ranks, running: Mutex::new(Some(Vec::new())) }
     }
 
-    fn engine(&self, py: Python<'_>) -> PyResult<&Client> {
-        self.engine.get().ok_or_else(|| to_python(py, &forked("the load")))
+    fn storage(&self, py: Python<'_>) -> PyResult<&Storage> {
+        self.storage.get().ok_or_else(|| to_python(py, &forked("the load")))
     }
 
     fn running(&self) -> MutexGuard<'_, Option<Vec<Arc<Running>>>> {
@@ -152,7 +151,7 @@ impl Load {
             return Ok(());
         }
         let tensors: Vec<ForeignTensor> = unknown.iter().map(|item| item.foreign_tensor()).collect();
-        let sources = wait(py, foreign_sources(self.engine(py)?, &self.bucket, &tensors))?;
+        let sources = wait(py, foreign_sources(self.storage(py)?, &tensors))?;
         for (item, source) in unknown.into_iter().zip(sources) {
             item.found(py, source)?;
         }
@@ -162,14 +161,14 @@ impl Load {
     /// All bytes of an item, which do not end past its file.
     fn whole(&self, item: &Bound<'_, StoredItem>) -> PyResult<ItemPart> {
         let (py, stored) = (item.py(), item.get());
-        wait(py, check_in_file(self.engine(py)?, &self.bucket, &stored.name, &stored.entry))?;
+        wait(py, check_in_file(self.storage(py)?, &stored.name, &stored.entry))?;
         Ok(ItemPart { item: item.clone().unbind(), part: stored.entry.whole() })
     }
 
     /// Start fetching what is wanted into `memory`, whatever owns it, which is kept alive as long as the download. Nobody
     /// else may use the memory meanwhile.
     fn start(&self, py: Python<'_>, wanted: Vec<Wanted<'_>>, memory: Py<PyAny>) -> PyResult<Download> {
-        let (engine, bucket, verify) = (self.engine(py)?.clone(), self.bucket.clone(), self.verify);
+        let (storage, verify) = (self.storage(py)?.clone(), self.verify);
         // SAFETY: `memory` owns what is written, and is held until the download has ended. That nobody uses it meanwhile
         // is the caller's promise (torch: a state dict must not be used during a load).
         let reads = wanted.iter().map(|wanted| unsafe { wanted.read(py) }).collect::<PyResult<Vec<_>>>()?;
@@ -181,7 +180,7 @@ impl Load {
         };
         let (finished, mut unfinished): (Vec<_>, Vec<_>) =
             std::mem::take(group).into_iter().partition(|download| download.is_finished());
-        let fetch = async move { fetch_items(&engine, &bucket, reads, verify, budget).await };
+        let fetch = async move { fetch_items(&storage, reads, verify, budget).await };
         let started = Running::start(fetch, memory).map(Arc::new);
         unfinished.extend(started.iter().map(Arc::clone));
         *group = unfinished;
@@ -218,8 +217,8 @@ impl Load {
 /// The bytes of each (key, start, end) in `bucket`, all fetched at once.
 pub(crate) fn read_ranges<'py>(
     py: Python<'py>,
-    engine: Client,
-    bucket: String,
+    engine: &Client,
+    bucket: &str,
     ranges: Vec<(String, u64, u64)>,
 ) -> PyResult<Vec<Bound<'py, PyByteArray>>> {
     let mut buffers = Vec::with_capacity(ranges.len());
@@ -236,7 +235,8 @@ pub(crate) fn read_ranges<'py>(
         buffers.push(buffer);
     }
     let memory = PyList::new(py, &buffers)?.into_any().unbind();
-    let fetch = async move { fetch_items(&engine, &bucket, reads, false, None).await };
+    let storage = Storage::bucket(engine, bucket);
+    let fetch = async move { fetch_items(&storage, reads, false, None).await };
     Running::start(fetch, memory)?.wait(py)?;
     Ok(buffers)
 }

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use s3dcp_s3::{Client, DeleteFailure, Error};
+use s3dcp_s3::{DeleteFailure, Error};
 
 use crate::catalogue::named::Indexes;
 use crate::layout::Layout;
+use crate::storage::Storage;
 
 /// What can name the objects that are to go.
 pub(crate) enum NamedBy<'a> {
@@ -48,8 +49,7 @@ pub(crate) struct Stopped {
 
 /// Deletes what may go of `keys`, which lie below the path of `layout`.
 pub(crate) async fn delete_objects(
-    client: &Client,
-    bucket: &str,
+    storage: &Storage,
     layout: &Layout,
     keys: impl IntoIterator<Item = String>,
     named_by: NamedBy<'_>,
@@ -58,10 +58,8 @@ pub(crate) async fn delete_objects(
     let mut unnamed = all.clone();
     let spared = match named_by {
         NamedBy::Nothing => Ok(()),
-        NamedBy::Path(first) => {
-            Indexes::default().spare_of_path(client, bucket, layout, first, &mut unnamed).await
-        }
-        NamedBy::Any(indexes) => indexes.spare_of_any(client, bucket, layout, &mut unnamed).await,
+        NamedBy::Path(first) => Indexes::default().spare_of_path(storage, layout, first, &mut unnamed).await,
+        NamedBy::Any(indexes) => indexes.spare_of_any(storage, layout, &mut unnamed).await,
     };
     let keys: Vec<String> = unnamed.iter().cloned().collect();
     if let Err(error) = spared {
@@ -74,7 +72,7 @@ pub(crate) async fn delete_objects(
     if keys.is_empty() {
         return Deletion { named, ..Deletion::default() };
     }
-    match client.delete_objects(bucket, &keys).await {
+    match storage.delete(&keys).await {
         Ok(failed) => {
             let refused: BTreeSet<&str> = failed.iter().map(|failure| &failure.key[..]).collect();
             let deleted = keys.iter().filter(|key| !refused.contains(&key[..])).cloned().collect();

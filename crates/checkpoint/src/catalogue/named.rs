@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::stream::{self, StreamExt as _};
-use s3dcp_s3::{Client, Error, ObjectInfo};
+use s3dcp_s3::{Error, ObjectInfo};
 
 use crate::index::read::{index_folders, read_named};
 use crate::layout::{Layout, Name};
+use crate::storage::Storage;
 
 /// Listings under way at once.
 const CONCURRENT_LISTINGS: usize = 16;
@@ -34,30 +35,29 @@ impl Indexes {
     /// Of an index that cannot be read, with its key; else those of the requests.
     pub(crate) async fn spare_of_path(
         &mut self,
-        client: &Client,
-        bucket: &str,
+        storage: &Storage,
         layout: &Layout,
         first: Vec<String>,
         keys: &mut BTreeSet<String>,
     ) -> Result<(), Error> {
         let unlisted = |key| Found { key, etag: None };
         for index in first {
-            self.spare(client, bucket, vec![unlisted(index)], keys).await?;
+            self.spare(storage, vec![unlisted(index)], keys).await?;
         }
         if keys.is_empty() {
             return Ok(());
         }
         let mut folders = vec![layout.clone()];
-        folders.extend(index_folders(client, bucket, layout).await?);
+        folders.extend(index_folders(storage, layout).await?);
         for folder in folders {
-            self.spare(client, bucket, vec![unlisted(folder.index_key(None))], keys).await?;
+            self.spare(storage, vec![unlisted(folder.index_key(None))], keys).await?;
             if keys.is_empty() {
                 return Ok(());
             }
-            let listing = client.list_objects(bucket, &folder.rank_indexes(), Some("/")).await?;
+            let listing = storage.list(&folder.rank_indexes(), Some("/")).await?;
             let ranks = listing.objects.into_iter().map(|object| object.key);
             for index in ranks.filter(|key| Name::of(key) == Name::RankIndex) {
-                self.spare(client, bucket, vec![unlisted(index)], keys).await?;
+                self.spare(storage, vec![unlisted(index)], keys).await?;
             }
         }
         Ok(())
@@ -70,13 +70,12 @@ impl Indexes {
     /// Those of [`Indexes::spare_of_listed`].
     pub(crate) async fn spare_of_any(
         &mut self,
-        client: &Client,
-        bucket: &str,
+        storage: &Storage,
         layout: &Layout,
         keys: &mut BTreeSet<String>,
     ) -> Result<(), Error> {
-        let listing = client.list_objects(bucket, layout.folder(), None).await?;
-        self.spare_of_listed(client, bucket, layout, &listing.objects, keys).await
+        let listing = storage.list(layout.folder(), None).await?;
+        self.spare_of_listed(storage, layout, &listing.objects, keys).await
     }
 
     /// The same where what lies below the path was `listed`. What an earlier look took out must not be in `keys`.
@@ -85,8 +84,7 @@ impl Indexes {
     /// Of an index that cannot be read: its own kind, with its key.
     pub(crate) async fn spare_of_listed(
         &mut self,
-        client: &Client,
-        bucket: &str,
+        storage: &Storage,
         layout: &Layout,
         listed: &[ObjectInfo],
         keys: &mut BTreeSet<String>,
@@ -96,16 +94,15 @@ impl Indexes {
         }
         // Whether these are still the same nobody can tell.
         self.read.retain(|_, etag| etag.is_some());
-        let mut indexes = above(client, bucket, layout).await.map_err(unreadable)?;
+        let mut indexes = above(storage, layout).await.map_err(unreadable)?;
         indexes.extend(indexes_of(listed));
-        self.spare(client, bucket, indexes, keys).await.map_err(unreadable)
+        self.spare(storage, indexes, keys).await.map_err(unreadable)
     }
 
     /// Takes out of `keys` what these indexes name, but for those that were read before and are still the same.
     async fn spare(
         &mut self,
-        client: &Client,
-        bucket: &str,
+        storage: &Storage,
         mut indexes: Vec<Found>,
         keys: &mut BTreeSet<String>,
     ) -> Result<(), Error> {
@@ -114,7 +111,7 @@ impl Indexes {
         }
         indexes.retain(|index| self.read.get(&index.key) != Some(&index.etag));
         let mut reads = stream::iter(indexes)
-            .map(|index| async { (read_named(client, bucket, &index.key).await, index) })
+            .map(|index| async { (read_named(storage, &index.key).await, index) })
             .buffered(CONCURRENT_INDEXES);
         while let Some((named, index)) = reads.next().await {
             if let Some(named) = named? {
@@ -133,15 +130,14 @@ fn unreadable(error: Error) -> Error {
 }
 
 /// The indexes of the folders above a path and of their epochs and steps, which may name files below it.
-async fn above(client: &Client, bucket: &str, layout: &Layout) -> Result<Vec<Found>, Error> {
+async fn above(storage: &Storage, layout: &Layout) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
     let mut folder = layout.clone();
     while let Some(above) = folder.above() {
-        let mut folders = index_folders(client, bucket, &above).await?;
+        let mut folders = index_folders(storage, &above).await?;
         folders.push(above.clone());
-        let mut listings = stream::iter(folders)
-            .map(|folder| indexes_in(client, bucket, folder))
-            .buffered(CONCURRENT_LISTINGS);
+        let mut listings =
+            stream::iter(folders).map(|folder| indexes_in(storage, folder)).buffered(CONCURRENT_LISTINGS);
         while let Some(indexes) = listings.next().await {
             found.extend(indexes?);
         }
@@ -151,10 +147,10 @@ async fn above(client: &Client, bucket: &str, layout: &Layout) -> Result<Vec<Fou
 }
 
 /// The indexes directly in a folder.
-async fn indexes_in(client: &Client, bucket: &str, folder: Layout) -> Result<Vec<Found>, Error> {
+async fn indexes_in(storage: &Storage, folder: Layout) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
     for prefix in [folder.index_key(None), folder.rank_indexes()] {
-        let listing = client.list_objects(bucket, &prefix, Some("/")).await?;
+        let listing = storage.list(&prefix, Some("/")).await?;
         found.extend(indexes_of(&listing.objects));
     }
     Ok(found)

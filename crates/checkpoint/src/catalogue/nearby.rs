@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use futures_util::stream::{self, StreamExt as _};
-use s3dcp_s3::Client;
 use tokio::time::timeout;
 
 use crate::layout::Layout;
+use crate::storage::Storage;
 
 /// HEAD requests under way at once.
 const CONCURRENT_HEADS: usize = 32;
@@ -51,16 +51,16 @@ impl fmt::Display for Nearby {
 }
 
 /// Looks for checkpoints in the folders just below the path `path_key`, and in those above it.
-pub async fn nearby_checkpoints(client: &Client, bucket: &str, path_key: &str) -> Nearby {
+pub async fn nearby_checkpoints(storage: &Storage, path_key: &str) -> Nearby {
     let path = Layout::new(path_key);
     let mut nearby = Nearby::default();
     let below = async {
         // Whoever may not list can still load.
-        let Ok(listing) = client.list_first(bucket, path.folder(), Some("/"), MOST_BELOW).await else {
+        let Ok(listing) = storage.list_first(path.folder(), Some("/"), MOST_BELOW).await else {
             return;
         };
         let mut folders = stream::iter(listing.common_prefixes)
-            .map(|folder| checkpoint_in(client, bucket, Layout::new(&folder)))
+            .map(|folder| checkpoint_in(storage, Layout::new(&folder)))
             .buffered(CONCURRENT_HEADS);
         while let Some(found) = folders.next().await {
             nearby.below.extend(found);
@@ -68,7 +68,7 @@ pub async fn nearby_checkpoints(client: &Client, bucket: &str, path_key: &str) -
     };
     let above = async {
         let mut folders = stream::iter(folders_above(&path))
-            .map(|folder| checkpoint_in(client, bucket, folder))
+            .map(|folder| checkpoint_in(storage, folder))
             .buffered(MOST_ABOVE);
         while nearby.above.is_none()
             && let Some(found) = folders.next().await
@@ -86,19 +86,19 @@ fn folders_above(path: &Layout) -> Vec<Layout> {
 }
 
 /// The URI of the checkpoint in a folder, if there is one that can be seen.
-async fn checkpoint_in(client: &Client, bucket: &str, folder: Layout) -> Option<String> {
+async fn checkpoint_in(storage: &Storage, folder: Layout) -> Option<String> {
     for rank in [None, Some(0)] {
-        if client.head_object(bucket, &folder.index_key(rank)).await.is_ok() {
-            return Some(uri(bucket, folder.folder()));
+        if storage.head(&folder.index_key(rank)).await.is_ok() {
+            return Some(storage.uri(path_key(folder.folder())));
         }
     }
     None
 }
 
-/// How a person writes a folder: without its slash, where that is the same folder.
-fn uri(bucket: &str, folder: &str) -> String {
+/// The key that a person writes for a folder: without its slash, where that is the same folder.
+fn path_key(folder: &str) -> &str {
     let bare = folder.strip_suffix('/').unwrap_or(folder);
-    format!("s3://{bucket}/{}", if Layout::new(bare).folder() == folder { bare } else { folder })
+    if Layout::new(bare).folder() == folder { bare } else { folder }
 }
 
 #[cfg(test)]
@@ -131,7 +131,7 @@ mod tests {
             ("/", "s3://b//"),
             ("/run/", "s3://b//run"),
         ] {
-            assert_eq!(uri("b", folder), text);
+            assert_eq!(format!("s3://b/{}", path_key(folder)), text);
             let (_, key) = s3dcp_s3::parse_s3_uri(text).unwrap();
             assert_eq!(Layout::new(&key).folder(), folder);
         }

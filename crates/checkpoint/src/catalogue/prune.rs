@@ -15,11 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use futures_util::stream::{self, StreamExt as _};
-use s3dcp_s3::{Client, Error, ErrorKind, MultipartUpload, ObjectInfo};
+use s3dcp_s3::{Error, ErrorKind, MultipartUpload, ObjectInfo};
 
 use crate::catalogue::delete::{Deletion, NamedBy, delete_objects};
 use crate::catalogue::named::Indexes;
 use crate::layout::{Layout, Name};
+use crate::storage::Storage;
 
 /// Requests under way at once.
 const CONCURRENT_REQUESTS: usize = 16;
@@ -57,7 +58,6 @@ pub struct Leftover {
 /// What was found below a path.
 #[derive(Debug)]
 pub struct Leftovers {
-    bucket: String,
     layout: Layout,
     /// What is as old as the limit or older, by kind and key.
     pub old: Vec<Leftover>,
@@ -87,15 +87,14 @@ pub struct Pruned {
 /// Of an index that cannot be read, which may name any shard file: its own kind, with its key. `Service` when the service
 /// does not tell its time. Else those of the requests.
 pub async fn find_leftovers(
-    client: &Client,
-    bucket: &str,
+    storage: &Storage,
     path_key: &str,
     older_than: Duration,
 ) -> Result<Leftovers, Error> {
     let layout = Layout::new(path_key);
-    let listing = client.list_objects(bucket, layout.folder(), None).await?;
+    let listing = storage.list(layout.folder(), None).await?;
     let mut uploads_unlisted = None;
-    let uploads = match client.list_multipart_uploads(bucket, layout.folder()).await {
+    let uploads = match storage.list_multipart_uploads(layout.folder()).await {
         Err(error) if error.not_understood() => {
             uploads_unlisted = Some(error);
             Vec::new()
@@ -104,7 +103,7 @@ pub async fn find_leftovers(
     };
     let now = listing.service_time.ok_or_else(|| {
         let message = "ListObjectsV2: the service's answer has no date, so that nothing has an age";
-        Error::new(ErrorKind::Service, message).with_bucket(bucket)
+        storage.at(layout.folder(), Error::new(ErrorKind::Service, message))
     })?;
     let age = |time: Option<SystemTime>| {
         time.and_then(|time| now.duration_since(time).ok()).unwrap_or(Duration::ZERO)
@@ -113,7 +112,7 @@ pub async fn find_leftovers(
     let own_shard_files =
         || listing.objects.iter().filter(|object| Name::of(&object.key).is_own_shard_file());
     let mut shard_files: BTreeSet<String> = own_shard_files().map(|object| object.key.clone()).collect();
-    indexes.spare_of_listed(client, bucket, &layout, &listing.objects, &mut shard_files).await?;
+    indexes.spare_of_listed(storage, &layout, &listing.objects, &mut shard_files).await?;
     let leftover = |kind: LeftoverKind, object: &ObjectInfo| Leftover {
         kind,
         key: object.key.clone(),
@@ -128,7 +127,7 @@ pub async fn find_leftovers(
     found.extend(probes.map(|object| leftover(LeftoverKind::Probe, object)));
     let own = uploads.into_iter().filter(|upload| Name::of(&upload.key).is_own_shard_file());
     let mut uploads =
-        stream::iter(own).map(|upload| measure(client, bucket, upload, &age)).buffered(CONCURRENT_REQUESTS);
+        stream::iter(own).map(|upload| measure(storage, upload, &age)).buffered(CONCURRENT_REQUESTS);
     while let Some(upload) = uploads.next().await {
         match upload {
             // Without its parts it has no age.
@@ -141,17 +140,16 @@ pub async fn find_leftovers(
     found.retain(|leftover| leftover.age >= older_than);
     let younger = all - found.len();
     found.sort_by(|one, other| (&one.kind, &one.key).cmp(&(&other.kind, &other.key)));
-    Ok(Leftovers { bucket: bucket.to_owned(), layout, old: found, younger, uploads_unlisted, indexes })
+    Ok(Leftovers { layout, old: found, younger, uploads_unlisted, indexes })
 }
 
 /// An upload with the size and age of its parts; `None` when it has ended meanwhile.
 async fn measure(
-    client: &Client,
-    bucket: &str,
+    storage: &Storage,
     upload: MultipartUpload,
     age: &impl Fn(Option<SystemTime>) -> Duration,
 ) -> Result<Option<Leftover>, Error> {
-    let parts = match client.list_parts(bucket, &upload.key, &upload.upload_id).await {
+    let parts = match storage.list_parts(&upload).await {
         Err(error) if error.code() == Some("NoSuchUpload") => return Ok(None),
         parts => parts?,
     };
@@ -167,41 +165,41 @@ async fn measure(
 impl Leftovers {
     /// Deletes what is old: first what no index can name, then the shard files, in rounds before each of which the
     /// indexes are looked at again.
-    pub async fn delete(mut self, client: &Client) -> Pruned {
+    pub async fn delete(mut self, storage: &Storage) -> Pruned {
         let mut pruned = Pruned::default();
         let (shard_files, others): (Vec<_>, Vec<_>) =
             self.old.drain(..).partition(|leftover| leftover.kind == LeftoverKind::ShardFile);
         let (probes, uploads): (Vec<_>, Vec<_>) =
             others.into_iter().partition(|leftover| leftover.kind == LeftoverKind::Probe);
-        self.abort(client, uploads, &mut pruned).await;
-        let (bucket, layout) = (&self.bucket, &self.layout);
+        abort(storage, uploads, &mut pruned).await;
+        let layout = &self.layout;
         let of = |leftovers: &[Leftover]| leftovers.iter().map(|one| one.key.clone()).collect::<Vec<_>>();
-        let deletion = delete_objects(client, bucket, layout, of(&probes), NamedBy::Nothing).await;
+        let deletion = delete_objects(storage, layout, of(&probes), NamedBy::Nothing).await;
         pruned.note(probes, deletion);
         let round = ROUND.max(shard_files.len().div_ceil(ROUNDS));
         let mut shard_files = shard_files.into_iter().peekable();
         while pruned.stopped.is_none() && shard_files.peek().is_some() {
             let files: Vec<Leftover> = shard_files.by_ref().take(round).collect();
             let named_by = NamedBy::Any(&mut self.indexes);
-            let deletion = delete_objects(client, bucket, layout, of(&files), named_by).await;
+            let deletion = delete_objects(storage, layout, of(&files), named_by).await;
             pruned.note(files, deletion);
         }
         pruned
     }
+}
 
-    async fn abort(&self, client: &Client, uploads: Vec<Leftover>, pruned: &mut Pruned) {
-        let mut aborted = stream::iter(uploads)
-            .map(|upload| async {
-                let LeftoverKind::Upload { id } = &upload.kind else { return (upload, Ok(())) };
-                let aborted = client.abort_multipart_upload(&self.bucket, &upload.key, id).await;
-                (upload, aborted)
-            })
-            .buffered(CONCURRENT_REQUESTS);
-        while let Some((upload, aborted)) = aborted.next().await {
-            match aborted {
-                Ok(()) => pruned.deleted.push(upload),
-                Err(error) => pruned.failed.push((upload, error.to_string())),
-            }
+async fn abort(storage: &Storage, uploads: Vec<Leftover>, pruned: &mut Pruned) {
+    let mut aborted = stream::iter(uploads)
+        .map(|upload| async {
+            let LeftoverKind::Upload { id } = &upload.kind else { return (upload, Ok(())) };
+            let aborted = storage.abort_multipart_upload(&upload.key, id).await;
+            (upload, aborted)
+        })
+        .buffered(CONCURRENT_REQUESTS);
+    while let Some((upload, aborted)) = aborted.next().await {
+        match aborted {
+            Ok(()) => pruned.deleted.push(upload),
+            Err(error) => pruned.failed.push((upload, error.to_string())),
         }
     }
 }

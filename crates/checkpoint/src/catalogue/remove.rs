@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use futures_util::stream::{self, StreamExt as _};
-use s3dcp_s3::{Client, Error, ErrorKind, ObjectInfo};
+use s3dcp_s3::{Error, ErrorKind, ObjectInfo};
 
 use crate::catalogue::delete::{NamedBy, delete_objects};
 use crate::catalogue::folder_mark;
 use crate::catalogue::named::Indexes;
 use crate::index::read::read_named;
 use crate::layout::{Layout, Name};
+use crate::storage::Storage;
 
 /// Deletions of indexes under way at once.
 const CONCURRENT_DELETES: usize = 16;
@@ -33,18 +34,18 @@ pub struct Removed {
 /// # Errors
 /// All kinds that a request can end with, that of an index which cannot be read included (no shard file is deleted then);
 /// `Service` for a key that the service does not delete. Called again, it goes on where it ended.
-pub async fn remove(client: &Client, bucket: &str, path_key: &str) -> Result<Removed, Error> {
+pub async fn remove(storage: &Storage, path_key: &str) -> Result<Removed, Error> {
     let layout = Layout::new(path_key);
-    let listed = client.list_objects(bucket, layout.folder(), None).await?.objects;
+    let listed = storage.list(layout.folder(), None).await?.objects;
     let (indexes, rest): (Vec<_>, Vec<_>) =
         listed.into_iter().partition(|object| Name::of(&object.key).is_index());
     let (files, others): (Vec<String>, Vec<String>) =
         rest.into_iter().map(|object| object.key).partition(|key| layout.deletable(key));
 
-    let beside = named_beside(client, bucket, &layout, &indexes).await?;
+    let beside = named_beside(storage, &layout, &indexes).await?;
     let mut removed = Removed::default();
     let mut deletions =
-        stream::iter(indexes).map(|index| delete_index(client, bucket, index)).buffered(CONCURRENT_DELETES);
+        stream::iter(indexes).map(|index| delete_index(storage, index)).buffered(CONCURRENT_DELETES);
     while let Some(deletion) = deletions.next().await {
         let (key, gone) = deletion?;
         if gone { removed.deleted.push(key) } else { removed.kept.push(key) }
@@ -52,12 +53,11 @@ pub async fn remove(client: &Client, bucket: &str, path_key: &str) -> Result<Rem
     drop(deletions);
 
     let mut indexes = Indexes::default();
-    let mut deletions =
-        vec![delete_objects(client, bucket, &layout, files, NamedBy::Any(&mut indexes)).await];
+    let mut deletions = vec![delete_objects(storage, &layout, files, NamedBy::Any(&mut indexes)).await];
     if let Some(above) = layout.above().filter(|_| !beside.is_empty()) {
         let likely = NamedBy::Path(vec![above.index_key(None)]);
-        deletions.push(delete_objects(client, bucket, &above, beside, likely).await);
-        folder_mark::clear(client, bucket, &layout).await?;
+        deletions.push(delete_objects(storage, &above, beside, likely).await);
+        folder_mark::clear(storage, &layout).await?;
     }
     let mut refused = Vec::new();
     for deletion in deletions {
@@ -69,11 +69,11 @@ pub async fn remove(client: &Client, bucket: &str, path_key: &str) -> Result<Rem
         refused.extend(deletion.failed);
     }
     if !others.is_empty() {
-        refused.extend(client.delete_objects(bucket, &others).await?);
+        refused.extend(storage.delete(&others).await?);
         removed.deleted.extend(others);
     }
     if let Some(failure) = refused.into_iter().next() {
-        return Err(failure.into_error(bucket));
+        return Err(storage.refusal(failure));
     }
     removed.deleted.sort_unstable();
     removed.kept.sort_unstable();
@@ -82,14 +82,13 @@ pub async fn remove(client: &Client, bucket: &str, path_key: &str) -> Result<Rem
 
 /// What the indexes directly in the folder name outside it; nothing for one that cannot be read, whose files a prune finds.
 async fn named_beside(
-    client: &Client,
-    bucket: &str,
+    storage: &Storage,
     layout: &Layout,
     indexes: &[ObjectInfo],
 ) -> Result<BTreeSet<String>, Error> {
     let mut beside = BTreeSet::new();
     for index in indexes.iter().filter(|index| Layout::beside(&index.key) == *layout) {
-        match read_named(client, bucket, &index.key).await {
+        match read_named(storage, &index.key).await {
             Ok(named) => {
                 beside.extend(named.into_iter().flatten().filter(|key| !key.starts_with(layout.folder())))
             }
@@ -101,8 +100,8 @@ async fn named_beside(
 }
 
 /// Deletes an index as it was listed; its key, and whether it is gone.
-async fn delete_index(client: &Client, bucket: &str, index: ObjectInfo) -> Result<(String, bool), Error> {
-    match client.delete_object_if(bucket, &index.key, index.etag.as_deref()).await {
+async fn delete_index(storage: &Storage, index: ObjectInfo) -> Result<(String, bool), Error> {
+    match storage.delete_if(&index.key, index.etag.as_deref()).await {
         Ok(()) => Ok((index.key, true)),
         Err(error) if error.kind() == ErrorKind::PreconditionFailed => Ok((index.key, false)),
         Err(error) => Err(error),

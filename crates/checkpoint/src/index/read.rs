@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use s3dcp_s3::{Client, Error, ErrorKind};
+use s3dcp_s3::{Error, ErrorKind};
 
 use crate::error::corrupt;
 use crate::index::facts::IndexFacts;
 use crate::index::judge::read_facts;
 use crate::layout::Layout;
+use crate::storage::Storage;
 
 /// The longest index that is read, in bytes: some forty million items.
 pub const MAX_INDEX_BYTES: u64 = 4 << 30;
@@ -27,37 +28,25 @@ pub struct SeenIndex {
 }
 
 /// The folders of a path's epochs.
-pub(crate) async fn epoch_folders(
-    client: &Client,
-    bucket: &str,
-    layout: &Layout,
-) -> Result<Vec<Layout>, Error> {
-    let listing = client.list_objects(bucket, &layout.epochs(), Some("/")).await?;
+pub(crate) async fn epoch_folders(storage: &Storage, layout: &Layout) -> Result<Vec<Layout>, Error> {
+    let listing = storage.list(&layout.epochs(), Some("/")).await?;
     Ok(listing.common_prefixes.iter().map(|folder| Layout::new(folder)).collect())
 }
 
 /// The folders of a path, as far as their names or marks tell, whose indexes may name files of the path: those of its
 /// epochs and steps.
-pub(crate) async fn index_folders(
-    client: &Client,
-    bucket: &str,
-    layout: &Layout,
-) -> Result<Vec<Layout>, Error> {
+pub(crate) async fn index_folders(storage: &Storage, layout: &Layout) -> Result<Vec<Layout>, Error> {
     let marks = layout.folder_marks();
-    let listed = client.list_objects(bucket, &marks, Some("/"));
-    let (epochs, marked) = tokio::join!(epoch_folders(client, bucket, layout), listed);
+    let listed = storage.list(&marks, Some("/"));
+    let (epochs, marked) = tokio::join!(epoch_folders(storage, layout), listed);
     let mut folders = epochs?;
     folders.extend(marked?.objects.iter().map(|mark| layout.below(&mark.key[marks.len()..])));
     Ok(folders)
 }
 
 /// Reads an index; `None` when there is none (a bucket that does not exist is an error).
-pub(crate) async fn get(
-    client: &Client,
-    bucket: &str,
-    key: &str,
-) -> Result<Option<(Bytes, Option<String>)>, Error> {
-    match client.get_object_within(bucket, key, MAX_INDEX_BYTES).await {
+pub(crate) async fn get(storage: &Storage, key: &str) -> Result<Option<(Bytes, Option<String>)>, Error> {
+    match storage.get(key, MAX_INDEX_BYTES).await {
         Ok(object) => Ok(Some((object.body, object.info.etag))),
         Err(error) if error.kind() == ErrorKind::NotFound && error.code() != Some("NoSuchBucket") => Ok(None),
         Err(error) => Err(error),
@@ -70,13 +59,13 @@ fn named_keys(facts: &IndexFacts, key: &str) -> Result<BTreeSet<String>, Error> 
 }
 
 /// Reads the index at `key`; `None` when there is none.
-pub(crate) async fn see(client: &Client, bucket: &str, key: &str) -> Result<Option<SeenIndex>, Error> {
-    let (body, etag) = match get(client, bucket, key).await {
+pub(crate) async fn see(storage: &Storage, key: &str) -> Result<Option<SeenIndex>, Error> {
+    let (body, etag) = match get(storage, key).await {
         Ok(Some(found)) => found,
         Ok(None) => return Ok(None),
         // damaged in the store: what lies there can be replaced like an index that cannot be read
         Err(error) if error.kind() == ErrorKind::Corrupt => {
-            let Ok(info) = client.head_object(bucket, key).await else { return Err(error) };
+            let Ok(info) = storage.head(key).await else { return Err(error) };
             (Bytes::new(), info.etag)
         }
         Err(error) => return Err(error),
@@ -92,12 +81,8 @@ pub(crate) async fn see(client: &Client, bucket: &str, key: &str) -> Result<Opti
 }
 
 /// Reads the keys that the index at `key` names; `None` when there is no index.
-pub(crate) async fn read_named(
-    client: &Client,
-    bucket: &str,
-    key: &str,
-) -> Result<Option<BTreeSet<String>>, Error> {
-    let Some((body, _)) = get(client, bucket, key).await? else { return Ok(None) };
+pub(crate) async fn read_named(storage: &Storage, key: &str) -> Result<Option<BTreeSet<String>>, Error> {
+    let Some((body, _)) = get(storage, key).await? else { return Ok(None) };
     let named = read_facts(&body).and_then(|facts| named_keys(&facts, key));
-    named.map(Some).map_err(|error| corrupt(error.message().to_owned()).with_bucket(bucket).with_key(key))
+    named.map(Some).map_err(|error| storage.at(key, corrupt(error.message().to_owned())))
 }

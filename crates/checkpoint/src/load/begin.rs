@@ -1,7 +1,7 @@
 //! One load, as a Rust caller drives it: open a checkpoint, see what it holds, read what is wanted of it.
 
 use bytes::{Bytes, BytesMut};
-use s3dcp_s3::{Client, Error, ErrorKind};
+use s3dcp_s3::{Error, ErrorKind};
 
 use super::chunks::{Chunk, Cover, check_chunks, has_all};
 use super::contents::{Contents, Stored, StoredTensor, read_contents};
@@ -14,28 +14,27 @@ use crate::archive::spec::{TensorSpec, row_major};
 use crate::error::{config, corrupt};
 use crate::index::allow::AllowList;
 use crate::index::read::MAX_INDEX_BYTES;
-use crate::layout::{Layout, Location};
+use crate::layout::Layout;
+use crate::storage::Storage;
 
 /// A load under way. What it knows of the checkpoint is what its index said when it was opened.
 #[derive(Debug)]
 pub struct Load {
-    client: Client,
-    bucket: String,
+    storage: Storage,
     index_key: String,
     contents: Contents,
 }
 
 impl Load {
-    /// Opens the checkpoint whose index a save would put at `location`: reads and judges that. Nothing in it is run.
+    /// Opens the checkpoint whose index is at `index_key`: reads and judges that. Nothing in it is run.
     ///
     /// # Errors
     /// `NotFound` where no checkpoint is; `Corrupt` for an index that is damaged or holds what none needs.
-    pub async fn open(client: &Client, location: &Location) -> Result<Load, Error> {
-        let index_key = location.index_key();
-        let index = client.get_object_within(&location.bucket, &index_key, MAX_INDEX_BYTES).await?.body;
-        let contents = read_contents(&index, &Layout::beside(&index_key), &AllowList::default_globals())
-            .map_err(|error| error.with_bucket(&location.bucket).with_key(&index_key))?;
-        Ok(Load { client: client.clone(), bucket: location.bucket.clone(), index_key, contents })
+    pub async fn open(storage: &Storage, index_key: &str) -> Result<Load, Error> {
+        let index = storage.get(index_key, MAX_INDEX_BYTES).await?.body;
+        let contents = read_contents(&index, &Layout::beside(index_key), &AllowList::default_globals())
+            .map_err(|error| storage.at(index_key, error))?;
+        Ok(Load { storage: storage.clone(), index_key: index_key.to_owned(), contents })
     }
 
     /// What the checkpoint holds.
@@ -51,9 +50,9 @@ impl Load {
     pub async fn read_object(&self, name: &str) -> Result<Bytes, Error> {
         let stored = self.contents.objects.get(name).ok_or_else(|| self.missing(name))?;
         let entry = placed(name, stored.as_ref())?;
-        check_in_file(&self.client, &self.bucket, name, entry).await?;
+        check_in_file(&self.storage, name, entry).await?;
         let (loan, pieces) = buffer(0..entry.length);
-        fetch_items(&self.client, &self.bucket, vec![entry.read(name, None, pieces)], true, None).await?;
+        fetch_items(&self.storage, vec![entry.read(name, None, pieces)], true, None).await?;
         Ok(loan.back().freeze())
     }
 
@@ -67,7 +66,7 @@ impl Load {
         let nbytes =
             byte_length(tensor, &block).ok_or_else(|| corrupt(format!("{name}: it has no such shape")))?;
         for part in self.check(name, tensor, &block)? {
-            check_in_file(&self.client, &self.bucket, name, part.entry).await?;
+            check_in_file(&self.storage, name, part.entry).await?;
         }
         Ok(self.read_block(name, &block, BytesMut::zeroed(nbytes)).await?.freeze())
     }
@@ -115,7 +114,7 @@ impl Load {
         let reads = reads.into_iter().map(|(source, count)| {
             source.entry.read(name, source.head, pieces.by_ref().take(count).collect())
         });
-        fetch_items(&self.client, &self.bucket, reads.collect(), true, None).await?;
+        fetch_items(&self.storage, reads.collect(), true, None).await?;
         Ok(loan.back())
     }
 
@@ -124,9 +123,8 @@ impl Load {
     }
 
     fn missing(&self, name: &str) -> Error {
-        Error::new(ErrorKind::NotFound, format!("the checkpoint holds no {name:?}"))
-            .with_bucket(&self.bucket)
-            .with_key(&self.index_key)
+        let error = Error::new(ErrorKind::NotFound, format!("the checkpoint holds no {name:?}"));
+        self.storage.at(&self.index_key, error)
     }
 
     /// Sees that the chunks of a tensor hold the block; which parts of which they are.
@@ -207,7 +205,7 @@ impl Load {
         if own.windows(2).any(|pair| pair[0].overlaps(pair[1])) {
             return Err(corrupt(format!("{name}: the index gives two of its chunks the same bytes")));
         }
-        let mut found = foreign_sources(&self.client, &self.bucket, &foreign).await?.into_iter();
+        let mut found = foreign_sources(&self.storage, &foreign).await?.into_iter();
         let filled = sources.into_iter().map(|source| source.or_else(|| found.next().flatten()));
         filled
             .map(|source| match source {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bytes::BytesMut;
-use s3dcp_s3::{Client, Error};
+use s3dcp_s3::Error;
 
 use super::cut::Part;
 use super::memory::Loan;
@@ -11,15 +11,15 @@ use super::plan::{ItemRead, Piece, ReadOptions, plan_reads};
 use super::source::Entry;
 use crate::error::corrupt;
 use crate::index::checksums::SLICE_SIZE;
+use crate::storage::Storage;
 
-/// Fetches what these reads want, in ranges of a size that suits the client and how much there is to fetch. Before it
+/// Fetches what these reads want, in ranges of a size that suits the storage and how much there is to fetch. Before it
 /// returns all is in place and, with `verify`, compared with the checksums.
 ///
 /// # Errors
-/// Those of [`plan_reads`] and of [`Client::download`].
+/// Those of [`plan_reads`] and of [`Client::download`](s3dcp_s3::Client::download).
 pub async fn fetch_items(
-    client: &Client,
-    bucket: &str,
+    storage: &Storage,
     reads: Vec<ItemRead>,
     verify: bool,
     requests_per_second: Option<f64>,
@@ -27,26 +27,26 @@ pub async fn fetch_items(
     let defaults = ReadOptions::default();
     let wanted = reads.iter().flat_map(|item| &item.pieces).map(|piece| &piece.item_range);
     let total = wanted.map(|range| range.end.saturating_sub(range.start)).sum();
-    let range_size = client.range_size(total, defaults.range_size, requests_per_second);
+    let range_size = storage.range_size(total, defaults.range_size, requests_per_second);
     let options = ReadOptions { verify, range_size, ..defaults };
-    let reads = plan_reads(reads, &options).map_err(|error| error.with_bucket(bucket))?;
-    client.download(bucket, reads).await
+    let reads = plan_reads(reads, &options)?;
+    storage.download(reads).await
 }
 
 /// Refuses an entry that ends past its file, before memory is set aside for much. One of a slice at most is not asked for.
 ///
 /// # Errors
-/// `Corrupt` for such an entry; those of [`Client::head_object`].
-pub async fn check_in_file(client: &Client, bucket: &str, name: &str, entry: &Entry) -> Result<(), Error> {
+/// `Corrupt` for such an entry; those of [`Client::head_object`](s3dcp_s3::Client::head_object).
+pub async fn check_in_file(storage: &Storage, name: &str, entry: &Entry) -> Result<(), Error> {
     if entry.length <= SLICE_SIZE {
         return Ok(());
     }
-    let size = client.head_object(bucket, &entry.key).await?.size;
+    let size = storage.head(&entry.key).await?.size;
     if entry.offset.saturating_add(entry.length) > size {
         let Entry { key, offset, length, .. } = entry;
         let message =
             format!("{name}: the index gives this item {length} bytes at {offset} of a file of {size}");
-        return Err(corrupt(message).with_bucket(bucket).with_key(&**key));
+        return Err(storage.at(key, corrupt(message)));
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use s3dcp_s3::{Client, Error};
+use s3dcp_s3::Error;
 use serde_json::{Map, Value};
 
 use super::fetch::{buffer, fetch_items};
@@ -18,6 +18,7 @@ use crate::archive::parse::{ArchiveHead, HeadState, MAX_END, ends_archive, parse
 use crate::archive::spec::TensorSpec;
 use crate::dtype::DType;
 use crate::error::corrupt;
+use crate::storage::Storage;
 
 /// What is asked for of an item first, in bytes.
 const HEAD_BYTES: u64 = 2048;
@@ -97,14 +98,13 @@ impl ForeignTensor {
 /// # Errors
 /// `Corrupt` for what is no stored tensor of the shape in the index, and those of a download.
 pub async fn foreign_sources(
-    client: &Client,
-    bucket: &str,
+    storage: &Storage,
     tensors: &[ForeignTensor],
 ) -> Result<Vec<Option<Source>>, Error> {
     let mut headers = HashMap::new();
     let mut sources = Vec::with_capacity(tensors.len());
     for some in tensors.chunks(ITEMS) {
-        sources.extend(Heads { client, bucket, headers: &mut headers }.sources(some).await?);
+        sources.extend(Heads { storage, headers: &mut headers }.sources(some).await?);
     }
     Ok(sources)
 }
@@ -113,8 +113,7 @@ pub async fn foreign_sources(
 type Headers = HashMap<(Arc<str>, u64), Header>;
 
 struct Heads<'a> {
-    client: &'a Client,
-    bucket: &'a str,
+    storage: &'a Storage,
     headers: &'a mut Headers,
 }
 
@@ -186,14 +185,14 @@ impl Heads<'_> {
             loans.push(loan);
             reads.push(Entry { checksums: None, ..entry.clone() }.read(&entry.key, None, pieces));
         }
-        fetch_items(self.client, self.bucket, reads, false, None).await?;
+        fetch_items(self.storage, reads, false, None).await?;
         Ok(loans.into_iter().map(Loan::back).collect())
     }
 
     async fn header(&mut self, key: &Arc<str>, offset: u64) -> Result<&Header, Error> {
         let place = (key.clone(), offset);
         if !self.headers.contains_key(&place) {
-            let header = Header::read(self.client, self.bucket, key, offset).await?;
+            let header = Header::read(self.storage, key, offset).await?;
             self.headers.insert(place.clone(), header);
         }
         Ok(&self.headers[&place])
@@ -208,9 +207,9 @@ struct Header {
 }
 
 impl Header {
-    async fn read(client: &Client, bucket: &str, key: &str, offset: u64) -> Result<Header, Error> {
+    async fn read(storage: &Storage, key: &str, offset: u64) -> Result<Header, Error> {
         let start = offset.saturating_add(8);
-        let length = client.get_range(bucket, key, offset..start).await?;
+        let length = storage.get_range(key, offset..start).await?;
         let length = length.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
         if !(2..=MAX_HEADER_BYTES).contains(&length) {
             return Err(corrupt(format!(
@@ -218,7 +217,7 @@ impl Header {
             )));
         }
         let data_start = start + length;
-        let header = client.get_range(bucket, key, start..data_start).await?;
+        let header = storage.get_range(key, start..data_start).await?;
         let tensors = serde_json::from_slice(&header)
             .map_err(|error| corrupt(format!("{key}: the safetensors header is damaged: {error}")))?;
         Ok(Header { data_start, tensors })

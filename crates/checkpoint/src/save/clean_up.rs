@@ -15,6 +15,7 @@ use crate::catalogue::delete::{NamedBy, Stopped, delete_objects};
 use crate::index::write::Index;
 use crate::layout::{Layout, Location};
 use crate::save::observe::Observed;
+use crate::storage::Storage;
 
 /// Longest time for giving up what a failed save wrote: whoever failed on a dead service should not wait for it again.
 const DISCARD_LIMIT: Duration = Duration::from_secs(30);
@@ -30,7 +31,9 @@ pub async fn discard(
     let discarded = async {
         join_all(uploads).await;
         let everywhere = Layout::new("");
-        let deletion = delete_objects(client, bucket, &everywhere, keys.clone(), NamedBy::Nothing).await;
+        let deletion =
+            delete_objects(&Storage::bucket(client, bucket), &everywhere, keys.clone(), NamedBy::Nothing)
+                .await;
         match deletion.stopped {
             Some(Stopped { left, .. }) => left,
             None => deletion.failed.into_iter().map(|failure| failure.key).collect(),
@@ -50,7 +53,8 @@ pub(crate) async fn discard_uncommitted(
     let layout = location.layout();
     let keys: Vec<String> = index.shard_files().filter_map(|file| layout.resolve(file).ok()).collect();
     // What stays is found by a prune; the save has its own error to report.
-    let discarded = delete_objects(client, &location.bucket, &layout, keys, named_by(location, observed));
+    let storage = Storage::bucket(client, &location.bucket);
+    let discarded = delete_objects(&storage, &layout, keys, named_by(location, observed));
     let _in_time = tokio::time::timeout(DISCARD_LIMIT, discarded).await;
 }
 
@@ -86,7 +90,8 @@ pub(crate) async fn clean_up(client: &Client, location: &Location, observed: &Ob
         }
     }
     let (layout, named_by) = (location.layout(), named_by(location, observed));
-    let deletion = delete_objects(client, &location.bucket, &layout, keys, named_by).await;
+    let storage = Storage::bucket(client, &location.bucket);
+    let deletion = delete_objects(&storage, &layout, keys, named_by).await;
     if let Some(Stopped { error, left, asked }) = deletion.stopped {
         let count = left.len();
         let stay = if asked { "may stay" } else { "stay" };

@@ -18,6 +18,7 @@ use crate::layout::Location;
 use crate::save::clean_up::{CleanedUp, clean_up, discard_uncommitted};
 use crate::save::conditions::{ConditionalCommit, Protection};
 use crate::save::observe::{EXISTS, Observed};
+use crate::storage::Storage;
 
 /// How often a 409 (another write of the same key under way) is tried again, with doubling pauses from the first.
 const CONFLICT_RETRIES: u32 = 5;
@@ -89,7 +90,7 @@ pub async fn commit(
         })?;
     }
     if let Some(mark_key) = location.mark_key()
-        && let Err(error) = folder_mark::set(client, &location.bucket, &mark_key).await
+        && let Err(error) = folder_mark::set(&Storage::bucket(client, &location.bucket), &mark_key).await
     {
         protection.warnings.push(format!(
             "the mark s3://{}/{mark_key} could not be written again: where it is missing, a prune below the path may take \
@@ -142,6 +143,10 @@ enum Outcome {
 }
 
 impl IndexCommit<'_> {
+    fn storage(&self) -> Storage {
+        Storage::bucket(self.client, &self.location.bucket)
+    }
+
     fn seen_etag(&self) -> Option<&str> {
         self.seen.as_ref()?.etag.as_deref()
     }
@@ -211,7 +216,7 @@ impl IndexCommit<'_> {
                 Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::Conflict) => {}
                 result => return result,
             }
-            root.seen = see(self.client, &self.location.bucket, &root.key).await?;
+            root.seen = see(&self.storage(), &root.key).await?;
             match self.outcome().await {
                 Outcome::Ours => {}
                 Outcome::Unknown(error) => return Err(error),
@@ -242,7 +247,7 @@ impl IndexCommit<'_> {
 
     /// Reads what is there now.
     async fn outcome(&self) -> Outcome {
-        match get(self.client, &self.location.bucket, &self.key).await {
+        match get(&self.storage(), &self.key).await {
             Err(error) => Outcome::Unknown(error),
             Ok(None) => Outcome::Gone,
             Ok(Some((body, _))) if self.index.is(&body) => Outcome::Ours,

@@ -10,6 +10,7 @@ use crate::catalogue::folder_mark;
 use crate::index::read::SeenIndex;
 use crate::layout::Location;
 use crate::save::observe::{Observed, observe};
+use crate::storage::Storage;
 
 /// What to do about servers that do not honour the condition that a commit needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,7 +42,7 @@ pub async fn prepare(
     let (observed, found) = tokio::join!(observe(client, location, overwrite), found);
     let mut observed = observed?;
     if let Some(mark_key) = location.mark_key() {
-        folder_mark::set(client, &location.bucket, &mark_key).await?;
+        folder_mark::set(&Storage::bucket(client, &location.bucket), &mark_key).await?;
     }
     let Some((conditions, notes)) = found else { return Ok(observed) };
     observed.notes = notes;

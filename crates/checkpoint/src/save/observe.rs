@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::index::read::{SeenIndex, epoch_folders, see};
 use crate::layout::Location;
+use crate::storage::Storage;
 
 /// HEAD requests under way at once.
 const CONCURRENT_HEADS: usize = 32;
@@ -34,11 +35,11 @@ pub struct Observed {
 /// key. Else those of the requests; nothing has been written then.
 pub async fn observe(client: &Client, location: &Location, overwrite: bool) -> Result<Observed, Error> {
     location.check()?;
-    let bucket = &location.bucket;
+    let storage = &Storage::bucket(client, &location.bucket);
     let (key, root_key) = (location.index_key(), location.root_key());
-    let root = async { if location.has_root() { see(client, bucket, &root_key).await } else { Ok(None) } };
+    let root = async { if location.has_root() { see(storage, &root_key).await } else { Ok(None) } };
     let (other_kind, index, root) =
-        tokio::join!(refuse_other_kind(client, location), see(client, bucket, &key), root);
+        tokio::join!(refuse_other_kind(client, location), see(storage, &key), root);
     other_kind?;
     let index = index?;
     if let Some(seen) = &index
@@ -74,7 +75,7 @@ async fn refuse_other_kind(client: &Client, location: &Location) -> Result<(), E
         if location.rank.is_some() || location.folder.is_some() {
             return Ok(None);
         }
-        let mut folders = epoch_folders(client, &location.bucket, &layout).await?;
+        let mut folders = epoch_folders(&Storage::bucket(client, &location.bucket), &layout).await?;
         folders.retain(|folder| *folder != own);
         let keys = folders.iter().map(|folder| folder.index_key(rank)).collect();
         first_existing(client, &location.bucket, keys).await

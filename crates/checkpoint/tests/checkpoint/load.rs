@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::support::{BUCKET, Bed, location};
+use crate::support::{Bed, location, storage};
 use bytes::{Bytes, BytesMut};
 use s3dcp_checkpoint::{
     AllowList, Chunk, DType, Entry, ForeignTensor, Layout, Load, TensorSpec, foreign_sources, read_contents,
@@ -46,7 +46,7 @@ async fn what_a_checkpoint_holds_is_read_from_its_index() {
     for writer in WRITERS {
         let bed = Bed::start().await;
         upload(&bed, writer).await;
-        let load = Load::open(&bed.client, &location(None, None)).await.unwrap();
+        let load = Load::open(&storage(&bed.client), &location(None, None).index_key()).await.unwrap();
         let tensors = &load.contents().tensors;
         let names: Vec<_> = tensors.keys().collect();
         assert_eq!(names, ["empty", "half", "matrix", "scalar", "transposed"], "{writer}");
@@ -71,7 +71,7 @@ async fn tensors_and_objects_are_read_whole() {
     for writer in WRITERS {
         let bed = Bed::start().await;
         upload(&bed, writer).await;
-        let load = Load::open(&bed.client, &location(None, None)).await.unwrap();
+        let load = Load::open(&storage(&bed.client), &location(None, None).index_key()).await.unwrap();
         let matrix: Vec<u8> = (0..35).flat_map(|number| (number as f32).to_le_bytes()).collect();
         assert_eq!(load.read_tensor("matrix").await.unwrap(), matrix, "{writer}");
         let transposed = int16(50, 100, |row, column| column * 50 + row);
@@ -94,7 +94,7 @@ async fn blocks_over_several_chunks_go_into_the_memory_of_the_caller() {
     for writer in WRITERS {
         let bed = Bed::start().await;
         upload(&bed, writer).await;
-        let load = Load::open(&bed.client, &location(None, None)).await.unwrap();
+        let load = Load::open(&storage(&bed.client), &location(None, None).index_key()).await.unwrap();
         for (offsets, sizes) in
             [([10, 20], [30, 60]), ([0, 0], [25, 100]), ([49, 99], [1, 1]), ([24, 0], [2, 100])]
         {
@@ -120,7 +120,7 @@ async fn blocks_over_several_chunks_go_into_the_memory_of_the_caller() {
 async fn what_cannot_be_read_is_refused_by_name() {
     let bed = Bed::start().await;
     upload(&bed, "s3dcp").await;
-    let load = Load::open(&bed.client, &location(None, None)).await.unwrap();
+    let load = Load::open(&storage(&bed.client), &location(None, None).index_key()).await.unwrap();
     assert_eq!(load.read_tensor("text").await.unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(load.read_object("matrix").await.unwrap_err().kind(), ErrorKind::NotFound);
     for (block, bytes) in
@@ -131,7 +131,7 @@ async fn what_cannot_be_read_is_refused_by_name() {
         assert!(error.message().contains("matrix"), "{error}");
     }
     assert_eq!(
-        Load::open(&bed.client, &location(Some(1), None)).await.unwrap_err().kind(),
+        Load::open(&storage(&bed.client), &location(Some(1), None).index_key()).await.unwrap_err().kind(),
         ErrorKind::NotFound
     );
 }
@@ -147,7 +147,7 @@ async fn a_flipped_bit_is_seen_and_named() {
         }
         bed.put(&format!("run/{name}"), bytes).await;
     }
-    let load = Load::open(&bed.client, &location(None, None)).await.unwrap();
+    let load = Load::open(&storage(&bed.client), &location(None, None).index_key()).await.unwrap();
     let error = load.read_tensor("scalar").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert!(error.message().contains("scalar"), "{error}");
@@ -168,14 +168,14 @@ async fn a_safetensors_file_is_read_by_the_names_in_its_header() {
         entry: entry.clone(),
         shape: shape.to_vec(),
     };
-    let found = foreign_sources(&bed.client, BUCKET, &[tensor("half", &[4])]).await.unwrap();
+    let found = foreign_sources(&storage(&bed.client), &[tensor("half", &[4])]).await.unwrap();
     let [Some(source)] = &found[..] else { panic!("{found:?}") };
     assert_eq!(*source.spec, TensorSpec::contiguous(DType::BFloat16, vec![4]));
     let values = source.values().unwrap().item_range;
     let start = (source.entry.offset + values.start) as usize;
     assert_eq!(&file[start..start + 8], b"01234567");
     for (name, shape) in [("half", &[2, 2][..]), ("short", &[2]), ("none", &[]), ("absent", &[4])] {
-        let error = foreign_sources(&bed.client, BUCKET, &[tensor(name, shape)]).await.unwrap_err();
+        let error = foreign_sources(&storage(&bed.client), &[tensor(name, shape)]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         assert!(error.message().starts_with(name), "{error}");
     }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::support::{Action, BUCKET, Bed, Head, stored};
+use crate::support::{Action, BUCKET, Bed, Head, storage, stored};
 use bytes::Bytes;
 use s3dcp_checkpoint::{Leftover, LeftoverKind, Leftovers, discard, find_leftovers};
 use s3dcp_s3::{Client, Error, ErrorKind, Upload, UploadOptions, crc32};
@@ -38,7 +38,7 @@ fn renamed(index: &Bytes, name: &str, by: &str) -> Bytes {
 }
 
 async fn find(client: &Client) -> Result<Leftovers, Error> {
-    find_leftovers(client, BUCKET, "run", Duration::ZERO).await
+    find_leftovers(&storage(client), "run", Duration::ZERO).await
 }
 
 fn keys(leftovers: &[Leftover]) -> Vec<&str> {
@@ -133,7 +133,7 @@ async fn what_saves_leave_is_found_and_deleted_and_nothing_else() {
     assert_eq!(found.younger, 0);
     assert_eq!(bed.keys().await, before, "looking deletes nothing");
 
-    let pruned = found.delete(&bed.client).await;
+    let pruned = found.delete(&storage(&bed.client)).await;
     assert!(pruned.failed.is_empty() && pruned.named.is_empty() && pruned.stopped.is_none(), "{pruned:?}");
     assert_eq!(pruned.deleted.len(), left.len() + 1);
     let stay: Vec<String> = before.into_iter().filter(|key| !left.contains(key)).collect();
@@ -151,7 +151,7 @@ async fn the_whole_bucket_is_a_path_too() {
     bed.put(&format!("__0_0-{ID}.distcp"), "shard").await;
     bed.put(&format!("__1_0-{ID}.distcp"), "shard").await;
     bed.put(".metadata", index(&["__1_0"])).await;
-    let found = find_leftovers(&bed.client, BUCKET, "", Duration::ZERO).await.unwrap();
+    let found = find_leftovers(&storage(&bed.client), "", Duration::ZERO).await.unwrap();
     assert_eq!(keys(&found.old), [format!("__0_0-{ID}.distcp")]);
 }
 
@@ -170,7 +170,7 @@ async fn a_path_within_a_checkpoint_spares_what_the_indexes_above_it_name() {
             bed.put(&format!("a/run/x/{front}-{ID}.distcp"), "shard").await;
         }
         bed.put(key, index(&[file])).await;
-        let found = find_leftovers(&bed.client, BUCKET, "a/run", Duration::ZERO).await.unwrap();
+        let found = find_leftovers(&storage(&bed.client), "a/run", Duration::ZERO).await.unwrap();
         assert_eq!(keys(&found.old), [format!("a/run/x/__1_0-{ID}.distcp")], "{key}");
     }
 }
@@ -193,7 +193,7 @@ async fn an_index_that_cannot_be_read_ends_it() {
         let error = find(&bed.client).await.unwrap_err();
         assert_eq!((error.kind(), error.key()), (ErrorKind::Corrupt, Some(key)));
         assert!(error.message().contains("none is deleted"), "{error}");
-        let pruned = found.delete(&bed.client).await;
+        let pruned = found.delete(&storage(&bed.client)).await;
         assert!(pruned.deleted.is_empty(), "{key}");
         assert_eq!(pruned.stopped.unwrap().key(), Some(key));
         assert!(bed.exists(&shard("__0_0")).await);
@@ -229,7 +229,7 @@ async fn an_index_that_may_not_be_read_or_looked_for_ends_it() {
         })
         .await;
     assert_eq!(find(&blind).await.unwrap_err().kind(), ErrorKind::Denied);
-    assert_eq!(found.delete(&blind).await.stopped.unwrap().kind(), ErrorKind::Denied);
+    assert_eq!(found.delete(&storage(&blind)).await.stopped.unwrap().kind(), ErrorKind::Denied);
     assert!(bed.exists(&shard("__0_0")).await);
 }
 
@@ -242,7 +242,7 @@ async fn a_file_that_an_index_names_between_look_and_deletion_stays() {
     let found = find(&bed.client).await.unwrap();
     assert_eq!(found.old.len(), 2);
     bed.put("run/.metadata", index(&["__0_0"])).await;
-    let pruned = found.delete(&bed.client).await;
+    let pruned = found.delete(&storage(&bed.client)).await;
     assert_eq!(keys(&pruned.named), [shard("__0_0")]);
     assert_eq!(keys(&pruned.deleted), [shard("__1_0")]);
     assert_eq!(bed.keys().await, ["run/.metadata".to_owned(), shard("__0_0")]);
@@ -260,7 +260,7 @@ async fn an_index_committed_during_the_search_is_read_before_anything_is_deleted
             false => Action::Forward,
         })
         .await;
-    let pruned = find(&client).await.unwrap().delete(&client).await;
+    let pruned = find(&client).await.unwrap().delete(&storage(&client)).await;
     assert_eq!((pruned.named.len(), pruned.deleted.len()), (1, 0));
     assert!(bed.exists(&shard("__0_0")).await);
 }
@@ -282,7 +282,7 @@ async fn indexes_are_looked_at_again_before_every_round() {
             }
         })
         .await;
-    let pruned = find(&client).await.unwrap().delete(&client).await;
+    let pruned = find(&client).await.unwrap().delete(&storage(&client)).await;
     assert_eq!((pruned.deleted.len(), pruned.named.len()), (1000, 100));
     assert!(bed.exists(&shard(last[0])).await && bed.exists(&shard(last[99])).await);
 }
@@ -323,9 +323,9 @@ async fn ages_are_by_the_clock_of_the_service() {
                 false => Action::Forward,
             })
             .await;
-        let found = find_leftovers(&client, BUCKET, "run", DAY).await.unwrap();
+        let found = find_leftovers(&storage(&client), "run", DAY).await.unwrap();
         assert_eq!((found.old.len(), found.younger), (old, 1 - old));
-        assert_eq!(found.delete(&client).await.deleted.len(), old);
+        assert_eq!(found.delete(&storage(&client)).await.deleted.len(), old);
         assert_eq!(bed.exists(&shard("__0_0")).await, old == 0);
     }
 }
@@ -363,7 +363,7 @@ async fn an_upload_is_as_old_as_its_latest_part() {
                 }
             })
             .await;
-        let found = find_leftovers(&client, BUCKET, "run", DAY).await.unwrap();
+        let found = find_leftovers(&storage(&client), "run", DAY).await.unwrap();
         assert_eq!((found.old.len(), found.younger), (old, 1 - old));
     }
     upload.abort().await;
@@ -395,7 +395,7 @@ async fn what_cannot_be_deleted_is_told() {
             false => Action::Forward,
         })
         .await;
-    let pruned = find(&client).await.unwrap().delete(&client).await;
+    let pruned = find(&client).await.unwrap().delete(&storage(&client)).await;
     assert!(pruned.deleted.is_empty());
     assert_eq!(pruned.failed[0].0.key, shard("__1_0"));
     assert_eq!(pruned.stopped.unwrap().kind(), ErrorKind::Denied);

@@ -1,6 +1,6 @@
 //! Removing all below a path: the order, what stays, and saves that go on meanwhile.
 
-use crate::support::{Action, BUCKET, Bed, stored};
+use crate::support::{Action, Bed, storage, stored};
 use s3dcp_checkpoint::{Removed, remove};
 use s3dcp_s3::ErrorKind;
 
@@ -26,13 +26,13 @@ async fn all_below_the_path_goes_and_nothing_beside_it() {
     }
     bed.put("run/step-1/notes.txt", "notes").await;
     bed.put("run/step-1/__0.metadata", stored(ID, None, &[&named(0, ID)])).await;
-    let removed = remove(&bed.client, BUCKET, "run/step-1").await.unwrap();
+    let removed = remove(&storage(&bed.client), "run/step-1").await.unwrap();
     assert_eq!((removed.deleted.len(), removed.kept.len()), (6, 0));
     assert_eq!(
         bed.keys().await,
         ["run/step-10/.metadata".to_owned(), format!("run/step-10/{}", named(0, ID))]
     );
-    assert_eq!(remove(&bed.client, BUCKET, "run/step-1").await.unwrap(), Removed::default());
+    assert_eq!(remove(&storage(&bed.client), "run/step-1").await.unwrap(), Removed::default());
 }
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn a_file_that_an_index_above_names_stays() {
     bed.put(&format!("run/{inner}"), "shard").await;
     bed.put(&format!("run/{spare}"), "shard").await;
     bed.put("run/.metadata", stored(ID, None, &[&inner])).await;
-    let removed = remove(&bed.client, BUCKET, "run/0000000000").await.unwrap();
+    let removed = remove(&storage(&bed.client), "run/0000000000").await.unwrap();
     assert_eq!(removed.deleted, [format!("run/{spare}")]);
     assert_eq!(removed.kept, [format!("run/{inner}")]);
 }
@@ -60,7 +60,7 @@ async fn a_save_that_commits_meanwhile_keeps_its_checkpoint() {
             false => Action::Forward,
         })
         .await;
-    let removed = remove(&client, BUCKET, "run").await.unwrap();
+    let removed = remove(&storage(&client), "run").await.unwrap();
     assert_eq!(removed.deleted, [format!("run/{}", named(0, ID))]);
     assert_eq!(removed.kept, ["run/.metadata".to_owned(), format!("run/{file}")]);
 }
@@ -75,9 +75,9 @@ async fn the_index_goes_first_and_a_removal_that_was_cut_off_goes_on() {
             false => Action::Forward,
         })
         .await;
-    assert_eq!(remove(&denied, BUCKET, "run").await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(remove(&storage(&denied), "run").await.unwrap_err().kind(), ErrorKind::Denied);
     assert_eq!(bed.keys().await, [format!("run/{}", named(0, ID))]);
-    remove(&bed.client, BUCKET, "run").await.unwrap();
+    remove(&storage(&bed.client), "run").await.unwrap();
     assert_eq!(bed.keys().await, Vec::<String>::new());
 }
 
@@ -86,7 +86,7 @@ async fn an_index_that_cannot_be_read_keeps_every_file_that_it_may_name() {
     let bed = Bed::start().await;
     checkpoint(&bed, "run/inner", ID).await;
     bed.put("run/.metadata", "no index").await;
-    let error = remove(&bed.client, BUCKET, "run/inner").await.unwrap_err();
+    let error = remove(&storage(&bed.client), "run/inner").await.unwrap_err();
     assert_eq!((error.kind(), error.key()), (ErrorKind::Corrupt, Some("run/.metadata")));
     assert!(bed.exists(&format!("run/inner/{}", named(0, ID))).await);
 }
@@ -105,14 +105,14 @@ async fn a_step_goes_with_its_files_beside_it_and_no_others() {
     let bed = Bed::start().await;
     let first = step(&bed, "step-1", 1, ID).await;
     let second = step(&bed, "step-2", 2, OTHER).await;
-    let removed = remove(&bed.client, BUCKET, "run/step-1").await.unwrap();
+    let removed = remove(&storage(&bed.client), "run/step-1").await.unwrap();
     assert_eq!(removed.deleted, [first, "run/step-1/.metadata".to_owned()]);
     assert_eq!(removed.kept, Vec::<String>::new());
     assert_eq!(
         bed.keys().await,
         ["run/.s3dcp-folders/step-2".to_owned(), second.clone(), "run/step-2/.metadata".to_owned()]
     );
-    let spared = remove(&bed.client, BUCKET, "run/0000000000").await.unwrap();
+    let spared = remove(&storage(&bed.client), "run/0000000000").await.unwrap();
     assert_eq!(spared.kept, [second]);
 }
 
@@ -123,7 +123,7 @@ async fn a_file_that_another_step_names_stays() {
     let beside = format!("../{}", file.strip_prefix("run/").unwrap());
     bed.put("run/.s3dcp-folders/final", "").await;
     bed.put("run/final/.metadata", stored(ID, None, &[&beside])).await;
-    let removed = remove(&bed.client, BUCKET, "run/step-1").await.unwrap();
+    let removed = remove(&storage(&bed.client), "run/step-1").await.unwrap();
     assert_eq!((removed.deleted.len(), removed.kept), (1, vec![file]));
 }
 
@@ -140,7 +140,7 @@ async fn a_step_that_is_saved_again_while_it_is_removed_keeps_its_files_and_mark
             false => Action::Forward,
         })
         .await;
-    let removed = remove(&client, BUCKET, "run/step-1").await.unwrap();
+    let removed = remove(&storage(&client), "run/step-1").await.unwrap();
     assert_eq!(removed.kept, ["run/step-1/.metadata".to_owned()]);
     let keys = bed.keys().await;
     assert!(

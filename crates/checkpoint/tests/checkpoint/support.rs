@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use s3dcp_checkpoint::{Index, IndexWriter, Location};
+use s3dcp_checkpoint::{Index, IndexWriter, Location, Storage};
 use s3dcp_s3::{Client, ClientConfig, ErrorKind, Payload, PutOptions, StaticCredentials};
 use s3dcp_server::{Server, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -247,4 +247,9 @@ pub(crate) fn location(epoch: Option<u8>, rank: Option<u64>) -> Location {
         folder: None,
         rank,
     }
+}
+
+/// The test bucket, asked through `client`.
+pub(crate) fn storage(client: &Client) -> Storage {
+    Storage::bucket(client, BUCKET)
 }

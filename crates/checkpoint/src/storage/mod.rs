@@ -1,0 +1,191 @@
+//! Where checkpoints lie: a bucket, or the local file system. What lists, reads, copies and deletes them asks here.
+
+pub(crate) mod disk;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use s3dcp_s3::{
+    Client, DeleteFailure, Error, GetOutput, Listing, MultipartUpload, ObjectInfo, Payload, PutOptions,
+    RangeRead, UploadedPart, parse_s3_uri,
+};
+
+use self::disk::Disk;
+
+/// A bucket with its client, or the local file system.
+///
+/// Keys of the file system are absolute paths without their first slash, so that names are resolved as in a bucket.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Storage {
+    /// Objects of a bucket.
+    Bucket {
+        /// What asks for them.
+        client: Client,
+        /// The bucket.
+        bucket: Arc<str>,
+    },
+    /// Files of this machine.
+    Disk(Disk),
+}
+
+impl Storage {
+    /// A bucket.
+    #[must_use]
+    pub fn bucket(client: &Client, bucket: &str) -> Storage {
+        Storage::Bucket { client: client.clone(), bucket: bucket.into() }
+    }
+
+    /// The place that a text names, and the key of its path: `s3://bucket/path`, or a local path, `file://` before it or not.
+    /// `client` is asked for one where the text names a bucket.
+    ///
+    /// # Errors
+    /// `Config` for a text that names neither; those of `client`.
+    pub fn parse<E: From<Error>>(
+        uri: &str,
+        client: impl FnOnce() -> Result<Client, E>,
+    ) -> Result<(Storage, String), E> {
+        match uri.split_once("://") {
+            None | Some(("file", _)) => Ok((Storage::Disk(Disk), disk::key_of(uri)?)),
+            Some(_) => {
+                let (bucket, path_key) = parse_s3_uri(uri)?;
+                Ok((Storage::Bucket { client: client()?, bucket: bucket.into() }, path_key))
+            }
+        }
+    }
+
+    /// How a person writes the place of a key: `s3://bucket/key`, or `/path`.
+    #[must_use]
+    pub fn uri(&self, key: &str) -> String {
+        match self {
+            Storage::Bucket { bucket, .. } => format!("s3://{bucket}/{key}"),
+            Storage::Disk(_) => format!("/{key}"),
+        }
+    }
+
+    /// The error of the object of this key.
+    pub(crate) fn at(&self, key: &str, error: Error) -> Error {
+        match self {
+            Storage::Bucket { bucket, .. } => error.with_bucket(&**bucket).with_key(key),
+            Storage::Disk(_) => error.with_key(format!("/{key}")),
+        }
+    }
+
+    /// Every object whose key starts with `prefix`; with a delimiter, only the first level below it.
+    pub(crate) async fn list(&self, prefix: &str, delimiter: Option<&str>) -> Result<Listing, Error> {
+        self.list_first(prefix, delimiter, usize::MAX).await
+    }
+
+    /// The first entries of the same.
+    pub(crate) async fn list_first(
+        &self,
+        prefix: &str,
+        delimiter: Option<&str>,
+        limit: usize,
+    ) -> Result<Listing, Error> {
+        match self {
+            Storage::Bucket { client, bucket } => client.list_first(bucket, prefix, delimiter, limit).await,
+            Storage::Disk(disk) => disk.list(prefix, delimiter.is_some(), limit),
+        }
+    }
+
+    /// An object of at most `limit` bytes.
+    pub(crate) async fn get(&self, key: &str, limit: u64) -> Result<GetOutput, Error> {
+        match self {
+            Storage::Bucket { client, bucket } => client.get_object_within(bucket, key, limit).await,
+            Storage::Disk(disk) => disk.get(key, limit),
+        }
+    }
+
+    pub(crate) async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, Error> {
+        match self {
+            Storage::Bucket { client, bucket } => client.get_range(bucket, key, range).await,
+            Storage::Disk(disk) => disk.get_range(key, range),
+        }
+    }
+
+    pub(crate) async fn head(&self, key: &str) -> Result<ObjectInfo, Error> {
+        match self {
+            Storage::Bucket { client, bucket } => client.head_object(bucket, key).await,
+            Storage::Disk(disk) => disk.head(key),
+        }
+    }
+
+    /// Feeds each range to its sink. No sink is written to after this has returned or was dropped.
+    pub(crate) async fn download(&self, reads: Vec<RangeRead>) -> Result<(), Error> {
+        match self {
+            Storage::Bucket { client, bucket } => client.download(bucket, reads).await,
+            Storage::Disk(disk) => disk.download(reads),
+        }
+    }
+
+    /// Bytes that one range should have when `total` are to be read: see [`Client::range_size`].
+    pub(crate) fn range_size(&self, total: u64, smallest: u64, requests_per_second: Option<f64>) -> u64 {
+        match self {
+            Storage::Bucket { client, .. } => client.range_size(total, smallest, requests_per_second),
+            Storage::Disk(_) => smallest,
+        }
+    }
+
+    pub(crate) async fn put(&self, key: &str, body: Bytes, options: &PutOptions) -> Result<(), Error> {
+        match self {
+            Storage::Bucket { client, bucket } => {
+                client.put_object(bucket, key, Payload::from(body), options).await.map(drop)
+            }
+            Storage::Disk(disk) => disk.put(key, &body, options),
+        }
+    }
+
+    /// Deletes an object while it has this ETag; one that does not exist counts as deleted.
+    pub(crate) async fn delete_if(&self, key: &str, etag: Option<&str>) -> Result<(), Error> {
+        match self {
+            Storage::Bucket { client, bucket } => client.delete_object_if(bucket, key, etag).await,
+            Storage::Disk(disk) => disk.delete_if(key, etag),
+        }
+    }
+
+    /// Deletes objects; those that were refused.
+    pub(crate) async fn delete(&self, keys: &[String]) -> Result<Vec<DeleteFailure>, Error> {
+        match self {
+            Storage::Bucket { client, bucket } => client.delete_objects(bucket, keys).await,
+            Storage::Disk(disk) => Ok(disk.delete(keys)),
+        }
+    }
+
+    /// The multipart uploads under way for keys that start with `prefix`; files have none.
+    pub(crate) async fn list_multipart_uploads(&self, prefix: &str) -> Result<Vec<MultipartUpload>, Error> {
+        match self {
+            Storage::Bucket { client, bucket } => client.list_multipart_uploads(bucket, prefix).await,
+            Storage::Disk(_) => Ok(Vec::new()),
+        }
+    }
+
+    pub(crate) async fn list_parts(&self, upload: &MultipartUpload) -> Result<Vec<UploadedPart>, Error> {
+        match self {
+            Storage::Bucket { client, bucket } => {
+                client.list_parts(bucket, &upload.key, &upload.upload_id).await
+            }
+            Storage::Disk(_) => Ok(Vec::new()),
+        }
+    }
+
+    pub(crate) async fn abort_multipart_upload(&self, key: &str, upload_id: &str) -> Result<(), Error> {
+        match self {
+            Storage::Bucket { client, bucket } => client.abort_multipart_upload(bucket, key, upload_id).await,
+            Storage::Disk(_) => Ok(()),
+        }
+    }
+
+    /// The failure of a deletion as an error.
+    pub(crate) fn refusal(&self, failure: DeleteFailure) -> Error {
+        match self {
+            Storage::Bucket { bucket, .. } => failure.into_error(bucket),
+            Storage::Disk(_) => {
+                let DeleteFailure { key, code, message } = failure;
+                let message = format!("/{key} could not be deleted: {code} {message}");
+                Error::new(s3dcp_s3::ErrorKind::Service, message).with_key(&key)
+            }
+        }
+    }
+}
