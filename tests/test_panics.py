@@ -115,6 +115,8 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "Save.discard": lambda: save().discard([]),
         "Save.__enter__": lambda: save().__enter__(),
         "Save.__exit__": lambda: save().__exit__(None, None, None),
+        "list_checkpoints": lambda: _native.list_checkpoints(client, f"s3://{bucket}/path"),
+        "keep": lambda: _native.keep(client, f"s3://{bucket}/path", 1, None, [], None, [], False),
         "step_folder": lambda: _native.step_folder("step-{}", "a/step-1"),
         "spread": lambda: _native.spread([1], 1),
         "Client.share_pace": lambda: client.share_pace(True, bucket, "path", 2),

@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_MIN_PREFIX_LENGTH",
     "MAX_BASE",
     "MAX_KEY_BYTES",
+    "MAX_NOTES_BYTES",
     "SLICE_BYTES",
     "BlockParts",
     "Client",
@@ -50,6 +51,8 @@ __all__ = [
     "dtype_names",
     "end_gc_pauses",
     "join_key",
+    "keep",
+    "list_checkpoints",
     "main",
     "memory_in_use",
     "numeric_pattern",
@@ -67,6 +70,7 @@ __version__: str
 # Prefix strategies
 MAX_KEY_BYTES: int
 MAX_BASE: int
+MAX_NOTES_BYTES: int
 DEFAULT_MIN_PREFIX_LENGTH: int
 
 def _rehearse_panic(entry: str | None) -> None: ...
@@ -317,6 +321,19 @@ class Layout:
     def resolve(self, relative_path: str) -> str: ...
 
 def step_folder(template: str, path_key: str) -> tuple[str, str, int] | None: ...
+
+# What lies below a path; records are JSON
+def list_checkpoints(client: Client, uri: str) -> str: ...
+def keep(
+    client: Client,
+    uri: str,
+    last: int | None,
+    every: int | None,
+    best: list[tuple[str, bool, int]],
+    younger_seconds: float | None,
+    names: list[str],
+    delete: bool,
+) -> tuple[str, str | None]: ...
 
 # The index
 @final

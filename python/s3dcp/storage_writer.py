@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import logging
 import os
 import secrets
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -76,6 +77,7 @@ class _Save:
     is_coordinator: bool
     use_collectives: bool
     strategy: S3PrefixStrategyBase
+    notes: str | None = None
     is_prepared: bool = False
     plan_data: _PlanData | None = None
 
@@ -109,7 +111,10 @@ class _Save:
         """What the index says of the save."""
         meta = StorageMeta(checkpoint_id=self.path, save_id=self.save_id)
         epoch = getattr(self.strategy, "epoch_num", None)
-        meta.s3dcp = {"format": 1, "ranks": self.plan_data.ranks if self.plan_data else None, "epoch": epoch}  # type: ignore[attr-defined]
+        facts = {"format": 1, "ranks": self.plan_data.ranks if self.plan_data else None, "epoch": epoch}
+        if self.notes is not None:
+            facts["notes"] = self.notes
+        meta.s3dcp = facts  # type: ignore[attr-defined]
         return meta
 
 
@@ -133,6 +138,9 @@ class S3StorageWriter(FileSystemWriter):
             then lie below ``run`` as those of epoch 700 do, on key prefixes that are the same at every step; its index
             is at ``run/step-700/.metadata``, and readers need no option. `prefix_strategy` is `HexPrefixStrategy` when
             None; its ``epoch_num`` must be None.
+        notes: what to find again without loading, as a dict that JSON can hold, 64 KiB at most:
+            ``{"step": 700, "metrics": {"loss": 2.1}}``. It stands in the index; ``s3dcp ls --json`` shows it, and
+            ``s3dcp keep --best`` looks for metrics in it. May be set between saves.
         progress: True for a progress bar on standard error, or a callable ``(bytes_done, bytes_total)``.
         kwargs: torch's own writer arguments: ``single_file_per_rank``, ``overwrite``, ``per_thread_copy_ahead``,
             ``cache_staged_state_dict``, ``serialization_format``, ``_extensions``. ``sync_files`` has no meaning
@@ -165,6 +173,7 @@ class S3StorageWriter(FileSystemWriter):
         endpoint_url: str | None = None,
         conditional_commit: ConditionalCommit = "warn",
         step_folders: str | None = None,
+        notes: Mapping[str, Any] | None = None,
         progress: bool | ProgressCallback = False,
         **kwargs: Any,
     ) -> None:
@@ -187,6 +196,7 @@ class S3StorageWriter(FileSystemWriter):
         self.prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
         self.conditional_commit = conditional_commit
         self.step_folders = step_folders
+        self.notes = notes
         self.progress = progress
         self._last_plan_data: _PlanData | None = None
         self._thread = threading.local()
@@ -201,6 +211,15 @@ class S3StorageWriter(FileSystemWriter):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._thread = threading.local()
+
+    @property
+    def notes(self) -> dict[str, Any] | None:
+        """What the next save notes in its index."""
+        return None if self._notes is None else json.loads(self._notes)
+
+    @notes.setter
+    def notes(self, notes: Mapping[str, Any] | None) -> None:
+        self._notes = None if notes is None else _as_json(notes)
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Start a new save, at `checkpoint_id` when given: for this thread's next save and as the new default."""
@@ -265,6 +284,7 @@ class S3StorageWriter(FileSystemWriter):
             is_coordinator=is_coordinator,
             use_collectives=use_collectives,
             strategy=strategy,
+            notes=self._notes,
         )
         del self._thread.drawn
         self.save_id = save_id
@@ -390,6 +410,20 @@ class S3StorageWriter(FileSystemWriter):
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         """Whether `checkpoint_id` is an S3 URI."""
         return S3FileSystem.validate_checkpoint_id(checkpoint_id)
+
+
+def _as_json(notes: Mapping[str, Any]) -> str:
+    """
+    Raises:
+        ConfigError: JSON cannot hold `notes`, or they are longer than every reader of the index should read.
+    """
+    try:
+        text = json.dumps(dict(notes), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"notes={notes!r}: must be a dict that JSON can hold: {error}") from error
+    if len(text) > _native.MAX_NOTES_BYTES:
+        raise ConfigError(f"notes: {len(text)} bytes of JSON; at most {_native.MAX_NOTES_BYTES} are taken")
+    return text
 
 
 def _step_folder(step_folders: str, strategy: S3PrefixStrategyBase, path_key: str) -> tuple[str, str, int] | None:

@@ -69,7 +69,7 @@ impl fmt::Display for Fault {
 }
 
 /// The names in one folder that holds a checkpoint: a path, or an epoch's folder of one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     /// With its slash; "" is the bucket itself.
     folder: String,
@@ -140,6 +140,12 @@ impl Layout {
     /// name.
     pub(crate) fn folder_marks(&self) -> String {
         format!("{}{FOLDERS}", self.folder)
+    }
+
+    /// Whether the object of this key is such a mark, of whichever path.
+    pub(crate) fn is_mark(key: &str) -> bool {
+        key.rsplit_once('/')
+            .is_some_and(|(folder, _)| format!("/{folder}/").ends_with(&format!("/{FOLDERS}")))
     }
 
     /// The key of a mark for this folder, in the one above.

@@ -5,6 +5,7 @@
 
 mod fleet;
 mod format;
+mod keep;
 mod ls;
 mod output;
 mod plan;
@@ -32,6 +33,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Keep(keep::Arguments),
     Ls(ls::Arguments),
     Plan(plan::Arguments),
     Prune(prune::Arguments),
@@ -53,6 +55,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
         }
     };
     let result = match arguments.command {
+        Command::Keep(arguments) => keep::run(&arguments),
         Command::Ls(arguments) => ls::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Prune(arguments) => prune::run(&arguments),

@@ -3,16 +3,18 @@
 //! One listing tells of all objects, and every index is read once. A checkpoint is complete when every file that its index
 //! names is there.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use futures_util::stream::{self, StreamExt as _};
 use s3dcp_s3::{Error, ErrorKind, ObjectInfo};
 use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
 use crate::index::facts::IndexFacts;
 use crate::index::judge::read_facts;
+use crate::index::notes::Notes;
 use crate::index::read::MAX_INDEX_BYTES;
 use crate::layout::{Layout, Name};
 use crate::storage::Storage;
@@ -28,11 +30,13 @@ const INDEX_MEMORY_MIB: u32 = 128;
 pub struct Checkpoint {
     /// Where it is: the folder of its index, as a URI or a local path.
     pub uri: String,
-    /// Its step or epoch: the epoch in its index, else the number in the name of its folder.
+    /// Its step or epoch: the epoch in its index, else the step in its notes, else the number in the name of its folder.
     pub step: Option<i64>,
     /// When its index was last written.
     #[serde(serialize_with = "rfc3339")]
     pub modified: Option<SystemTime>,
+    /// What was noted with the save.
+    pub notes: Map<String, Value>,
     /// Ranks that saved it; of checkpoints of this project, and of those with an index for each rank.
     pub ranks: Option<u64>,
     /// Items: chunks of tensors, and objects.
@@ -59,6 +63,9 @@ pub struct Checkpoint {
     /// The files that its indexes name.
     #[serde(skip)]
     pub(crate) named: BTreeSet<String>,
+    /// Everything else in its folder, as it was listed, where the folder is its own.
+    #[serde(skip)]
+    pub(crate) beside: Vec<ObjectInfo>,
 }
 
 /// What lies below a path.
@@ -73,6 +80,20 @@ pub struct Checkpoints {
     /// The service's clock when it was asked.
     #[serde(serialize_with = "rfc3339")]
     pub asked: Option<SystemTime>,
+    /// The path that was looked below.
+    #[serde(skip)]
+    pub(crate) layout: Layout,
+    /// `<path>/.metadata` of paths with epochs: they repeat the index of the epoch that was committed last.
+    #[serde(skip)]
+    pub(crate) followers: Vec<Follower>,
+}
+
+/// An index that repeats that of an epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Follower {
+    pub(crate) index: ObjectInfo,
+    /// The folder of the epoch.
+    pub(crate) of: Layout,
 }
 
 pub(crate) fn rfc3339<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -103,26 +124,29 @@ struct Read {
 pub async fn list_checkpoints(storage: &Storage, path_key: &str) -> Result<Checkpoints, Error> {
     let layout = Layout::new(path_key);
     let listing = storage.list(layout.folder(), None).await?;
-    let mut indexes = Vec::new();
+    let (mut indexes, mut others) = (Vec::new(), Vec::new());
     let mut files: HashMap<String, u64> = HashMap::new();
     for object in listing.objects {
         match Name::of(&object.key) {
             name if name.is_index() => indexes.push(object),
+            Name::ShardFile { .. } => drop(files.insert(object.key, object.size)),
             Name::Probe => {}
-            _ => drop(files.insert(object.key, object.size)),
+            _ => others.push(object),
         }
     }
-    let reads = read_all(storage, indexes).await?;
-    // An index may name files beside the path.
-    let elsewhere = elsewhere(&reads, &layout);
-    if let Some(beside) = elsewhere {
-        let listed = storage.list(beside.folder(), None).await?;
+    // An index may call its files anything: those of safetensors have names of their own.
+    files.extend(others.iter().map(|object| (object.key.clone(), object.size)));
+    let mut reads = read_all(storage, indexes).await?;
+    if let Some(above) = layout.above().filter(|_| names_outside(&reads, &layout)) {
+        let listed = storage.list(above.folder(), None).await?;
         files.extend(listed.objects.into_iter().map(|object| (object.key, object.size)));
     }
-    let mut checkpoints: Vec<Checkpoint> = Vec::new();
-    for (folder, reads) in by_folder(without_followers(reads)) {
-        checkpoints.push(checkpoint(storage, folder, reads, &files));
-    }
+    let followers = take_followers(&mut reads);
+    let mut checkpoints: Vec<Checkpoint> = by_folder(reads)
+        .into_iter()
+        .map(|(folder, reads)| checkpoint(storage, folder, reads, &files))
+        .collect();
+    note_beside(&mut checkpoints, others, &layout);
     note_shared(&mut checkpoints, &files);
     checkpoints
         .sort_by(|one, other| (one.step, one.folder.folder()).cmp(&(other.step, other.folder.folder())));
@@ -130,12 +154,12 @@ pub async fn list_checkpoints(storage: &Storage, path_key: &str) -> Result<Check
     if let Some(newest) = complete.max_by_key(|checkpoint| (checkpoint.modified, checkpoint.step)) {
         newest.newest = true;
     }
-    let named: BTreeSet<&String> = checkpoints.iter().flat_map(|checkpoint| &checkpoint.named).collect();
+    let named: HashSet<&String> = checkpoints.iter().flat_map(|checkpoint| &checkpoint.named).collect();
     let unnamed = files.keys().filter(|key| {
         key.starts_with(layout.folder()) && Name::of(key).is_own_shard_file() && !named.contains(key)
     });
     let unnamed_files = unnamed.count() as u64;
-    Ok(Checkpoints { checkpoints, unnamed_files, asked: listing.service_time })
+    Ok(Checkpoints { checkpoints, unnamed_files, asked: listing.service_time, layout, followers })
 }
 
 /// Reads every index, many small ones at once.
@@ -162,32 +186,38 @@ async fn read_all(storage: &Storage, indexes: Vec<ObjectInfo>) -> Result<Vec<Rea
     Ok(all)
 }
 
-/// The folder above the path, where an index names files there.
-fn elsewhere(reads: &[Read], layout: &Layout) -> Option<Layout> {
-    let outside = reads.iter().any(|read| {
+/// Whether an index names files that are not below the path.
+fn names_outside(reads: &[Read], layout: &Layout) -> bool {
+    reads.iter().any(|read| {
         let folder = Layout::beside(&read.index.key);
         read.facts.as_ref().is_ok_and(|facts| {
             let mut keys = facts.relative_paths.iter().filter_map(|path| folder.resolve(path).ok());
             keys.any(|key| !key.starts_with(layout.folder()))
         })
-    });
-    layout.above().filter(|_| outside)
+    })
 }
 
-/// Leaves out each path's `.metadata` that repeats the index of an epoch there.
-fn without_followers(mut reads: Vec<Read>) -> Vec<Read> {
+/// Takes out each path's `.metadata` that repeats the index of an epoch there.
+fn take_followers(reads: &mut Vec<Read>) -> Vec<Follower> {
     let id = |read: &Read| read.facts.as_ref().ok().and_then(|facts| facts.save_id.clone());
-    let epochs: BTreeSet<(String, Option<String>)> = reads
+    let epochs: HashMap<(String, Option<String>), Layout> = reads
         .iter()
         .filter_map(|read| {
             let epoch = read.facts.as_ref().ok()?.epoch?;
             let folder = Layout::beside(&read.index.key);
             let above = folder.above()?;
-            (folder == above.epoch(epoch)).then(|| (above.index_key(None), id(read)))
+            (folder == above.epoch(epoch)).then(|| ((above.index_key(None), id(read)), folder))
         })
         .collect();
-    reads.retain(|read| !epochs.contains(&(read.index.key.clone(), id(read))));
-    reads
+    let mut followers = Vec::new();
+    reads.retain(|read| match epochs.get(&(read.index.key.clone(), id(read))) {
+        Some(of) => {
+            followers.push(Follower { index: read.index.clone(), of: of.clone() });
+            false
+        }
+        None => true,
+    });
+    followers
 }
 
 fn by_folder(reads: Vec<Read>) -> BTreeMap<String, Vec<Read>> {
@@ -209,12 +239,16 @@ fn checkpoint(
     let mut named = BTreeSet::new();
     let mut fault = None;
     let (mut items, mut ranks, mut epoch) = (0, (of_ranks > 0).then_some(of_ranks), None);
+    let mut notes = Notes::default();
     for read in &reads {
         let resolved = match &read.facts {
             Ok(facts) => {
                 items += facts.item_count;
                 ranks = ranks.max(facts.ranks);
                 epoch = epoch.or(facts.epoch);
+                if let Some(noted) = facts.notes.as_deref().and_then(|json| Notes::parse(json).ok()) {
+                    notes = noted;
+                }
                 folder.resolve_all(&facts.relative_paths)
             }
             Err(error) => Err(error.clone()),
@@ -228,7 +262,8 @@ fn checkpoint(
         named.iter().filter(|key| !files.contains_key(*key)).map(|key| storage.uri(key)).collect();
     Checkpoint {
         uri: storage.uri(folder.folder().trim_end_matches('/')),
-        step: epoch.or_else(|| folder.name().and_then(last_number)),
+        step: epoch.or(notes.step()).or_else(|| folder.name().and_then(last_number)),
+        notes: notes.values().clone(),
         modified: reads.iter().filter_map(|read| read.index.last_modified).max(),
         ranks,
         items,
@@ -242,6 +277,30 @@ fn checkpoint(
         folder,
         indexes: reads.into_iter().map(|read| read.index).collect(),
         named,
+        beside: Vec::new(),
+    }
+}
+
+/// Gives what lies in a folder directly below the path, and is named by no index, to the one checkpoint there.
+fn note_beside(checkpoints: &mut [Checkpoint], others: Vec<ObjectInfo>, layout: &Layout) {
+    let named: HashSet<String> =
+        checkpoints.iter().flat_map(|checkpoint| checkpoint.named.iter().cloned()).collect();
+    let mut own: HashMap<String, Option<usize>> = HashMap::new();
+    for (number, checkpoint) in checkpoints.iter().enumerate() {
+        let folder = checkpoint.folder.folder();
+        let child = folder[layout.folder().len()..].split_inclusive('/').next().unwrap_or_default();
+        let is_child = layout.folder().len() + child.len() == folder.len();
+        // A folder with checkpoints further below is not one checkpoint's own.
+        own.entry(child.to_owned()).and_modify(|of| *of = None).or_insert(is_child.then_some(number));
+    }
+    for object in others {
+        let child = object.key[layout.folder().len()..].split_inclusive('/').next().unwrap_or_default();
+        if let Some(&Some(number)) = own.get(child).filter(|_| child.ends_with('/'))
+            && !named.contains(&object.key)
+            && !Layout::is_mark(&object.key)
+        {
+            checkpoints[number].beside.push(object);
+        }
     }
 }
 

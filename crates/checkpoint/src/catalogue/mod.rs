@@ -2,6 +2,7 @@
 
 pub(crate) mod delete;
 pub(crate) mod folder_mark;
+pub(crate) mod keep;
 pub(crate) mod list;
 pub(crate) mod named;
 pub(crate) mod nearby;

@@ -28,6 +28,12 @@ struct Found {
 }
 
 impl Indexes {
+    /// Those that were read already: whoever read them has taken out what they name.
+    pub(crate) fn known(indexes: impl IntoIterator<Item = ObjectInfo>) -> Indexes {
+        let read = indexes.into_iter().map(|index| (index.key, index.etag));
+        Indexes { read: read.collect() }
+    }
+
     /// Takes out of `keys` what an index of the path names, of its epochs and steps, or of a rank there. The `first` are read
     /// first, and nothing more once no key is left.
     ///

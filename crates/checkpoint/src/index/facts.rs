@@ -13,6 +13,8 @@ pub struct IndexFacts {
     pub ranks: Option<u64>,
     /// The epoch; in indexes of this project that have one.
     pub epoch: Option<i64>,
+    /// What was noted with the save, as a JSON object: see [`Notes`](crate::Notes).
+    pub notes: Option<String>,
     /// Items, over all shard files.
     pub item_count: u64,
     /// At least one item carries checksums.

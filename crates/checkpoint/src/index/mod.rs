@@ -4,6 +4,7 @@ pub(crate) mod allow;
 pub(crate) mod checksums;
 pub(crate) mod facts;
 pub(crate) mod judge;
+pub(crate) mod notes;
 pub(crate) mod read;
 pub(crate) mod scan;
 pub(crate) mod seal;

@@ -107,6 +107,7 @@ enum Attribute {
     Ours,
     Ranks,
     Epoch,
+    Notes,
 }
 
 impl Attribute {
@@ -119,6 +120,7 @@ impl Attribute {
             "s3dcp" => Attribute::Ours,
             "ranks" => Attribute::Ranks,
             "epoch" => Attribute::Epoch,
+            "notes" => Attribute::Notes,
             _ => return None,
         })
     }
@@ -235,6 +237,7 @@ impl<'a> Survey<'a> {
                 let number = |name| judge.int_of(judge.attribute(ours, name));
                 facts.ranks = number(Attribute::Ranks).and_then(|ranks| u64::try_from(ranks).ok());
                 facts.epoch = number(Attribute::Epoch);
+                facts.notes = judge.text_of(judge.attribute(ours, Attribute::Notes)).map(str::to_owned);
             }
         }
         Ok(facts)
