@@ -71,6 +71,7 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     download = load.start([(part, place)], memory)
     download.wait()
     share = client.share_pace(True, bucket, "path", 2)
+    lease = _native.WriterLease(client, bucket, "leased", "a test")
     from torch.distributed.checkpoint.metadata import Metadata
 
     metadata = Metadata({}, None, {})
@@ -115,6 +116,9 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "Save.discard": lambda: save().discard([]),
         "Save.__enter__": lambda: save().__enter__(),
         "Save.__exit__": lambda: save().__exit__(None, None, None),
+        "WriterLease.new": lambda: _native.WriterLease(client, bucket, "lease", "a test"),
+        "WriterLease.check": lease.check,
+        "WriterLease.release": lease.release,
         "list_checkpoints": lambda: _native.list_checkpoints(client, f"s3://{bucket}/path"),
         "keep": lambda: _native.keep(client, f"s3://{bucket}/path", 1, None, [], None, [], False),
         "step_folder": lambda: _native.step_folder("step-{}", "a/step-1"),

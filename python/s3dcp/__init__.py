@@ -37,12 +37,14 @@ from .s3_prefix_strategy import *  # noqa: F403 - whatever is a strategy there i
 if TYPE_CHECKING:
     from .checkpoint import S3Checkpoint
     from .file_system import S3FileSystem
+    from .manager import CheckpointManager, Keep
     from .planner import FastLoadPlanner, FastSavePlanner
     from .storage_reader import S3StorageReader
     from .storage_writer import S3StorageWriter
 
 __all__ = [
     "AlreadyExists",
+    "CheckpointManager",
     "ConfigError",
     "Conflict",
     "ConnectionFailed",
@@ -52,6 +54,7 @@ __all__ = [
     "FastSavePlanner",
     "InternalError",
     "Interrupted",
+    "Keep",
     "NotFound",
     "PreconditionFailed",
     "S3Checkpoint",
@@ -70,6 +73,8 @@ __all__ = [
 __all__ += s3_prefix_strategy.__all__
 
 _NEEDS_TORCH = {
+    "CheckpointManager": "manager",
+    "Keep": "manager",
     "FastLoadPlanner": "planner",
     "FastSavePlanner": "planner",
     "S3Checkpoint": "checkpoint",

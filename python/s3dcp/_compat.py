@@ -15,6 +15,7 @@ from torch.distributed.checkpoint import filesystem, state_dict_saver
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 __all__ = [
+    "HAS_NO_DIST",
     "HAS_RANK_INDEXES",
     "INDEX_VERSION",
     "ExtensionRegistry",
@@ -23,6 +24,9 @@ __all__ = [
     "WriterTransforms",
     "copies_when_staged",
 ]
+
+# From 2.8 on a save or load without a process group says so.
+HAS_NO_DIST = "no_dist" in inspect.signature(state_dict_saver.save).parameters
 
 # From 2.9 on ranks save without collectives, and a load asks for a rank's index where there is none of all ranks.
 HAS_RANK_INDEXES = "use_collectives" in inspect.signature(state_dict_saver.save).parameters

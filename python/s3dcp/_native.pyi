@@ -12,6 +12,7 @@ from .client_config import S3ClientConfig
 
 __all__ = [
     "DEFAULT_MIN_PREFIX_LENGTH",
+    "LEASE_BEAT_SECONDS",
     "MAX_BASE",
     "MAX_KEY_BYTES",
     "MAX_NOTES_BYTES",
@@ -39,6 +40,7 @@ __all__ = [
     "Stats",
     "StoredItem",
     "StoredStorage",
+    "WriterLease",
     "__version__",
     "_rehearse_panic",
     "check_epoch",
@@ -199,6 +201,16 @@ class Client:
     def object_writer(self, bucket: str, key: str) -> ShardWriter: ...
     def share_pace(self, write: bool, bucket: str, path_key: str, clients: int) -> PaceShare: ...
     def stats(self) -> Stats: ...
+
+LEASE_BEAT_SECONDS: float
+
+@final
+class WriterLease:
+    def __new__(
+        cls, client: Client, bucket: str, path_key: str, who: str, beat_seconds: float = ...
+    ) -> WriterLease: ...
+    def check(self) -> None: ...
+    def release(self) -> None: ...
 
 @final
 class PaceShare:

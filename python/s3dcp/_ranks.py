@@ -42,6 +42,30 @@ def together(step: Callable[[], Result], process_group: Any = None) -> Result:
     return result
 
 
+def is_distributed() -> bool:
+    """Whether there is a process group."""
+    return _distributed() is not None
+
+
+def on_first_rank(step: Callable[[], Result], process_group: Any = None) -> Result:
+    """Do `step` on the first rank of a group; its result, or its failure, is that of all."""
+    dist = _distributed()
+    if dist is None:
+        return step()
+    told: list[Any] = [None, None]
+    if this_rank(process_group) == 0:
+        try:
+            told[0] = step()
+        except Exception as error:
+            told[1] = error
+    first = 0 if process_group is None else dist.get_global_rank(process_group, 0)
+    dist.broadcast_object_list(told, src=first, group=process_group)
+    if told[1] is not None:
+        raise told[1]
+    result: Result = told[0]
+    return result
+
+
 def _of(process_group: Any) -> tuple[Any, ...]:
     """The argument that names a group; none for the default one, as programs that stand in for torch expect."""
     return () if process_group is None else (process_group,)

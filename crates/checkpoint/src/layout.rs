@@ -8,6 +8,7 @@
 //! | `<path>/<folder>/.metadata` | the same in a folder of another name, such as `step-700` |
 //! | `<path>/.s3dcp-folders/<folder>` | says that such a folder is there |
 //! | `<path>/<prefix><number>-<save id>.distcp` | a shard file; the prefix is what a strategy made for a rank |
+//! | `<path>/.s3dcp-writer` | says which writer is at work |
 //! | `<path>/.s3dcp-probe-<id>` | what asks a server about conditional writes |
 //!
 //! What a prefix strategy puts into its prefixes is the strategy's to say (`s3dcp-prefix`). Nothing here sends a request.
@@ -29,6 +30,7 @@ const EPOCH: &str = "epoch_";
 const SHARD_FILE: &str = ".distcp";
 const FOLDERS: &str = ".s3dcp-folders/";
 const PROBE: &str = ".s3dcp-probe-";
+const LEASE: &str = ".s3dcp-writer";
 const ABOVE: &str = "../";
 
 /// Why a text cannot be part of a name.
@@ -152,6 +154,11 @@ impl Layout {
     pub(crate) fn mark_key(&self) -> Option<String> {
         let name = self.name().filter(|name| !name.is_empty())?;
         Some(format!("{}{name}", self.above()?.folder_marks()))
+    }
+
+    /// The key of what says that a writer is at work on this path.
+    pub(crate) fn lease_key(&self) -> String {
+        format!("{}{LEASE}", self.folder)
     }
 
     /// The key of a new probe.

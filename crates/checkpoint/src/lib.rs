@@ -62,6 +62,7 @@ pub use save::begin::{Save, SaveOptions};
 pub use save::clean_up::discard;
 pub use save::commit::{Committed, commit};
 pub use save::conditions::{ConditionalCommit, prepare};
+pub use save::lease::{LEASE_BEAT, WriterLease};
 pub use save::observe::{Observed, observe};
 pub use save::shard_writer::{GATHER_BELOW, ItemRecord, ShardWriter};
 pub use save::spread::spread;

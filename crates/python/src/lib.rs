@@ -11,6 +11,7 @@ mod gc;
 mod index;
 mod index_writer;
 mod layout;
+mod lease;
 mod load;
 mod memory;
 mod panics;
@@ -39,6 +40,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     gc::register(module)?;
     index::register(module)?;
     layout::register(module)?;
+    lease::register(module)?;
     prefix::register(module)?;
     simulate::register(module)?;
     save::register(module)?;

@@ -4,6 +4,7 @@ pub(crate) mod begin;
 pub(crate) mod clean_up;
 pub(crate) mod commit;
 pub(crate) mod conditions;
+pub(crate) mod lease;
 pub(crate) mod observe;
 pub(crate) mod shard_writer;
 pub(crate) mod spread;
