@@ -13,13 +13,14 @@ mod prune;
 mod report;
 mod serve;
 mod service;
+mod shell;
 mod simulate;
 mod strategies;
 mod tree;
 
 use std::ffi::OsString;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use report::Failure;
 
@@ -33,8 +34,10 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Completions(shell::Completions),
     Keep(keep::Arguments),
     Ls(ls::Arguments),
+    Man(shell::Man),
     Plan(plan::Arguments),
     Prune(prune::Arguments),
     Serve(serve::Arguments),
@@ -55,8 +58,10 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
         }
     };
     let result = match arguments.command {
+        Command::Completions(arguments) => shell::complete(&arguments, Arguments::command()),
         Command::Keep(arguments) => keep::run(&arguments),
         Command::Ls(arguments) => ls::run(&arguments),
+        Command::Man(arguments) => shell::man(&arguments, Arguments::command()),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Prune(arguments) => prune::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
@@ -70,7 +75,6 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     fn exit_code(arguments: &[&str]) -> i32 {
         run(["s3dcp"].iter().chain(arguments).map(OsString::from))

@@ -1,13 +1,15 @@
 //! `s3dcp plan`: which strategy and part size for a job, and what to expect.
 
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::Args;
 use s3dcp_sim::{Advice, Choice, advise};
+use serde_json::{Value, json};
 
 use crate::fleet::Fleet;
 use crate::format::{parse_duration, seconds, size};
+use crate::output::Output;
 use crate::report::Failure;
 
 /// Find the settings for a job, by simulating it
@@ -21,18 +23,42 @@ pub(crate) struct Arguments {
     /// Time wanted for one save or load, such as 30s or 2m [default: what the network needs]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     within: Option<Duration>,
+    #[command(flatten)]
+    output: Output,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let scenario = arguments.fleet.scenario()?;
     let advice = advise(&scenario, arguments.within);
-    tell(arguments, &advice).map_err(Failure::output)
+    arguments.output.show(&figures(arguments, &advice), |out| tell(out, arguments, &advice))
 }
 
-fn tell(arguments: &Arguments, advice: &Advice) -> io::Result<()> {
+fn figures(arguments: &Arguments, advice: &Advice) -> Value {
+    let choice = |choice: &Choice| {
+        json!({
+            "spreads": choice.spreads,
+            "prefix_count": choice.prefix_count,
+            "part_size": choice.part_size,
+            "request_bytes": choice.first.request_bytes,
+            "requests": choice.first.admitted,
+            "now": { "seconds": choice.first.duration.as_secs_f64(), "refused": choice.first.refused },
+            "settled": { "seconds": choice.settled.duration.as_secs_f64(), "refused": choice.settled.refused },
+        })
+    };
+    json!({
+        "ranks": arguments.fleet.ranks,
+        "bytes_per_rank": arguments.fleet.bytes_per_rank,
+        "operation": if arguments.fleet.load { "load" } else { "save" },
+        "network_seconds": advice.network.as_secs_f64(),
+        "partitions": arguments.fleet.partitions,
+        "partitions_wanted": advice.partitions_wanted,
+        "choices": advice.choices.iter().map(choice).collect::<Vec<_>>(),
+    })
+}
+
+fn tell(out: &mut dyn Write, arguments: &Arguments, advice: &Advice) -> io::Result<()> {
     let fleet = &arguments.fleet;
     let (best, partitions) = (&advice.choices[0], fleet.partitions);
-    let mut out = io::stdout().lock();
     let verb = if fleet.load { "load" } else { "save" };
     writeln!(
         out,
@@ -94,8 +120,7 @@ fn tell(arguments: &Arguments, advice: &Advice) -> io::Result<()> {
     } else {
         writeln!(out, "There is no need to ask AWS for more partitions.")?;
     }
-    writeln!(out, "\n{}", snippet(best, fleet.load))?;
-    out.flush()
+    writeln!(out, "\n{}", snippet(best, fleet.load))
 }
 
 fn name(choice: &Choice) -> String {

@@ -1,12 +1,14 @@
 //! `s3dcp prune`: what killed and failed saves left below a path.
 
-use std::io::{self, BufWriter, Write as _};
+use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::Args;
-use s3dcp_checkpoint::{Leftover, LeftoverKind, Leftovers, Pruned, find_leftovers};
+use s3dcp_checkpoint::{Leftover, LeftoverKind, Pruned, find_leftovers};
+use serde::Serialize;
 
 use crate::format::{duration, parse_duration, printable, size};
+use crate::output::{self, Column, Output, count};
 use crate::report::Failure;
 use crate::service::{Service, runtime};
 
@@ -31,6 +33,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "AGE", default_value = "24h", value_parser = parse_duration)]
     older_than: Duration,
     #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
     service: Service,
 }
 
@@ -39,53 +43,74 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (storage, path_key) = arguments.service.source(&arguments.uri)?;
     let runtime = runtime()?;
     let found = runtime.block_on(find_leftovers(&storage, &path_key, arguments.older_than))?;
-    table(&found, &limit).map_err(Failure::output)?;
     if let Some(why) = &found.uploads_unlisted {
-        let warning = format!("warning: unfinished uploads were not looked for: {why}");
-        writeln!(io::stderr(), "{warning}").map_err(Failure::output)?;
+        warn(&format!("unfinished uploads were not looked for: {why}"))?;
     }
-    if found.old.is_empty() {
-        return Ok(());
+    let output = &arguments.output;
+    let (old, younger) = (found.old.clone(), found.younger);
+    if !output.json {
+        output.show(&(), |out| table(out, &old, younger, &limit))?;
     }
-    if !arguments.delete {
-        return writeln!(io::stdout(), "nothing was deleted; --delete does that").map_err(Failure::output);
+    if old.is_empty() || !arguments.delete {
+        if !output.json && !old.is_empty() {
+            output.show(&(), |out| writeln!(out, "nothing was deleted; --delete does that"))?;
+        }
+        return if output.json {
+            output.show(&Told { leftovers: &old, younger, pruned: None }, |_| Ok(()))
+        } else {
+            Ok(())
+        };
     }
     if arguments.older_than < USUAL_LIMIT {
-        let warning = format!("warning: a save under way that takes longer than {limit} loses what it wrote");
-        writeln!(io::stderr(), "{warning}").map_err(Failure::output)?;
+        warn(&format!("a save under way that takes longer than {limit} loses what it wrote"))?;
     }
-    summarize(&runtime.block_on(found.delete(&storage)))
+    let pruned = runtime.block_on(found.delete(&storage));
+    let told = Told { leftovers: &old, younger, pruned: Some(&pruned) };
+    output.show(&told, |out| summarize(out, &pruned))?;
+    problems(&pruned)
+}
+
+fn warn(what: &str) -> Result<(), Failure> {
+    writeln!(io::stderr(), "warning: {what}").map_err(Failure::output)
+}
+
+/// What is shown as JSON.
+#[derive(Serialize)]
+struct Told<'a> {
+    leftovers: &'a [Leftover],
+    younger: usize,
+    pruned: Option<&'a Pruned>,
 }
 
 /// What was found, a line for each, and the total.
-fn table(found: &Leftovers, limit: &str) -> io::Result<()> {
-    let mut out = BufWriter::new(io::stdout().lock());
-    if !found.old.is_empty() {
-        writeln!(out, "{:10}  {:>10}  {:>9}  key", "kind", "bytes", "age")?;
-        for leftover in &found.old {
-            let kind = match leftover.kind {
-                LeftoverKind::Upload { .. } => "upload",
-                LeftoverKind::ShardFile => "shard file",
-                LeftoverKind::Probe => "probe",
-            };
-            let (bytes, age) = (size(leftover.bytes), duration(leftover.age));
-            writeln!(out, "{kind:10}  {bytes:>10}  {age:>9}  {}", printable(&leftover.key))?;
-        }
+fn table(out: &mut dyn Write, old: &[Leftover], younger: usize, limit: &str) -> io::Result<()> {
+    let columns =
+        [Column::Words("kind"), Column::Numbers("bytes"), Column::Numbers("age"), Column::Words("key")];
+    let rows = old.iter().map(|leftover| {
+        let kind = match leftover.kind {
+            LeftoverKind::Upload { .. } => "upload",
+            LeftoverKind::ShardFile => "shard file",
+            LeftoverKind::Probe => "probe",
+        };
+        vec![kind.to_owned(), size(leftover.bytes), duration(leftover.age), printable(&leftover.key)]
+    });
+    out.write_all(output::table(&columns, rows).as_bytes())?;
+    writeln!(out, "{} at least {limit} old", of(old))?;
+    if younger > 0 {
+        writeln!(out, "{younger} more younger than that")?;
     }
-    writeln!(out, "{} at least {limit} old", count(&found.old))?;
-    if found.younger > 0 {
-        writeln!(out, "{} more younger than that", found.younger)?;
-    }
-    out.flush()
+    Ok(())
 }
 
-fn summarize(pruned: &Pruned) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{} deleted", count(&pruned.deleted)).map_err(Failure::output)?;
+fn summarize(out: &mut dyn Write, pruned: &Pruned) -> io::Result<()> {
+    writeln!(out, "{} deleted", of(&pruned.deleted))?;
     if !pruned.named.is_empty() {
-        writeln!(out, "{} named by an index by now and not deleted", count(&pruned.named))
-            .map_err(Failure::output)?;
+        writeln!(out, "{} named by an index by now and not deleted", of(&pruned.named))?;
     }
+    Ok(())
+}
+
+fn problems(pruned: &Pruned) -> Result<(), Failure> {
     let mut problems: Vec<String> = pruned
         .failed
         .iter()
@@ -95,8 +120,7 @@ fn summarize(pruned: &Pruned) -> Result<(), Failure> {
     if problems.is_empty() { Ok(()) } else { Err(Failure::failed(problems.join("\nerror: "))) }
 }
 
-fn count(leftovers: &[Leftover]) -> String {
-    let plural = if leftovers.len() == 1 { "" } else { "s" };
+fn of(leftovers: &[Leftover]) -> String {
     let bytes = leftovers.iter().map(|leftover| leftover.bytes).sum();
-    format!("{} leftover{plural} of {}", leftovers.len(), size(bytes))
+    format!("{} of {}", count(leftovers.len() as u64, "leftover"), size(bytes))
 }

@@ -1,6 +1,6 @@
 //! `s3dcp strategies`: which prefix each rank would write under.
 
-use std::io::{self, BufWriter, Write as _};
+use std::io::{self, Write};
 use std::num::NonZeroU64;
 
 use clap::{Args, Subcommand};
@@ -9,6 +9,7 @@ use s3dcp_prefix::{
     PrefixStrategy, RoundRobinPrefixStrategy,
 };
 
+use crate::output::Output;
 use crate::report::Failure;
 
 /// Show the prefix that a strategy gives each rank
@@ -67,6 +68,8 @@ struct Job {
     /// Number of ranks of the job
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
     ranks: u64,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -123,11 +126,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .ok_or_else(|| Failure::usage("--ranks must be at least 1"))?;
     let strategy = arguments.strategy.build().map_err(Failure::usage)?;
     let strategy = strategy.bind(ranks).unwrap_or(strategy);
-    table(&*strategy, ranks).map_err(Failure::output)
+    let output = &arguments.strategy.job().output;
+    if output.json {
+        let mut prefixes = Vec::new();
+        strategy.for_each_prefix(0..ranks.get() as i64, &mut |_, prefix| prefixes.push(prefix.to_string()));
+        return output.show(&prefixes, |_| Ok(()));
+    }
+    output.show(&(), |out| table(out, &*strategy, ranks))
 }
 
-fn table(strategy: &dyn PrefixStrategy, ranks: NonZeroU64) -> io::Result<()> {
-    let mut out = BufWriter::new(io::stdout().lock());
+fn table(out: &mut dyn Write, strategy: &dyn PrefixStrategy, ranks: NonZeroU64) -> io::Result<()> {
     let width = (ranks.get() - 1).to_string().len().max("rank".len());
     writeln!(out, "{:>width$}  prefix", "rank")?;
     let mut written = Ok(());
@@ -136,6 +144,5 @@ fn table(strategy: &dyn PrefixStrategy, ranks: NonZeroU64) -> io::Result<()> {
             written = writeln!(out, "{rank:>width$}  {prefix}");
         }
     });
-    written?;
-    out.flush()
+    written
 }

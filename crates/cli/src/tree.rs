@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 
 use clap::Args;
-use s3dcp_checkpoint::{Storage, nearby_checkpoints};
-use s3dcp_s3::{join_key, parse_s3_uri};
+use s3dcp_checkpoint::nearby_checkpoints;
+use s3dcp_s3::join_key;
+use serde_json::{Value, json};
 
 use crate::format::{printable, size};
+use crate::output::Output;
 use crate::report::Failure;
 use crate::service::{Service, runtime};
 
@@ -17,33 +18,36 @@ use crate::service::{Service, runtime};
 /// Credentials come from the usual AWS places: environment, profile, web identity, container, instance.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// What to show: s3://bucket or s3://bucket/path
+    /// What to show: s3://bucket, s3://bucket/path, or a local folder
     uri: String,
     /// Show no more than this many levels
     #[arg(long, value_name = "LEVELS")]
     depth: Option<usize>,
     #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
     service: Service,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let (bucket, path_key) = parse_s3_uri(&arguments.uri).map_err(Failure::usage)?;
+    let (storage, path_key) = arguments.service.source(&arguments.uri)?;
     let prefix = join_key(&path_key, "");
-    let client = arguments.service.client()?;
     let runtime = runtime()?;
-    let listing = runtime.block_on(client.list_objects(&bucket, &prefix, None))?;
-    if listing.objects.is_empty() {
-        let nearby =
-            runtime.block_on(nearby_checkpoints(&Storage::bucket(&client, &bucket), &path_key)).to_string();
+    let objects = runtime.block_on(storage.list(&prefix, None))?.objects;
+    if objects.is_empty() {
+        let nearby = runtime.block_on(nearby_checkpoints(&storage, &path_key)).to_string();
         let nearby = if nearby.is_empty() { nearby } else { format!("; {nearby}") };
-        return Err(Failure::failed(format!("there is nothing below s3://{bucket}/{prefix}{nearby}")));
+        return Err(Failure::failed(format!("there is nothing below {}{nearby}", storage.uri(&prefix))));
     }
     let mut root = Folder::default();
-    for object in &listing.objects {
+    for object in &objects {
         root.add(object.key.strip_prefix(&prefix).unwrap_or(&object.key), object.size);
     }
-    let text = root.render(&format!("s3://{bucket}/{prefix}"), arguments.depth.unwrap_or(usize::MAX));
-    io::stdout().lock().write_all(text.as_bytes()).map_err(Failure::output)
+    let depth = arguments.depth.unwrap_or(usize::MAX);
+    let title = storage.uri(&prefix);
+    arguments
+        .output
+        .show(&root.json(&title, depth), |out| out.write_all(root.render(&title, depth).as_bytes()))
 }
 
 /// Everything that shares a prefix.
@@ -80,6 +84,16 @@ impl Folder {
                 self.entries.insert((key.to_owned(), true), Entry::Object(bytes));
             }
         }
+    }
+
+    /// The same as JSON: name, objects and bytes of each folder, and what is in it.
+    fn json(&self, name: &str, depth: usize) -> Value {
+        let entries = self.entries.iter().map(|((name, _), entry)| match entry {
+            Entry::Object(bytes) => json!({ "name": name, "bytes": bytes }),
+            Entry::Folder(folder) => folder.json(name, depth - 1),
+        });
+        let entries: Vec<Value> = if depth == 0 { Vec::new() } else { entries.collect() };
+        json!({ "name": name, "objects": self.objects, "bytes": self.bytes, "entries": entries })
     }
 
     fn render(&self, title: &str, depth: usize) -> String {

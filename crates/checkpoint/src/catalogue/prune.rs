@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::stream::{self, StreamExt as _};
 use s3dcp_s3::{Error, ErrorKind, MultipartUpload, ObjectInfo};
+use serde::{Serialize, Serializer};
 
 use crate::catalogue::delete::{Deletion, NamedBy, delete_objects};
 use crate::catalogue::named::Indexes;
@@ -29,7 +30,8 @@ const ROUND: usize = 1000;
 const ROUNDS: usize = 10;
 
 /// What a leftover is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LeftoverKind {
     /// A multipart upload that was neither completed nor aborted.
     Upload {
@@ -43,7 +45,7 @@ pub enum LeftoverKind {
 }
 
 /// Something that a save left.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Leftover {
     /// What it is.
     pub kind: LeftoverKind,
@@ -51,7 +53,8 @@ pub struct Leftover {
     pub key: String,
     /// Bytes that it takes up.
     pub bytes: u64,
-    /// Time since it was last written to, by the service's clock.
+    /// Time since it was last written to, by the service's clock; as a record, in seconds.
+    #[serde(rename = "age_seconds", serialize_with = "seconds")]
     pub age: Duration,
 }
 
@@ -68,8 +71,16 @@ pub struct Leftovers {
     indexes: Indexes,
 }
 
+fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(time.as_secs())
+}
+
+fn reason<S: Serializer>(error: &Option<Error>, serializer: S) -> Result<S::Ok, S::Error> {
+    error.as_ref().map(Error::to_string).serialize(serializer)
+}
+
 /// How a deletion went.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub struct Pruned {
     /// What is gone.
     pub deleted: Vec<Leftover>,
@@ -78,6 +89,7 @@ pub struct Pruned {
     /// What could not be deleted, and why.
     pub failed: Vec<(Leftover, String)>,
     /// Why the rest was not tried.
+    #[serde(serialize_with = "reason")]
     pub stopped: Option<Error>,
 }
 

@@ -73,7 +73,10 @@ impl Storage {
     }
 
     /// Every object whose key starts with `prefix`; with a delimiter, only the first level below it.
-    pub(crate) async fn list(&self, prefix: &str, delimiter: Option<&str>) -> Result<Listing, Error> {
+    ///
+    /// # Errors
+    /// Those of [`Client::list_objects`], and of the file system.
+    pub async fn list(&self, prefix: &str, delimiter: Option<&str>) -> Result<Listing, Error> {
         self.list_first(prefix, delimiter, usize::MAX).await
     }
 
