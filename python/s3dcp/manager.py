@@ -148,13 +148,7 @@ class CheckpointManager:
             if name in writer:
                 raise ConfigError(f"{name}: the manager sets it")
         self._writer = S3StorageWriter(
-            region,
-            uri,
-            prefix_strategy=strategy,
-            endpoint_url=endpoint_url,
-            s3client_config=s3client_config,
-            overwrite=True,
-            **writer,
+            path=uri, prefix_strategy=strategy, overwrite=True, **self._client_settings, **writer
         )
         self._lease: _native.WriterLease | None = None
         self._pending: Future[SaveReport] | None = None
@@ -195,20 +189,13 @@ class CheckpointManager:
         self._writer.prefix_strategy.epoch_num = step  # type: ignore[attr-defined]
         self._writer.notes = {**(notes or {}), "step": step, **({"metrics": dict(metrics)} if metrics else {})}
         before = self._writer.fs.client.stats()
+        how = {"planner": FastSavePlanner(), "process_group": self._group, **_alone()}
         if not self.async_:
-            save(
-                dict(state),
-                storage_writer=self._writer,
-                planner=FastSavePlanner(),
-                process_group=self._group,
-                **_alone(),
-            )
+            save(dict(state), storage_writer=self._writer, **how)
             done: Future[SaveReport] = Future()
             done.set_result(self._finish(step, began, before, None))
             return done
-        saved = async_save(
-            dict(state), storage_writer=self._writer, planner=FastSavePlanner(), process_group=self._group, **_alone()
-        )
+        saved = async_save(dict(state), storage_writer=self._writer, **how)
         stalled = time.monotonic() - began
         threads = cast(ThreadPoolExecutor, self._threads)
 
@@ -258,12 +245,7 @@ class CheckpointManager:
             if not several:
                 raise NotFound(f"step={step}: there is no complete checkpoint of it below {self.uri}")
             found = several[0]
-        reader = S3StorageReader(
-            self._client_settings["region"],
-            found.uri,
-            endpoint_url=self._client_settings["endpoint_url"],
-            s3client_config=self._client_settings["s3client_config"],
-        )
+        reader = S3StorageReader(path=found.uri, **self._client_settings)
         load(state, storage_reader=reader, planner=FastLoadPlanner(), process_group=self._group, **_alone())
         return found
 
@@ -315,8 +297,7 @@ class CheckpointManager:
     def _finish(self, step: int, began: float, before: _native.Stats, stalled: float | None) -> SaveReport:
         """What comes after the commit: the retention, on rank 0, and the report."""
         if self.keep is not None and this_rank(self._group) == 0:
-            rules = {field.name: getattr(self.keep, field.name) for field in dataclasses.fields(self.keep)}
-            retention = keep(self.uri, delete=True, **rules, **self._client_settings)
+            retention = keep(self.uri, delete=True, **vars(self.keep), **self._client_settings)
             for failure in retention.failed:
                 logger.warning(failure)
         after = self._writer.fs.client.stats()

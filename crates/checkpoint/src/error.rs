@@ -11,3 +11,8 @@ pub(crate) fn corrupt(message: impl Into<String>) -> Error {
 pub(crate) fn config(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Config, message.into())
 }
+
+/// Whether there is no such object; where the bucket itself is missing, that is another error.
+pub(crate) fn is_absent(error: &Error) -> bool {
+    error.kind() == ErrorKind::NotFound && error.code() != Some("NoSuchBucket")
+}

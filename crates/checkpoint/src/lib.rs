@@ -12,7 +12,11 @@
 //!   what this crate needs.
 //! - A save: [`Save`] is joined by each rank, prepared by the one that commits it, writes each shard file by a [`ShardWriter`], and is committed or
 //!   discarded. Its steps are [`prepare`], which looks at the path as [`observe`] does, [`commit`] and [`discard`].
-//! - What killed and failed saves leave: [`find_leftovers`] lists and deletes it. [`remove`] deletes all below a path.
+//!   [`WriterLease`] holds a path for one writer. [`Notes`] are what a save notes in its index.
+//! - Where checkpoints lie: [`Storage`], a bucket or the local file system.
+//! - What lies below a path: [`list_checkpoints`] tells of its checkpoints, [`choose`] which stay by [`KeepRules`], and
+//!   [`Choice::delete`] deletes the others. [`find_leftovers`] lists and deletes what killed and failed saves leave. [`remove`]
+//!   deletes all below a path.
 //!
 //! Errors are the engine's, [`s3dcp_s3::Error`].
 

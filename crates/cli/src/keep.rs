@@ -51,10 +51,10 @@ pub(crate) struct Arguments {
 
 /// What is shown as JSON.
 #[derive(Serialize)]
-struct Shown {
+struct Shown<'a> {
     #[serde(flatten)]
-    choice: Choice,
-    deleted: Option<Deleted>,
+    choice: &'a Choice,
+    deleted: &'a Option<Deleted>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -70,24 +70,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let asked = found.asked;
     let age = |checkpoint: &Checkpoint| checkpoint.age(asked).map_or_else(|| "-".to_owned(), duration);
     let choice = choose(found, &rules)?;
-    if arguments.output.json {
-        let shown = choice.clone();
-        let deleted = if arguments.delete { Some(runtime.block_on(choice.delete(&storage))?) } else { None };
-        let failed = deleted.as_ref().map_or(0, |deleted| deleted.failed.len());
-        arguments.output.show(&Shown { choice: shown, deleted }, |_| Ok(()))?;
-        return if failed == 0 { Ok(()) } else { Err(undeleted(failed)) };
+    let output = &arguments.output;
+    output.tell(|out| tell(out, &choice, &age, arguments.delete))?;
+    let deleted = if arguments.delete { Some(runtime.block_on(choice.delete(&storage))?) } else { None };
+    output.show(
+        || Shown { choice: &choice, deleted: &deleted },
+        |out| match &deleted {
+            Some(deleted) if !choice.delete.is_empty() => summarize(out, deleted),
+            _ => Ok(()),
+        },
+    )?;
+    match deleted.map_or(0, |deleted| deleted.failed.len()) {
+        0 => Ok(()),
+        failed => Err(Failure::failed(format!("{} could not be deleted", count(failed as u64, "file")))),
     }
-    arguments.output.show(&(), |out| tell(out, &choice, &age, arguments.delete))?;
-    if !arguments.delete || choice.delete.is_empty() {
-        return Ok(());
-    }
-    let deleted = runtime.block_on(choice.delete(&storage))?;
-    arguments.output.show(&(), |out| summarize(out, &deleted))?;
-    if deleted.failed.is_empty() { Ok(()) } else { Err(undeleted(deleted.failed.len())) }
-}
-
-fn undeleted(failed: usize) -> Failure {
-    Failure::failed(format!("{} could not be deleted", count(failed as u64, "file")))
 }
 
 fn tell(

@@ -3,12 +3,12 @@
 use std::io::{self, Write};
 
 use clap::Args;
-use s3dcp_checkpoint::{Checkpoint, Checkpoints, list_checkpoints, nearby_checkpoints};
+use s3dcp_checkpoint::{Checkpoint, Checkpoints, list_checkpoints};
 
 use crate::format::{duration, printable, size};
 use crate::output::{Column, Output, bad, count, faint, good, table};
 use crate::report::Failure;
-use crate::service::{Service, runtime};
+use crate::service::{Service, not_there, runtime};
 
 /// List the checkpoints below a path: step, age, size, and whether each is complete
 ///
@@ -32,11 +32,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let runtime = runtime()?;
     let found = runtime.block_on(list_checkpoints(&storage, &path_key))?;
     if found.checkpoints.is_empty() && !arguments.output.json {
-        let nearby = runtime.block_on(nearby_checkpoints(&storage, &path_key)).to_string();
-        let nearby = if nearby.is_empty() { nearby } else { format!("; {nearby}") };
-        return Err(Failure::failed(format!("there is no checkpoint below {}{nearby}", arguments.uri)));
+        return Err(not_there(
+            &runtime,
+            &storage,
+            &path_key,
+            &format!("there is no checkpoint below {}", arguments.uri),
+        ));
     }
-    arguments.output.show(&found, |out| tell(out, &found, &storage.uri(&path_key)))
+    arguments.output.show(|| &found, |out| tell(out, &found, &storage.uri(&path_key)))
 }
 
 fn tell(out: &mut dyn Write, found: &Checkpoints, below: &str) -> io::Result<()> {

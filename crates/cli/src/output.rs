@@ -19,21 +19,26 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Writes `value` as JSON, or what `tell` writes of it for a person. Colours go to terminals alone.
+    /// Writes the record as JSON, or what `tell` writes of it for a person. Colours go to terminals alone.
     pub(crate) fn show<T: Serialize>(
         &self,
-        value: &T,
+        record: impl FnOnce() -> T,
         tell: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), Failure> {
         let mut out = io::BufWriter::new(anstream::stdout().lock());
         let written = if self.json {
-            serde_json::to_writer_pretty(&mut out, value)
+            serde_json::to_writer_pretty(&mut out, &record())
                 .map_err(io::Error::from)
                 .and_then(|()| writeln!(out))
         } else {
             tell(&mut out)
         };
         written.and_then(|()| out.flush()).map_err(Failure::output)
+    }
+
+    /// Writes what a person reads before the end, where the record alone says it to a program.
+    pub(crate) fn tell(&self, tell: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+        if self.json { Ok(()) } else { self.show(|| (), tell) }
     }
 }
 

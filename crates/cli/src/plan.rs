@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let scenario = arguments.fleet.scenario()?;
     let advice = advise(&scenario, arguments.within);
-    arguments.output.show(&figures(arguments, &advice), |out| tell(out, arguments, &advice))
+    arguments.output.show(|| figures(arguments, &advice), |out| tell(out, arguments, &advice))
 }
 
 fn figures(arguments: &Arguments, advice: &Advice) -> Value {

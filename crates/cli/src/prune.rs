@@ -48,25 +48,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let output = &arguments.output;
     let (old, younger) = (found.old.clone(), found.younger);
-    if !output.json {
-        output.show(&(), |out| table(out, &old, younger, &limit))?;
-    }
+    output.tell(|out| table(out, &old, younger, &limit))?;
     if old.is_empty() || !arguments.delete {
-        if !output.json && !old.is_empty() {
-            output.show(&(), |out| writeln!(out, "nothing was deleted; --delete does that"))?;
-        }
-        return if output.json {
-            output.show(&Told { leftovers: &old, younger, pruned: None }, |_| Ok(()))
-        } else {
-            Ok(())
-        };
+        return output.show(
+            || Told { leftovers: &old, younger, pruned: None },
+            |out| {
+                if old.is_empty() { Ok(()) } else { writeln!(out, "nothing was deleted; --delete does that") }
+            },
+        );
     }
     if arguments.older_than < USUAL_LIMIT {
         warn(&format!("a save under way that takes longer than {limit} loses what it wrote"))?;
     }
     let pruned = runtime.block_on(found.delete(&storage));
-    let told = Told { leftovers: &old, younger, pruned: Some(&pruned) };
-    output.show(&told, |out| summarize(out, &pruned))?;
+    let told = || Told { leftovers: &old, younger, pruned: Some(&pruned) };
+    output.show(told, |out| summarize(out, &pruned))?;
     problems(&pruned)
 }
 

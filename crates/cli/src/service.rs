@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::Args;
-use s3dcp_checkpoint::Storage;
+use s3dcp_checkpoint::{Storage, nearby_checkpoints};
 use s3dcp_s3::{Client, ClientConfig, Error, ErrorKind};
 use tokio::runtime::{Builder, Runtime};
 
@@ -56,6 +56,13 @@ impl Service {
 /// What runs one client.
 pub(crate) fn runtime() -> Result<Runtime, Failure> {
     Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)
+}
+
+/// What is wrong with a path, and which checkpoints are nearby.
+pub(crate) fn not_there(runtime: &Runtime, storage: &Storage, path_key: &str, what: &str) -> Failure {
+    let nearby = runtime.block_on(nearby_checkpoints(storage, path_key)).to_string();
+    let nearby = if nearby.is_empty() { nearby } else { format!("; {nearby}") };
+    Failure::failed(format!("{what}{nearby}"))
 }
 
 impl From<Error> for Failure {

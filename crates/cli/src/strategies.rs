@@ -126,13 +126,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .ok_or_else(|| Failure::usage("--ranks must be at least 1"))?;
     let strategy = arguments.strategy.build().map_err(Failure::usage)?;
     let strategy = strategy.bind(ranks).unwrap_or(strategy);
-    let output = &arguments.strategy.job().output;
-    if output.json {
+    let prefixes = || {
         let mut prefixes = Vec::new();
         strategy.for_each_prefix(0..ranks.get() as i64, &mut |_, prefix| prefixes.push(prefix.to_string()));
-        return output.show(&prefixes, |_| Ok(()));
-    }
-    output.show(&(), |out| table(out, &*strategy, ranks))
+        prefixes
+    };
+    arguments.strategy.job().output.show(prefixes, |out| table(out, &*strategy, ranks))
 }
 
 fn table(out: &mut dyn Write, strategy: &dyn PrefixStrategy, ranks: NonZeroU64) -> io::Result<()> {

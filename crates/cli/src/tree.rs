@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use clap::Args;
-use s3dcp_checkpoint::nearby_checkpoints;
 use s3dcp_s3::join_key;
 use serde_json::{Value, json};
 
 use crate::format::{printable, size};
 use crate::output::Output;
 use crate::report::Failure;
-use crate::service::{Service, runtime};
+use crate::service::{Service, not_there, runtime};
 
 /// Show the objects below a path as a tree of prefixes, with counts and sizes
 ///
@@ -35,9 +34,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let runtime = runtime()?;
     let objects = runtime.block_on(storage.list(&prefix, None))?.objects;
     if objects.is_empty() {
-        let nearby = runtime.block_on(nearby_checkpoints(&storage, &path_key)).to_string();
-        let nearby = if nearby.is_empty() { nearby } else { format!("; {nearby}") };
-        return Err(Failure::failed(format!("there is nothing below {}{nearby}", storage.uri(&prefix))));
+        return Err(not_there(
+            &runtime,
+            &storage,
+            &path_key,
+            &format!("there is nothing below {}", storage.uri(&prefix)),
+        ));
     }
     let mut root = Folder::default();
     for object in &objects {
@@ -47,7 +49,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let title = storage.uri(&prefix);
     arguments
         .output
-        .show(&root.json(&title, depth), |out| out.write_all(root.render(&title, depth).as_bytes()))
+        .show(|| root.json(&title, depth), |out| out.write_all(root.render(&title, depth).as_bytes()))
 }
 
 /// Everything that shares a prefix.

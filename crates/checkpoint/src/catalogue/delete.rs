@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use s3dcp_s3::{DeleteFailure, Error};
+use s3dcp_s3::{DeleteFailure, Error, ErrorKind, ObjectInfo};
 
 use crate::catalogue::named::Indexes;
 use crate::layout::Layout;
@@ -45,6 +45,15 @@ pub(crate) struct Stopped {
     pub(crate) left: Vec<String>,
     /// Whether the service was asked to delete it.
     pub(crate) asked: bool,
+}
+
+/// Deletes an object while it is as it was listed; whether it is gone.
+pub(crate) async fn delete_as_listed(storage: &Storage, object: &ObjectInfo) -> Result<bool, Error> {
+    match storage.delete_if(&object.key, object.etag.as_deref()).await {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::PreconditionFailed => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Deletes what may go of `keys`, which lie below the path of `layout`.

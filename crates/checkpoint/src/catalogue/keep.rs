@@ -11,12 +11,11 @@ use futures_util::stream::{self, StreamExt as _};
 use s3dcp_s3::{Error, ErrorKind, ObjectInfo};
 use serde::Serialize;
 
-use crate::catalogue::delete::{NamedBy, delete_objects};
+use crate::catalogue::delete::{NamedBy, delete_as_listed, delete_objects};
 use crate::catalogue::folder_mark;
 use crate::catalogue::list::{Checkpoint, Checkpoints};
 use crate::catalogue::named::Indexes;
 use crate::error::config;
-use crate::index::notes::Notes;
 use crate::layout::Layout;
 use crate::storage::Storage;
 
@@ -187,7 +186,7 @@ fn check(rules: &KeepRules) -> Result<(), Error> {
 
 fn the_best(best: &Best, judged: &[usize], checkpoints: &[Checkpoint]) -> Result<Vec<usize>, Error> {
     let metric = &best.metric;
-    let value = |number: usize| Notes::from(checkpoints[number].notes.clone()).metric(metric);
+    let value = |number: usize| checkpoints[number].notes.metric(metric);
     let mut valued: Vec<(f64, usize)> =
         judged.iter().filter_map(|&number| Some((value(number)?, number))).collect();
     if valued.is_empty() {
@@ -208,13 +207,16 @@ impl Choice {
     /// # Errors
     /// Those of the requests, and of an index that cannot be read: then no more is deleted. Called again with a new choice, it
     /// goes on; files of indexes that are gone already are found by a prune.
-    pub async fn delete(self, storage: &Storage) -> Result<Deleted, Error> {
+    pub async fn delete(&self, storage: &Storage) -> Result<Deleted, Error> {
         let mut deleted = Deleted::default();
-        let mut gone: Vec<Checkpoint> = Vec::new();
-        let mut deletions = stream::iter(self.delete)
-            .map(|checkpoint| async {
-                let all = delete_indexes(storage, &checkpoint.indexes).await;
-                (checkpoint, all)
+        if self.delete.is_empty() {
+            return Ok(deleted);
+        }
+        let mut gone: Vec<&Checkpoint> = Vec::new();
+        let mut deletions = stream::iter(0..self.delete.len())
+            .map(|number| async move {
+                let checkpoint = &self.delete[number];
+                (checkpoint, delete_indexes(storage, &checkpoint.indexes).await)
             })
             .buffered(CONCURRENT_DELETES);
         while let Some((checkpoint, all)) = deletions.next().await {
@@ -222,7 +224,7 @@ impl Choice {
                 deleted.deleted.push(checkpoint.uri.clone());
                 gone.push(checkpoint);
             } else {
-                deleted.replaced.push(checkpoint.uri);
+                deleted.replaced.push(checkpoint.uri.clone());
             }
         }
         drop(deletions);
@@ -240,7 +242,7 @@ impl Choice {
             unnamed.retain(|key| !kept.checkpoint.named.contains(key));
             deleted.named += (before - unnamed.len()) as u64;
         }
-        let mut known = Indexes::known(self.known);
+        let mut known = Indexes::known(self.known.iter().cloned());
         let layout = within.unwrap_or_else(|| Layout::new(""));
         let deletion = delete_objects(storage, &layout, unnamed, NamedBy::Any(&mut known)).await;
         if let Some(stopped) = deletion.stopped {
@@ -250,9 +252,13 @@ impl Choice {
         deleted.named += deletion.named.len() as u64;
         deleted.failed =
             deletion.failed.into_iter().map(|failure| storage.refusal(failure).to_string()).collect();
-        for checkpoint in &gone {
-            deleted.files += delete_beside(storage, &checkpoint.beside).await?;
-            folder_mark::clear(storage, &checkpoint.folder).await?;
+        for checkpoint in gone {
+            for object in &checkpoint.beside {
+                deleted.files += u64::from(delete_as_listed(storage, object).await?);
+            }
+            if checkpoint.has_mark {
+                folder_mark::clear(storage, &checkpoint.folder).await?;
+            }
         }
         Ok(deleted)
     }
@@ -261,24 +267,9 @@ impl Choice {
 /// Deletes the indexes of a checkpoint, as they were listed; whether all are gone.
 async fn delete_indexes(storage: &Storage, indexes: &[ObjectInfo]) -> Result<bool, Error> {
     for index in indexes {
-        match storage.delete_if(&index.key, index.etag.as_deref()).await {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::PreconditionFailed => return Ok(false),
-            Err(error) => return Err(error),
+        if !delete_as_listed(storage, index).await? {
+            return Ok(false);
         }
     }
     Ok(true)
-}
-
-/// Deletes what is still as it was listed; how many are gone.
-async fn delete_beside(storage: &Storage, objects: &[ObjectInfo]) -> Result<u64, Error> {
-    let mut count = 0;
-    for object in objects {
-        match storage.delete_if(&object.key, object.etag.as_deref()).await {
-            Ok(()) => count += 1,
-            Err(error) if error.kind() == ErrorKind::PreconditionFailed => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(count)
 }

@@ -3,13 +3,12 @@
 //! One listing tells of all objects, and every index is read once. A checkpoint is complete when every file that its index
 //! names is there.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
 use futures_util::stream::{self, StreamExt as _};
 use s3dcp_s3::{Error, ErrorKind, ObjectInfo};
 use serde::{Serialize, Serializer};
-use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
 use crate::index::facts::IndexFacts;
@@ -36,7 +35,7 @@ pub struct Checkpoint {
     #[serde(serialize_with = "rfc3339")]
     pub modified: Option<SystemTime>,
     /// What was noted with the save.
-    pub notes: Map<String, Value>,
+    pub notes: Notes,
     /// Ranks that saved it; of checkpoints of this project, and of those with an index for each rank.
     pub ranks: Option<u64>,
     /// Items: chunks of tensors, and objects.
@@ -66,6 +65,9 @@ pub struct Checkpoint {
     /// Everything else in its folder, as it was listed, where the folder is its own.
     #[serde(skip)]
     pub(crate) beside: Vec<ObjectInfo>,
+    /// Whether the folder has a mark.
+    #[serde(skip)]
+    pub(crate) has_mark: bool,
 }
 
 /// What lies below a path.
@@ -146,19 +148,34 @@ pub async fn list_checkpoints(storage: &Storage, path_key: &str) -> Result<Check
         .into_iter()
         .map(|(folder, reads)| checkpoint(storage, folder, reads, &files))
         .collect();
+    // How many checkpoints name each file.
+    let mut named: HashMap<&str, u32> = HashMap::new();
+    for key in checkpoints.iter().flat_map(|checkpoint| &checkpoint.named) {
+        *named.entry(key).or_default() += 1;
+    }
+    let shared: Vec<u64> = checkpoints
+        .iter()
+        .map(|checkpoint| {
+            let keys = checkpoint.named.iter().filter(|key| named[&key[..]] > 1);
+            keys.filter_map(|key| files.get(key)).sum()
+        })
+        .collect();
+    let is_unnamed = |key: &str| !named.contains_key(key);
+    let unnamed = files.keys().filter(|key| {
+        key.starts_with(layout.folder()) && Name::of(key).is_own_shard_file() && is_unnamed(key)
+    });
+    let unnamed_files = unnamed.count() as u64;
+    others.retain(|object| is_unnamed(&object.key) && !Layout::is_mark(&object.key));
+    for (checkpoint, shared) in checkpoints.iter_mut().zip(shared) {
+        checkpoint.shared_bytes = shared;
+    }
     note_beside(&mut checkpoints, others, &layout);
-    note_shared(&mut checkpoints, &files);
     checkpoints
         .sort_by(|one, other| (one.step, one.folder.folder()).cmp(&(other.step, other.folder.folder())));
     let complete = checkpoints.iter_mut().filter(|checkpoint| checkpoint.complete);
     if let Some(newest) = complete.max_by_key(|checkpoint| (checkpoint.modified, checkpoint.step)) {
         newest.newest = true;
     }
-    let named: HashSet<&String> = checkpoints.iter().flat_map(|checkpoint| &checkpoint.named).collect();
-    let unnamed = files.keys().filter(|key| {
-        key.starts_with(layout.folder()) && Name::of(key).is_own_shard_file() && !named.contains(key)
-    });
-    let unnamed_files = unnamed.count() as u64;
     Ok(Checkpoints { checkpoints, unnamed_files, asked: listing.service_time, layout, followers })
 }
 
@@ -263,7 +280,7 @@ fn checkpoint(
     Checkpoint {
         uri: storage.uri(folder.folder().trim_end_matches('/')),
         step: epoch.or(notes.step()).or_else(|| folder.name().and_then(last_number)),
-        notes: notes.values().clone(),
+        notes,
         modified: reads.iter().filter_map(|read| read.index.last_modified).max(),
         ranks,
         items,
@@ -274,6 +291,7 @@ fn checkpoint(
         newest: false,
         missing,
         fault,
+        has_mark: folder.mark_key().is_some_and(|mark| files.contains_key(&mark)),
         folder,
         indexes: reads.into_iter().map(|read| read.index).collect(),
         named,
@@ -281,10 +299,8 @@ fn checkpoint(
     }
 }
 
-/// Gives what lies in a folder directly below the path, and is named by no index, to the one checkpoint there.
+/// Gives what lies in a folder directly below the path to the one checkpoint there.
 fn note_beside(checkpoints: &mut [Checkpoint], others: Vec<ObjectInfo>, layout: &Layout) {
-    let named: HashSet<String> =
-        checkpoints.iter().flat_map(|checkpoint| checkpoint.named.iter().cloned()).collect();
     let mut own: HashMap<String, Option<usize>> = HashMap::new();
     for (number, checkpoint) in checkpoints.iter().enumerate() {
         let folder = checkpoint.folder.folder();
@@ -295,10 +311,7 @@ fn note_beside(checkpoints: &mut [Checkpoint], others: Vec<ObjectInfo>, layout: 
     }
     for object in others {
         let child = object.key[layout.folder().len()..].split_inclusive('/').next().unwrap_or_default();
-        if let Some(&Some(number)) = own.get(child).filter(|_| child.ends_with('/'))
-            && !named.contains(&object.key)
-            && !Layout::is_mark(&object.key)
-        {
+        if let Some(&Some(number)) = own.get(child).filter(|_| child.ends_with('/')) {
             checkpoints[number].beside.push(object);
         }
     }
@@ -312,23 +325,6 @@ fn last_number(name: &str) -> Option<i64> {
         .rfind(|c: char| !digits(c))
         .map_or(0, |before| before + name[before..].chars().next().map_or(1, char::len_utf8));
     name[start..end].parse().ok()
-}
-
-fn note_shared(checkpoints: &mut [Checkpoint], files: &HashMap<String, u64>) {
-    let mut by: HashMap<&str, u32> = HashMap::new();
-    for key in checkpoints.iter().flat_map(|checkpoint| &checkpoint.named) {
-        *by.entry(key).or_default() += 1;
-    }
-    let shared: Vec<u64> = checkpoints
-        .iter()
-        .map(|checkpoint| {
-            let keys = checkpoint.named.iter().filter(|key| by[&key[..]] > 1);
-            keys.filter_map(|key| files.get(key)).sum()
-        })
-        .collect();
-    for (checkpoint, shared) in checkpoints.iter_mut().zip(shared) {
-        checkpoint.shared_bytes = shared;
-    }
 }
 
 #[cfg(test)]

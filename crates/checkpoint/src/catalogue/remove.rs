@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use futures_util::stream::{self, StreamExt as _};
 use s3dcp_s3::{Error, ErrorKind, ObjectInfo};
 
-use crate::catalogue::delete::{NamedBy, delete_objects};
+use crate::catalogue::delete::{NamedBy, delete_as_listed, delete_objects};
 use crate::catalogue::folder_mark;
 use crate::catalogue::named::Indexes;
 use crate::index::read::read_named;
@@ -44,11 +44,12 @@ pub async fn remove(storage: &Storage, path_key: &str) -> Result<Removed, Error>
 
     let beside = named_beside(storage, &layout, &indexes).await?;
     let mut removed = Removed::default();
-    let mut deletions =
-        stream::iter(indexes).map(|index| delete_index(storage, index)).buffered(CONCURRENT_DELETES);
+    let mut deletions = stream::iter(indexes)
+        .map(|index| async { (delete_as_listed(storage, &index).await, index.key) })
+        .buffered(CONCURRENT_DELETES);
     while let Some(deletion) = deletions.next().await {
-        let (key, gone) = deletion?;
-        if gone { removed.deleted.push(key) } else { removed.kept.push(key) }
+        let (gone, key) = deletion;
+        if gone? { removed.deleted.push(key) } else { removed.kept.push(key) }
     }
     drop(deletions);
 
@@ -97,13 +98,4 @@ async fn named_beside(
         }
     }
     Ok(beside)
-}
-
-/// Deletes an index as it was listed; its key, and whether it is gone.
-async fn delete_index(storage: &Storage, index: ObjectInfo) -> Result<(String, bool), Error> {
-    match storage.delete_if(&index.key, index.etag.as_deref()).await {
-        Ok(()) => Ok((index.key, true)),
-        Err(error) if error.kind() == ErrorKind::PreconditionFailed => Ok((index.key, false)),
-        Err(error) => Err(error),
-    }
 }

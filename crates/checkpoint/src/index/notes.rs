@@ -2,6 +2,7 @@
 //! of a JSON object, so that it is read without unpickling anything.
 
 use s3dcp_s3::Error;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::error::config;
@@ -10,14 +11,9 @@ use crate::error::config;
 pub const MAX_NOTES_BYTES: usize = 64 << 10;
 
 /// What a program noted with a save.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
 pub struct Notes(Map<String, Value>);
-
-impl From<Map<String, Value>> for Notes {
-    fn from(values: Map<String, Value>) -> Notes {
-        Notes(values)
-    }
-}
 
 impl Notes {
     /// Reads the text of a JSON object.

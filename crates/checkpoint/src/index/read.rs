@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use s3dcp_s3::{Error, ErrorKind};
 
-use crate::error::corrupt;
+use crate::error::{corrupt, is_absent};
 use crate::index::facts::IndexFacts;
 use crate::index::judge::read_facts;
 use crate::layout::Layout;
@@ -48,7 +48,7 @@ pub(crate) async fn index_folders(storage: &Storage, layout: &Layout) -> Result<
 pub(crate) async fn get(storage: &Storage, key: &str) -> Result<Option<(Bytes, Option<String>)>, Error> {
     match storage.get(key, MAX_INDEX_BYTES).await {
         Ok(object) => Ok(Some((object.body, object.info.etag))),
-        Err(error) if error.kind() == ErrorKind::NotFound && error.code() != Some("NoSuchBucket") => Ok(None),
+        Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }

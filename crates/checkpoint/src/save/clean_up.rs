@@ -31,9 +31,8 @@ pub async fn discard(
     let discarded = async {
         join_all(uploads).await;
         let everywhere = Layout::new("");
-        let deletion =
-            delete_objects(&Storage::bucket(client, bucket), &everywhere, keys.clone(), NamedBy::Nothing)
-                .await;
+        let storage = Storage::bucket(client, bucket);
+        let deletion = delete_objects(&storage, &everywhere, keys.clone(), NamedBy::Nothing).await;
         match deletion.stopped {
             Some(Stopped { left, .. }) => left,
             None => deletion.failed.into_iter().map(|failure| failure.key).collect(),

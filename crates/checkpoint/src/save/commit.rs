@@ -11,6 +11,7 @@ use std::time::Duration;
 use s3dcp_s3::{Client, Condition, Error, ErrorKind, PutOptions, Support};
 
 use crate::catalogue::folder_mark;
+use crate::error::is_absent;
 use crate::index::judge::read_facts;
 use crate::index::read::{SeenIndex, get, see};
 use crate::index::write::{Index, SealedIndex};
@@ -189,8 +190,8 @@ impl IndexCommit<'_> {
             self.refuse_change().await?;
         }
         let Err(error) = self.put(condition.clone()).await else { return Ok(()) };
-        let refused = matches!(error.kind(), ErrorKind::PreconditionFailed | ErrorKind::Conflict)
-            || error.kind() == ErrorKind::NotFound && error.code() != Some("NoSuchBucket");
+        let refused =
+            matches!(error.kind(), ErrorKind::PreconditionFailed | ErrorKind::Conflict) || is_absent(&error);
         if !refused && !error.maybe_applied() {
             let misunderstood = error.not_understood() && !self.maybe_applied;
             let support = misunderstood.then(|| Support::Refused(error.clone()));

@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
+use crate::error::is_absent;
 use crate::layout::{Layout, new_save_id};
 
 /// Time between two writes of the object.
@@ -130,9 +131,7 @@ impl Held {
                 let who = text.lines().next().unwrap_or_default().to_owned();
                 Ok(Some((object.info.etag.unwrap_or_default(), who)))
             }
-            Err(error) if error.kind() == ErrorKind::NotFound && error.code() != Some("NoSuchBucket") => {
-                Ok(None)
-            }
+            Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
