@@ -27,15 +27,22 @@ mod pickle;
 mod save;
 mod step_folder;
 mod storage;
+mod values;
 
 pub use archive::parse::{ArchiveHead, HeadState, MAX_END, MAX_HEAD, ends_archive, parse_archive_head};
 pub use archive::spec::TensorSpec;
 pub use archive::write::{ArchiveLayout, archive_layout};
+pub use catalogue::inspect::{
+    InspectedChunk, InspectedIndex, InspectedObject, InspectedTensor, Inspection, Place, Total, inspect,
+};
 pub use catalogue::keep::{Best, Choice, Deleted, KeepRules, Kept, choose};
 pub use catalogue::list::{Checkpoint, Checkpoints, list_checkpoints};
+pub use catalogue::names::NameFilter;
 pub use catalogue::nearby::{Nearby, nearby_checkpoints};
+pub use catalogue::open::{OpenCheckpoint, OpenIndex, open_checkpoint};
 pub use catalogue::prune::{Leftover, LeftoverKind, Leftovers, Pruned, find_leftovers};
 pub use catalogue::remove::{Removed, remove};
+pub use catalogue::statistics::read_statistics;
 pub use dtype::DType;
 pub use index::allow::AllowList;
 pub use index::checksums::{ItemChecksums, SLICE_SIZE};
@@ -70,3 +77,4 @@ pub use save::tensor_index::TensorIndex;
 pub use step_folder::{StepFolder, StepFolders};
 pub use storage::Storage;
 pub use storage::disk::Disk;
+pub use values::{Difference, Number, Statistics};

@@ -5,10 +5,13 @@
 
 mod fleet;
 mod format;
+mod inspect;
 mod keep;
 mod ls;
+mod names;
 mod output;
 mod plan;
+mod progress;
 mod prune;
 mod report;
 mod serve;
@@ -35,6 +38,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Completions(shell::Completions),
+    Inspect(inspect::Arguments),
     Keep(keep::Arguments),
     Ls(ls::Arguments),
     Man(shell::Man),
@@ -59,6 +63,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
     };
     let result = match arguments.command {
         Command::Completions(arguments) => shell::complete(&arguments, Arguments::command()),
+        Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Keep(arguments) => keep::run(&arguments),
         Command::Ls(arguments) => ls::run(&arguments),
         Command::Man(arguments) => shell::man(&arguments, Arguments::command()),

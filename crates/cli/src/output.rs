@@ -5,8 +5,8 @@ use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 use clap::Args;
-use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr as _;
 
 use crate::report::Failure;
 
@@ -46,27 +46,39 @@ pub(crate) enum Column {
 }
 
 /// Lines of columns under their names; nothing where there are none.
+///
+/// Not by `comfy-table`, which takes a second for the 100,000 rows that a checkpoint may have.
 pub(crate) fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(columns.iter().map(|column| match column {
-        Column::Words(name) | Column::Numbers(name) => *name,
-    }));
-    for (number, column) in columns.iter().enumerate() {
-        if let Some(place) = table.column_mut(number) {
-            place.set_padding((0, 2));
-            if matches!(column, Column::Numbers(_)) {
-                place.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-    }
-    for row in rows {
-        table.add_row(row);
-    }
-    if table.is_empty() {
+    let rows: Vec<Vec<String>> = rows.into_iter().collect();
+    if rows.is_empty() {
         return String::new();
     }
-    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    let names = columns.iter().map(|column| match column {
+        Column::Words(name) | Column::Numbers(name) => (*name).to_owned(),
+    });
+    let names: Vec<String> = names.collect();
+    let mut widths = vec![0; columns.len()];
+    for row in rows.iter().chain([&names]) {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.width().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in [&names].into_iter().chain(&rows) {
+        for ((column, cell), &width) in columns.iter().zip(row).zip(&widths) {
+            let room = width - cell.width();
+            let (before, after) = match column {
+                Column::Words(_) => (0, room),
+                Column::Numbers(_) => (room, 0),
+            };
+            text.extend(std::iter::repeat_n(' ', before));
+            text.push_str(cell);
+            text.extend(std::iter::repeat_n(' ', after + 2));
+        }
+        text.truncate(text.trim_end_matches(' ').len());
+        text.push('\n');
+    }
+    text
 }
 
 /// What is as it should be.
