@@ -14,7 +14,7 @@ def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "s3dcp", *arguments], capture_output=True, text=True, timeout=120, check=False
     )
     assert "panicked" not in done.stderr, done.stderr
-    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    assert done.returncode == code, (done.returncode, done.stdout[-2000:], done.stderr)
     return done
 
 

@@ -12,6 +12,8 @@
 //!   what this crate needs.
 //! - A save: [`Save`] is joined by each rank, prepared by the one that commits it, writes each shard file by a [`ShardWriter`], and is committed or
 //!   discarded. Its steps are [`prepare`], which looks at the path as [`observe`] does, [`commit`] and [`discard`].
+//! - A look at a checkpoint: [`open_checkpoint`] finds it, [`inspect`] lists it, [`verify`] says whether it is whole, [`diff`] how it
+//!   differs from another. [`list_checkpoints`] finds those below a path.
 //! - What killed and failed saves leave: [`find_leftovers`] lists and deletes it. [`remove`] deletes all below a path.
 //!
 //! Errors are the engine's, [`s3dcp_s3::Error`].
@@ -32,6 +34,7 @@ mod values;
 pub use archive::parse::{ArchiveHead, HeadState, MAX_END, MAX_HEAD, ends_archive, parse_archive_head};
 pub use archive::spec::TensorSpec;
 pub use archive::write::{ArchiveLayout, archive_layout};
+pub use catalogue::diff::{ComparedBy, ComparedObject, ComparedTensor, Comparison, ItemName, diff};
 pub use catalogue::inspect::{
     InspectedChunk, InspectedIndex, InspectedObject, InspectedTensor, Inspection, Place, Total, inspect,
 };
@@ -43,6 +46,7 @@ pub use catalogue::open::{OpenCheckpoint, OpenIndex, open_checkpoint};
 pub use catalogue::prune::{Leftover, LeftoverKind, Leftovers, Pruned, find_leftovers};
 pub use catalogue::remove::{Removed, remove};
 pub use catalogue::statistics::read_statistics;
+pub use catalogue::verify::{Verification, VerifiedBy, VerifyFault, VerifyOptions, verify};
 pub use dtype::DType;
 pub use index::allow::AllowList;
 pub use index::checksums::{ItemChecksums, SLICE_SIZE};

@@ -51,7 +51,7 @@ pub struct Statistics {
     sum: Sum,
 }
 
-/// Exact for integers; of floats, the sum of the sums of a few thousand each.
+/// Exact for integers; of floats, the sum of the sums of a thousand each.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Sum {
     whole: i128,
@@ -59,7 +59,7 @@ struct Sum {
 }
 
 /// Floats that are added up before their sum is.
-const RUN: usize = 4096;
+const RUN: usize = 1024;
 
 impl Statistics {
     /// Adds elements of this dtype: their bytes, one after another.
@@ -94,24 +94,34 @@ impl Statistics {
             (Some(Number::Float(min)), Some(Number::Float(max))) => (min, max),
             _ => (f64::INFINITY, f64::NEG_INFINITY),
         };
+        let mut run = [0.0; RUN];
         loop {
-            let (mut count, mut sum) = (0, 0.0);
-            for value in values.by_ref().take(RUN) {
+            let mut count = 0;
+            for (place, value) in run.iter_mut().zip(values.by_ref()) {
+                *place = value;
                 count += 1;
+            }
+            let run = &run[..count];
+            if run.is_empty() {
+                break;
+            }
+            let (least, most, sum) = finite_run(run);
+            if sum.is_finite() {
+                (min, max) = (min.min(least), max.max(most));
+                self.sum.float += sum;
+                continue;
+            }
+            // One of them is not finite, or their sum is not.
+            for &value in run {
                 if value.is_finite() {
-                    sum += value;
-                    min = min.min(value);
-                    max = max.max(value);
+                    self.sum.float += value;
+                    (min, max) = (min.min(value), max.max(value));
                 } else if value.is_nan() {
                     self.nan += 1;
                 } else {
                     self.inf += 1;
                 }
             }
-            if count == 0 {
-                break;
-            }
-            self.sum.float += sum;
         }
         if min <= max {
             (self.min, self.max) = (Some(Number::Float(min)), Some(Number::Float(max)));
@@ -135,6 +145,30 @@ impl Statistics {
             (self.min, self.max) = (Some(number(min)), Some(number(max)));
         }
     }
+}
+
+/// Minimum, maximum and sum of numbers that are all finite; else the sum is not. In lanes, which the processor runs at once.
+fn finite_run(run: &[f64]) -> (f64, f64, f64) {
+    const LANES: usize = 8;
+    let (mut min, mut max, mut sum) = ([f64::INFINITY; LANES], [f64::NEG_INFINITY; LANES], [0.0; LANES]);
+    let (lanes, rest) = run.as_chunks::<LANES>();
+    for values in lanes {
+        for lane in 0..LANES {
+            let value = values[lane];
+            min[lane] = if value < min[lane] { value } else { min[lane] };
+            max[lane] = if value > max[lane] { value } else { max[lane] };
+            sum[lane] += value;
+        }
+    }
+    for (lane, &value) in rest.iter().enumerate() {
+        (min[lane], max[lane]) = (min[lane].min(value), max[lane].max(value));
+        sum[lane] += value;
+    }
+    (
+        min.into_iter().fold(f64::INFINITY, f64::min),
+        max.into_iter().fold(f64::NEG_INFINITY, f64::max),
+        sum.iter().sum(),
+    )
 }
 
 /// How two tensors of one shape differ, element by element. Two NaN are equal, as are 0 and -0.
@@ -161,6 +195,15 @@ impl Difference {
             return;
         }
         with_elements(one.0, one.1, Against { difference: self, other });
+    }
+
+    /// Adds how other elements of the same tensors differ.
+    pub fn join(&mut self, other: &Difference) {
+        self.count += other.count;
+        self.differing += other.differing;
+        self.not_finite += other.not_finite;
+        self.largest_absolute = self.largest_absolute.max(other.largest_absolute);
+        self.largest_relative = self.largest_relative.max(other.largest_relative);
     }
 
     fn add_pair<T: Element>(&mut self, one: T, other: T) {

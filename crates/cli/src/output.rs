@@ -45,9 +45,8 @@ pub(crate) enum Column {
     Numbers(&'static str),
 }
 
-/// Lines of columns under their names; nothing where there are none.
-///
-/// Not by `comfy-table`, which takes a second for the 100,000 rows that a checkpoint may have.
+/// Lines of columns under their names; nothing where there are none. As many as a checkpoint has items, 100,000 say, are
+/// written at once.
 pub(crate) fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let rows: Vec<Vec<String>> = rows.into_iter().collect();
     if rows.is_empty() {
@@ -60,25 +59,31 @@ pub(crate) fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<Strin
     let mut widths = vec![0; columns.len()];
     for row in rows.iter().chain([&names]) {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.width().max(*width);
+            *width = width_of(cell).max(*width);
         }
     }
     let mut text = String::new();
     for row in [&names].into_iter().chain(&rows) {
-        for ((column, cell), &width) in columns.iter().zip(row).zip(&widths) {
-            let room = width - cell.width();
+        for (place, ((column, cell), &width)) in columns.iter().zip(row).zip(&widths).enumerate() {
+            let room = width - width_of(cell);
+            let last = place + 1 == columns.len();
             let (before, after) = match column {
-                Column::Words(_) => (0, room),
-                Column::Numbers(_) => (room, 0),
+                Column::Numbers(_) => (room, 2),
+                Column::Words(_) => (0, room + 2),
             };
-            text.extend(std::iter::repeat_n(' ', before));
+            let after = if last { 0 } else { after };
+            text.push_str(&" ".repeat(before));
             text.push_str(cell);
-            text.extend(std::iter::repeat_n(' ', after + 2));
+            text.push_str(&" ".repeat(after));
         }
-        text.truncate(text.trim_end_matches(' ').len());
         text.push('\n');
     }
     text
+}
+
+/// Columns of a terminal that a text takes.
+fn width_of(text: &str) -> usize {
+    if text.is_ascii() { text.len() } else { text.width() }
 }
 
 /// What is as it should be.

@@ -21,10 +21,15 @@ impl Progress {
     pub(crate) fn add(&self, bytes: u64) {
         self.0.inc(bytes);
     }
+
+    /// Clears it before its time.
+    pub(crate) fn end(&self) {
+        self.0.finish_and_clear();
+    }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        self.end();
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod bands;
 pub(crate) mod delete;
+pub(crate) mod diff;
 pub(crate) mod folder_mark;
 pub(crate) mod inspect;
 pub(crate) mod keep;
@@ -13,3 +14,7 @@ pub(crate) mod open;
 pub(crate) mod prune;
 pub(crate) mod remove;
 pub(crate) mod statistics;
+pub(crate) mod sums;
+pub(crate) mod verified;
+pub(crate) mod verify;
+pub(crate) mod walk;

@@ -49,6 +49,34 @@ impl Load {
         Ok(Load { storage: storage.clone(), index_key: index_key.to_owned(), facts, contents })
     }
 
+    /// What several loads of one place hold, as one: of a tensor every chunk once, of an object the first. `None` of none.
+    pub(crate) fn joined(loads: Vec<Load>) -> Option<Load> {
+        let mut loads = loads.into_iter();
+        let mut all = loads.next()?;
+        for load in loads {
+            for (name, tensor) in load.contents.tensors {
+                let known = all.contents.tensors.entry(name).or_insert_with(|| StoredTensor {
+                    chunks: Vec::new(),
+                    dtype_name: tensor.dtype_name.clone(),
+                    size: tensor.size.clone(),
+                });
+                // Of ranks that have something else by this name the first counts.
+                if (&known.dtype_name, &known.size) != (&tensor.dtype_name, &tensor.size) {
+                    continue;
+                }
+                for chunk in tensor.chunks {
+                    if !known.chunks.iter().any(|there| there.chunk == chunk.chunk) {
+                        known.chunks.push(chunk);
+                    }
+                }
+            }
+            for (name, stored) in load.contents.objects {
+                all.contents.objects.entry(name).or_insert(stored);
+            }
+        }
+        Some(all)
+    }
+
     /// What its index says of the save.
     #[must_use]
     pub fn facts(&self) -> &IndexFacts {

@@ -110,16 +110,16 @@ impl<'a> Reader<'a, '_> {
         for (name, entry) in entries {
             let Value::Text(name) = name else { return Err(malformed("a name is not text")) };
             self.pay(name.len())?;
-            contents.tensors.remove(name);
-            contents.objects.remove(name);
             match tree.maker(entry) {
                 Some((METADATA, "TensorStorageMetadata")) => {
                     let tensor = self.tensor(name, entry, &mut places)?;
                     let tensor = tensor
                         .ok_or_else(|| corrupt(format!("{name}: the index describes it in no way known")))?;
+                    contents.objects.remove(name);
                     contents.tensors.insert(name.to_owned(), tensor);
                 }
                 Some((METADATA, "BytesStorageMetadata")) => {
+                    contents.tensors.remove(name);
                     contents.objects.insert(name.to_owned(), places.remove(&(name, None)));
                 }
                 _ => return Err(corrupt(format!("{name}: the index describes it in no way known"))),
