@@ -174,7 +174,7 @@ fn tree(found: &Inspection, arguments: &Arguments) -> String {
         let bytes = object.place.as_ref().map_or(0, |place| place.length);
         names.add(&object.name, format!("object  {}", size(bytes)), bytes);
     }
-    names.render(&found.uri, arguments.depth.unwrap_or(usize::MAX)) + "\n"
+    names.render(&found.uri, arguments.depth.unwrap_or(usize::MAX))
 }
 
 fn statistics(found: &Inspection) -> String {

@@ -107,6 +107,12 @@ mod tests {
         assert_eq!(exit_code(&["strategies", "numeric", "--ranks", "4"]), 2);
         assert_eq!(exit_code(&["tree", "not-a-uri"]), 2);
         assert_eq!(exit_code(&["prune", "not-a-uri"]), 2);
+        assert_eq!(exit_code(&["inspect", "not-a-uri"]), 2);
+        assert_eq!(exit_code(&["inspect", ".", "a*["]), 2);
+        assert_eq!(exit_code(&["verify", "."]), 1);
+        assert_eq!(exit_code(&["verify", ".", "--quick", "--resume", "file"]), 2);
+        assert_eq!(exit_code(&["diff", ".", "."]), 3);
+        assert_eq!(exit_code(&["diff", "."]), 2);
         assert_eq!(exit_code(&["plan", "--ranks", "8", "--bytes-per-rank", "64MiB"]), 0);
         assert_eq!(exit_code(&["plan", "--ranks", "0", "--bytes-per-rank", "64MiB"]), 2);
         assert_eq!(exit_code(&["plan", "--ranks", "8", "--bytes-per-rank", "64MiB", "--rounds", "2"]), 2);
