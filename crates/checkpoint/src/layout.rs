@@ -309,6 +309,14 @@ impl Name<'_> {
     }
 }
 
+/// The rank that the name at the end of a key tells: of a rank's index or of a shard file, `__<rank>_`.
+pub(crate) fn rank_in(key: &str) -> Option<u64> {
+    let name = key.rsplit_once('/').map_or(key, |(_, name)| name).strip_prefix(RANK)?;
+    let end = name.find(|c: char| !c.is_ascii_digit())?;
+    let (rank, rest) = name.split_at(end);
+    (rest == INDEX || rest.starts_with('_')).then(|| rank.parse().ok()).flatten()
+}
+
 fn is_rank_index(name: &str) -> bool {
     name.strip_prefix(RANK)
         .and_then(|rest| rest.strip_suffix(INDEX))

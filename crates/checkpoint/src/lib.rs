@@ -14,6 +14,8 @@
 //!   discarded. Its steps are [`prepare`], which looks at the path as [`observe`] does, [`commit`] and [`discard`].
 //!   [`WriterLease`] holds a path for one writer. [`Notes`] are what a save notes in its index.
 //! - Where checkpoints lie: [`Storage`], a bucket or the local file system.
+//! - A look at a checkpoint: [`open_checkpoint`] finds it, [`inspect`] lists it, [`verify`] says whether it is whole, [`diff`] how it
+//!   differs from another.
 //! - What lies below a path: [`list_checkpoints`] tells of its checkpoints, [`choose`] which stay by [`KeepRules`], and
 //!   [`Choice::delete`] deletes the others. [`find_leftovers`] lists and deletes what killed and failed saves leave. [`remove`]
 //!   deletes all below a path.
@@ -31,15 +33,24 @@ mod pickle;
 mod save;
 mod step_folder;
 mod storage;
+mod values;
 
 pub use archive::parse::{ArchiveHead, HeadState, MAX_END, MAX_HEAD, ends_archive, parse_archive_head};
 pub use archive::spec::TensorSpec;
 pub use archive::write::{ArchiveLayout, archive_layout};
+pub use catalogue::diff::{ComparedBy, ComparedObject, ComparedTensor, Comparison, ItemName, diff};
+pub use catalogue::inspect::{
+    InspectedChunk, InspectedIndex, InspectedObject, InspectedTensor, Inspection, Place, Total, inspect,
+};
 pub use catalogue::keep::{Best, Choice, Deleted, KeepRules, Kept, choose};
 pub use catalogue::list::{Checkpoint, Checkpoints, list_checkpoints};
+pub use catalogue::names::NameFilter;
 pub use catalogue::nearby::{Nearby, nearby_checkpoints};
+pub use catalogue::open::{OpenCheckpoint, OpenIndex, open_checkpoint};
 pub use catalogue::prune::{Leftover, LeftoverKind, Leftovers, Pruned, find_leftovers};
 pub use catalogue::remove::{Removed, remove};
+pub use catalogue::statistics::read_statistics;
+pub use catalogue::verify::{Verification, VerifiedBy, VerifyFault, VerifyOptions, verify};
 pub use dtype::DType;
 pub use index::allow::AllowList;
 pub use index::checksums::{ItemChecksums, SLICE_SIZE};
@@ -74,3 +85,4 @@ pub use save::tensor_index::TensorIndex;
 pub use step_folder::{StepFolder, StepFolders};
 pub use storage::Storage;
 pub use storage::disk::Disk;
+pub use values::{Difference, Number, Statistics};

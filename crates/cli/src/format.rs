@@ -6,14 +6,41 @@ use bytesize::ByteSize;
 
 /// A name with its control characters escaped, so that a key cannot play with the terminal.
 pub(crate) fn printable(name: &str) -> String {
-    name.chars()
-        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
-        .collect()
+    if !name.contains(char::is_control) {
+        return name.to_owned();
+    }
+    let mut shown = String::with_capacity(name.len() + 8);
+    for c in name.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 /// Bytes, in the unit that leaves the fewest digits.
 pub(crate) fn size(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()
+}
+
+/// A shape as torch writes it.
+pub(crate) fn shape(sizes: &[i64]) -> String {
+    let sizes: Vec<String> = sizes.iter().map(i64::to_string).collect();
+    format!("[{}]", sizes.join(", "))
+}
+
+/// A block as Python writes its slices.
+pub(crate) fn slices(offsets: &[i64], sizes: &[i64]) -> String {
+    let slice = |(offset, size): (&i64, &i64)| format!("{offset}:{}", offset.saturating_add(*size));
+    format!("[{}]", offsets.iter().zip(sizes).map(slice).collect::<Vec<_>>().join(", "))
+}
+
+/// A number in six digits.
+pub(crate) fn number(value: f64) -> String {
+    let exponent = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
+    if !(-4..7).contains(&exponent) {
+        return format!("{value:.5e}");
+    }
+    let text = format!("{value:.*}", usize::try_from(5 - exponent).unwrap_or(0));
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
 /// A time in its two largest units, as `--older-than` takes them.
@@ -91,6 +118,23 @@ mod tests {
         ] {
             assert_eq!(size(bytes), text);
         }
+    }
+
+    #[test]
+    fn numbers_have_six_digits_and_blocks_their_slices() {
+        for (value, text) in [
+            (0.0, "0"),
+            (-1.5, "-1.5"),
+            (1.0 / 3.0, "0.333333"),
+            (123_456.7, "123457"),
+            (1e-9, "1.00000e-9"),
+            (2.5e30, "2.50000e30"),
+            (f64::INFINITY, "inf"),
+        ] {
+            assert_eq!(number(value), text);
+        }
+        assert_eq!(shape(&[]), "[]");
+        assert_eq!(slices(&[0, 4], &[2, 3]), "[0:2, 4:7]");
     }
 
     #[test]

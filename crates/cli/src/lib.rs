@@ -3,12 +3,16 @@
 //! Everything is here rather than in the binary, so that the Python package's `s3dcp` runs the same code through
 //! [`run`]. Each subcommand is a module.
 
+mod diff;
 mod fleet;
 mod format;
+mod inspect;
 mod keep;
 mod ls;
+mod names;
 mod output;
 mod plan;
+mod progress;
 mod prune;
 mod report;
 mod serve;
@@ -17,6 +21,7 @@ mod shell;
 mod simulate;
 mod strategies;
 mod tree;
+mod verify;
 
 use std::ffi::OsString;
 
@@ -35,6 +40,8 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Completions(shell::Completions),
+    Diff(diff::Arguments),
+    Inspect(inspect::Arguments),
     Keep(keep::Arguments),
     Ls(ls::Arguments),
     Man(shell::Man),
@@ -44,10 +51,11 @@ enum Command {
     Simulate(simulate::Arguments),
     Strategies(strategies::Arguments),
     Tree(tree::Arguments),
+    Verify(verify::Arguments),
 }
 
 /// Runs the command with its arguments, the first of which is the program's name, and gives its exit code: 0 for success,
-/// 1 for a failure, 2 for arguments that make no sense.
+/// 1 for a failure, 2 for arguments that make no sense; what else a subcommand ends with, its help says.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
@@ -59,6 +67,8 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
     };
     let result = match arguments.command {
         Command::Completions(arguments) => shell::complete(&arguments, Arguments::command()),
+        Command::Diff(arguments) => diff::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Keep(arguments) => keep::run(&arguments),
         Command::Ls(arguments) => ls::run(&arguments),
         Command::Man(arguments) => shell::man(&arguments, Arguments::command()),
@@ -68,6 +78,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
         Command::Simulate(arguments) => simulate::run(&arguments),
         Command::Strategies(arguments) => strategies::run(&arguments),
         Command::Tree(arguments) => tree::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
     };
     result.map_or_else(Failure::report, |()| 0)
 }
@@ -96,6 +107,12 @@ mod tests {
         assert_eq!(exit_code(&["strategies", "numeric", "--ranks", "4"]), 2);
         assert_eq!(exit_code(&["tree", "not-a-uri"]), 2);
         assert_eq!(exit_code(&["prune", "not-a-uri"]), 2);
+        assert_eq!(exit_code(&["inspect", "not-a-uri"]), 2);
+        assert_eq!(exit_code(&["inspect", ".", "a*["]), 2);
+        assert_eq!(exit_code(&["verify", "."]), 1);
+        assert_eq!(exit_code(&["verify", ".", "--quick", "--resume", "file"]), 2);
+        assert_eq!(exit_code(&["diff", ".", "."]), 3);
+        assert_eq!(exit_code(&["diff", "."]), 2);
         assert_eq!(exit_code(&["plan", "--ranks", "8", "--bytes-per-rank", "64MiB"]), 0);
         assert_eq!(exit_code(&["plan", "--ranks", "0", "--bytes-per-rank", "64MiB"]), 2);
         assert_eq!(exit_code(&["plan", "--ranks", "8", "--bytes-per-rank", "64MiB", "--rounds", "2"]), 2);

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 use clap::Args;
-use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr as _;
 
 use crate::report::Failure;
 
@@ -50,28 +50,45 @@ pub(crate) enum Column {
     Numbers(&'static str),
 }
 
-/// Lines of columns under their names; nothing where there are none.
+/// Lines of columns under their names; nothing where there are none. As many as a checkpoint has items, 100,000 say, are
+/// written at once.
 pub(crate) fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(columns.iter().map(|column| match column {
-        Column::Words(name) | Column::Numbers(name) => *name,
-    }));
-    for (number, column) in columns.iter().enumerate() {
-        if let Some(place) = table.column_mut(number) {
-            place.set_padding((0, 2));
-            if matches!(column, Column::Numbers(_)) {
-                place.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-    }
-    for row in rows {
-        table.add_row(row);
-    }
-    if table.is_empty() {
+    let rows: Vec<Vec<String>> = rows.into_iter().collect();
+    if rows.is_empty() {
         return String::new();
     }
-    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    let names = columns.iter().map(|column| match column {
+        Column::Words(name) | Column::Numbers(name) => (*name).to_owned(),
+    });
+    let names: Vec<String> = names.collect();
+    let mut widths = vec![0; columns.len()];
+    for row in rows.iter().chain([&names]) {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = width_of(cell).max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in [&names].into_iter().chain(&rows) {
+        for (place, ((column, cell), &width)) in columns.iter().zip(row).zip(&widths).enumerate() {
+            let room = width - width_of(cell);
+            let last = place + 1 == columns.len();
+            let (before, after) = match column {
+                Column::Numbers(_) => (room, 2),
+                Column::Words(_) => (0, room + 2),
+            };
+            let after = if last { 0 } else { after };
+            text.push_str(&" ".repeat(before));
+            text.push_str(cell);
+            text.push_str(&" ".repeat(after));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// Columns of a terminal that a text takes.
+fn width_of(text: &str) -> usize {
+    if text.is_ascii() { text.len() } else { text.width() }
 }
 
 /// What is as it should be.

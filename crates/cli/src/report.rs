@@ -10,6 +10,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// It went wrong: exit code 1.
     Failed(String),
+    /// The output says what it found, or this text why it found nothing out: this exit code.
+    Told(Option<String>, i32),
     /// Whoever read the output has gone, as `head` does: no failure.
     OutputClosed,
 }
@@ -33,6 +35,8 @@ impl Failure {
         let (message, code) = match self {
             Self::Usage(message) => (message, 2),
             Self::Failed(message) => (message, 1),
+            Self::Told(Some(message), code) => (message, code),
+            Self::Told(None, code) => return code,
             Self::OutputClosed => return 0,
         };
         // Nowhere is left to tell if this fails.

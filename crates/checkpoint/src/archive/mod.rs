@@ -1,5 +1,6 @@
 //! Tensor archives: one `torch.save` zip file per tensor item, written and read without torch.
 
+pub(crate) mod directory;
 pub(crate) mod parse;
 pub(crate) mod spec;
 pub(crate) mod write;

@@ -5,6 +5,8 @@
 //! for a descriptor that fits; the CRC-32 it holds is checked (torch can be told to leave it zero). Anything that
 //! is a sound archive but not one plain tensor in one storage is [`HeadState::NotPlain`], for torch itself to load.
 
+use std::ops::Range;
+
 use s3dcp_s3::{Error, crc32};
 
 use super::spec::{MAX_DIMENSIONS, TensorSpec};
@@ -51,21 +53,27 @@ pub enum HeadState {
 /// writes it.
 #[must_use]
 pub fn ends_archive(end: &[u8], length: u64) -> bool {
-    let Some((before, record)) = end.split_last_chunk::<{ END as usize }>() else { return false };
+    directory_range(end, length).is_some()
+}
+
+/// Where the directory of such an archive lies in it; `None` for the end of no such one.
+pub(crate) fn directory_range(end: &[u8], length: u64) -> Option<Range<u64>> {
+    let (before, record) = end.split_last_chunk::<{ END as usize }>()?;
     if !record.starts_with(b"PK\x05\x06\0\0\0\0") || le16(&record[20..]) != 0 {
-        return false;
+        return None;
     }
-    let Some(directory_end) = length.checked_sub(END) else { return false };
+    let directory_end = length.checked_sub(END)?;
     let (size, offset) = (u64::from(le32(&record[12..])), u64::from(le32(&record[16..])));
     if offset + size == directory_end {
-        return true;
+        return Some(offset..directory_end);
     }
-    let Some((_, zip64)) = before.split_last_chunk::<{ ZIP64_END as usize }>() else { return false };
+    let (_, zip64) = before.split_last_chunk::<{ ZIP64_END as usize }>()?;
     if !zip64.starts_with(b"PK\x06\x06") || !zip64[56..].starts_with(b"PK\x06\x07") {
-        return false;
+        return None;
     }
     let (size, offset) = (le64(&zip64[40..]), le64(&zip64[48..]));
-    offset.checked_add(size) == directory_end.checked_sub(ZIP64_END)
+    let directory_end = directory_end.checked_sub(ZIP64_END)?;
+    (offset.checked_add(size) == Some(directory_end)).then_some(offset..directory_end)
 }
 
 /// Reads the head of the archive whose first bytes these are.
@@ -326,14 +334,14 @@ fn dimensions<'a>(tree: &Tree<'a>, value: Value<'a>) -> Option<Vec<u64>> {
     items.iter().map(size).collect()
 }
 
-fn le16(bytes: &[u8]) -> u16 {
+pub(super) fn le16(bytes: &[u8]) -> u16 {
     u16::from_le_bytes([bytes[0], bytes[1]])
 }
 
-fn le32(bytes: &[u8]) -> u32 {
+pub(super) fn le32(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-fn le64(bytes: &[u8]) -> u64 {
+pub(super) fn le64(bytes: &[u8]) -> u64 {
     u64::from(le32(bytes)) | u64::from(le32(&bytes[4..])) << 32
 }

@@ -21,17 +21,17 @@ fn survey<'a>(bytes: &'a [u8], allow: &AllowList, others: Others) -> Result<(Sur
 /// # Errors
 /// `Corrupt`, saying what was refused; also for an index whose items carry checksums while its trailer is missing.
 pub fn check_index(bytes: &[u8], allow: &AllowList) -> Result<(), Error> {
-    checked_pickle(bytes, allow).map(|_| ())
+    judged(bytes, allow).map(drop)
 }
 
-/// The pickle of an index that has passed [`check_index`].
-pub(crate) fn checked_pickle<'a>(bytes: &'a [u8], allow: &AllowList) -> Result<&'a [u8], Error> {
+/// The pickle of an index that has passed [`check_index`], and what the walk noted on its way.
+pub(crate) fn judged<'a>(bytes: &'a [u8], allow: &AllowList) -> Result<(&'a [u8], Survey<'a>), Error> {
     let (survey, sealed) = survey(bytes, allow, Others::Refused)?;
     let has_checksums = survey.check()?;
     if has_checksums && !sealed {
         return Err(cut_off());
     }
-    Ok(&bytes[..survey.length])
+    Ok((&bytes[..survey.length], survey))
 }
 
 fn cut_off() -> Error {

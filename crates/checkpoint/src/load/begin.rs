@@ -4,15 +4,18 @@ use bytes::{Bytes, BytesMut};
 use s3dcp_s3::{Error, ErrorKind};
 
 use super::chunks::{Chunk, Cover, check_chunks, has_all};
-use super::contents::{Contents, Stored, StoredTensor, read_contents};
+use super::contents::{Contents, Stored, StoredTensor, contents_of};
 use super::cut::Part;
 use super::fetch::{buffer, check_in_file, fetch_items};
 use super::foreign::{ForeignTensor, foreign_sources};
 use super::memory::Loan;
+use super::plan::ItemRead;
 use super::source::{Entry, OwnFormats, Source};
 use crate::archive::spec::{TensorSpec, row_major};
 use crate::error::{config, corrupt};
 use crate::index::allow::AllowList;
+use crate::index::facts::IndexFacts;
+use crate::index::judge::judged;
 use crate::index::read::MAX_INDEX_BYTES;
 use crate::layout::Layout;
 use crate::storage::Storage;
@@ -22,6 +25,7 @@ use crate::storage::Storage;
 pub struct Load {
     storage: Storage,
     index_key: String,
+    facts: IndexFacts,
     contents: Contents,
 }
 
@@ -32,9 +36,51 @@ impl Load {
     /// `NotFound` where no checkpoint is; `Corrupt` for an index that is damaged or holds what none needs.
     pub async fn open(storage: &Storage, index_key: &str) -> Result<Load, Error> {
         let index = storage.get(index_key, MAX_INDEX_BYTES).await?.body;
-        let contents = read_contents(&index, &Layout::beside(index_key), &AllowList::default_globals())
-            .map_err(|error| storage.at(index_key, error))?;
-        Ok(Load { storage: storage.clone(), index_key: index_key.to_owned(), contents })
+        Load::of(storage, index_key, &index)
+    }
+
+    /// The same with the bytes of the index.
+    pub(crate) fn of(storage: &Storage, index_key: &str, index: &[u8]) -> Result<Load, Error> {
+        let read = || {
+            let (pickle, survey) = judged(index, &AllowList::default_globals())?;
+            Ok((survey.facts()?, contents_of(pickle, &Layout::beside(index_key))?))
+        };
+        let (facts, contents) = read().map_err(|error| storage.at(index_key, error))?;
+        Ok(Load { storage: storage.clone(), index_key: index_key.to_owned(), facts, contents })
+    }
+
+    /// What several loads of one place hold, as one: of a tensor every chunk once, of an object the first. `None` of none.
+    pub(crate) fn joined(loads: Vec<Load>) -> Option<Load> {
+        let mut loads = loads.into_iter();
+        let mut all = loads.next()?;
+        for load in loads {
+            for (name, tensor) in load.contents.tensors {
+                let known = all.contents.tensors.entry(name).or_insert_with(|| StoredTensor {
+                    chunks: Vec::new(),
+                    dtype_name: tensor.dtype_name.clone(),
+                    size: tensor.size.clone(),
+                });
+                // Of ranks that have something else by this name the first counts.
+                if (&known.dtype_name, &known.size) != (&tensor.dtype_name, &tensor.size) {
+                    continue;
+                }
+                for chunk in tensor.chunks {
+                    if !known.chunks.iter().any(|there| there.chunk == chunk.chunk) {
+                        known.chunks.push(chunk);
+                    }
+                }
+            }
+            for (name, stored) in load.contents.objects {
+                all.contents.objects.entry(name).or_insert(stored);
+            }
+        }
+        Some(all)
+    }
+
+    /// What its index says of the save.
+    #[must_use]
+    pub fn facts(&self) -> &IndexFacts {
+        &self.facts
     }
 
     /// What the checkpoint holds.
@@ -78,44 +124,40 @@ impl Load {
     /// `NotFound` for another name, `Config` for a block that is not in the tensor, memory of another length, and what
     /// only torch can read; `Corrupt`, naming the tensor, for what is not stored as the index says.
     pub async fn read_block(&self, name: &str, block: &Chunk, memory: BytesMut) -> Result<BytesMut, Error> {
-        let tensor = self.tensor(name)?;
-        let parts = self.check(name, tensor, block)?;
-        if byte_length(tensor, block) != Some(memory.len()) {
-            return Err(config(format!(
-                "{name}: memory of {} bytes for a block of {:?} {}",
-                memory.len(),
-                block.sizes,
-                tensor.dtype_name
-            )));
-        }
-        let strides = row_major(&unsigned(&block.sizes)?);
-        let sources = self.sources(name, tensor, &parts).await?;
-        let mut all: Vec<Part> = Vec::new();
-        let mut reads = Vec::new();
-        for (wanted, source) in parts.iter().zip(&sources) {
-            let item_size = source.spec.dtype.item_size();
-            let (offsets, lengths) = (unsigned(&wanted.in_chunk)?, unsigned(&wanted.sizes)?);
-            let Some(stored) = source.block(&offsets, &lengths)? else {
-                return Err(only_torch(name));
-            };
-            let place: u64 =
-                unsigned(&wanted.in_block)?.iter().zip(&strides).map(|(at, step)| at * step).sum();
-            let mut count = 0;
-            for mut part in stored.direct(Some(&strides))? {
-                part.memory.start += place * item_size;
-                part.memory.end += place * item_size;
-                all.push(part);
-                count += 1;
+        let mut read = self.read_blocks(vec![(name, block, memory)]).await?;
+        Ok(read.pop().unwrap_or_default())
+    }
+
+    /// The same for many blocks, in one download: what lies side by side is fetched together.
+    ///
+    /// # Errors
+    /// Those of [`Load::read_block`], the first that comes.
+    pub async fn read_blocks(&self, wanted: Vec<(&str, &Chunk, BytesMut)>) -> Result<Vec<BytesMut>, Error> {
+        let mut blocks = Vec::with_capacity(wanted.len());
+        for (name, block, memory) in wanted {
+            let tensor = self.tensor(name)?;
+            let parts = self.check(name, tensor, block)?;
+            if byte_length(tensor, block) != Some(memory.len()) {
+                return Err(config(format!(
+                    "{name}: memory of {} bytes for a block of {:?} {}",
+                    memory.len(),
+                    block.sizes,
+                    tensor.dtype_name
+                )));
             }
-            reads.push((source, count));
+            blocks.push(WantedBlock { name, tensor, sizes: &block.sizes, parts, memory });
         }
-        let (loan, pieces) = Loan::of(memory, all);
-        let mut pieces = pieces.into_iter();
-        let reads = reads.into_iter().map(|(source, count)| {
-            source.entry.read(name, source.head, pieces.by_ref().take(count).collect())
-        });
-        fetch_items(&self.storage, reads.collect(), true, None).await?;
-        Ok(loan.back())
+        let mut sources = self.sources(&blocks).await?.into_iter();
+        let mut loans = Vec::with_capacity(blocks.len());
+        let mut reads = Vec::new();
+        for WantedBlock { name, sizes, parts, memory, .. } in blocks {
+            let sources: Vec<Source> = sources.by_ref().take(parts.len()).collect();
+            let (loan, of_block) = block_reads(name, sizes, &parts, &sources, memory)?;
+            loans.push(loan);
+            reads.extend(of_block);
+        }
+        fetch_items(&self.storage, reads, true, None).await?;
+        Ok(loans.into_iter().map(Loan::back).collect())
     }
 
     fn tensor(&self, name: &str) -> Result<&StoredTensor, Error> {
@@ -176,50 +218,92 @@ impl Load {
         Ok(parts)
     }
 
-    /// Where the chunks of these parts lie.
-    async fn sources(
-        &self,
-        name: &str,
-        tensor: &StoredTensor,
-        parts: &[Wanted<'_>],
-    ) -> Result<Vec<Source>, Error> {
+    /// Where the chunks of all parts of these blocks lie, one after another.
+    async fn sources(&self, blocks: &[WantedBlock<'_>]) -> Result<Vec<Source>, Error> {
         let mut formats = OwnFormats::default();
-        let mut sources: Vec<Option<Source>> = Vec::with_capacity(parts.len());
+        let mut sources: Vec<Option<Source>> = Vec::new();
         let mut foreign = Vec::new();
-        for Wanted { entry, shape, .. } in parts {
-            if entry.is_own_tensor() {
-                let format = formats.of(name, tensor.dtype(), shape)?;
-                sources.push(Some(format.source(name, (*entry).clone())?));
-            } else {
-                sources.push(None);
-                foreign.push(ForeignTensor {
-                    name: name.to_owned(),
-                    entry: (*entry).clone(),
-                    shape: shape.clone(),
-                });
+        for WantedBlock { name, tensor, parts, .. } in blocks {
+            for Wanted { entry, shape, .. } in parts {
+                if entry.is_own_tensor() {
+                    let format = formats.of(name, tensor.dtype(), shape)?;
+                    sources.push(Some(format.source(name, (*entry).clone())?));
+                } else {
+                    sources.push(None);
+                    foreign.push(ForeignTensor {
+                        name: (*name).to_owned(),
+                        entry: (*entry).clone(),
+                        shape: shape.clone(),
+                    });
+                }
+            }
+            let mut own: Vec<&Entry> =
+                parts.iter().map(|part| part.entry).filter(|entry| entry.is_own_tensor()).collect();
+            own.sort_unstable_by_key(|entry| (&entry.key, entry.offset));
+            if own.windows(2).any(|pair| pair[0].overlaps(pair[1])) {
+                return Err(corrupt(format!("{name}: the index gives two of its chunks the same bytes")));
             }
         }
-        let mut own: Vec<&Entry> =
-            parts.iter().map(|part| part.entry).filter(|entry| entry.is_own_tensor()).collect();
-        own.sort_unstable_by_key(|entry| (&entry.key, entry.offset));
-        if own.windows(2).any(|pair| pair[0].overlaps(pair[1])) {
-            return Err(corrupt(format!("{name}: the index gives two of its chunks the same bytes")));
-        }
         let mut found = foreign_sources(&self.storage, &foreign).await?.into_iter();
-        let filled = sources.into_iter().map(|source| source.or_else(|| found.next().flatten()));
-        filled
-            .map(|source| match source {
-                None => Err(only_torch(name)),
-                Some(source) if Some(source.spec.dtype) != tensor.dtype() => {
+        let mut filled = sources.into_iter().map(|source| source.or_else(|| found.next().flatten()));
+        let mut all = Vec::new();
+        for WantedBlock { name, tensor, parts, .. } in blocks {
+            for source in filled.by_ref().take(parts.len()) {
+                let source = source.ok_or_else(|| only_torch(name))?;
+                if Some(source.spec.dtype) != tensor.dtype() {
                     let (stored, said) = (source.spec.dtype.torch_name(), &tensor.dtype_name);
-                    Err(config(format!(
+                    return Err(config(format!(
                         "{name}: stored as {stored}, but the index says {said}; torch converts it"
-                    )))
+                    )));
                 }
-                Some(source) => Ok(source),
-            })
-            .collect()
+                all.push(source);
+            }
+        }
+        Ok(all)
     }
+}
+
+/// A block that is to be read.
+struct WantedBlock<'a> {
+    name: &'a str,
+    tensor: &'a StoredTensor,
+    sizes: &'a [i64],
+    parts: Vec<Wanted<'a>>,
+    memory: BytesMut,
+}
+
+/// The reads that fill the memory of a block.
+fn block_reads(
+    name: &str,
+    sizes: &[i64],
+    parts: &[Wanted<'_>],
+    sources: &[Source],
+    memory: BytesMut,
+) -> Result<(Loan, Vec<ItemRead>), Error> {
+    let strides = row_major(&unsigned(sizes)?);
+    let mut all: Vec<Part> = Vec::new();
+    let mut counts = Vec::new();
+    for (wanted, source) in parts.iter().zip(sources) {
+        let item_size = source.spec.dtype.item_size();
+        let (offsets, lengths) = (unsigned(&wanted.in_chunk)?, unsigned(&wanted.sizes)?);
+        let Some(stored) = source.block(&offsets, &lengths)? else {
+            return Err(only_torch(name));
+        };
+        let place: u64 = unsigned(&wanted.in_block)?.iter().zip(&strides).map(|(at, step)| at * step).sum();
+        let before = all.len();
+        for mut part in stored.direct(Some(&strides))? {
+            part.memory.start += place * item_size;
+            part.memory.end += place * item_size;
+            all.push(part);
+        }
+        counts.push(all.len() - before);
+    }
+    let (loan, pieces) = Loan::of(memory, all);
+    let mut pieces = pieces.into_iter();
+    let reads = sources.iter().zip(counts);
+    let reads = reads
+        .map(|(source, count)| source.entry.read(name, source.head, pieces.by_ref().take(count).collect()));
+    Ok((loan, reads.collect()))
 }
 
 /// A part of a block that one chunk holds.

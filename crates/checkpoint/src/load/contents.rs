@@ -15,7 +15,7 @@ use crate::dtype::DType;
 use crate::error::corrupt;
 use crate::index::allow::{AllowList, METADATA};
 use crate::index::checksums::ItemChecksums;
-use crate::index::judge::checked_pickle;
+use crate::index::judge::judged;
 use crate::index::scan::{COPIES_PER_BYTE, FREE_COPIES};
 use crate::layout::Layout;
 use crate::pickle::value::{Tree, Value};
@@ -72,7 +72,11 @@ pub struct Stored {
 /// `Corrupt` for what [`check_index`](crate::check_index) refuses, and for an index that describes a tensor in no way
 /// known.
 pub fn read_contents(index: &[u8], layout: &Layout, allow: &AllowList) -> Result<Contents, Error> {
-    let pickle = checked_pickle(index, allow)?;
+    contents_of(judged(index, allow)?.0, layout)
+}
+
+/// The same of a pickle that has been judged.
+pub(crate) fn contents_of(pickle: &[u8], layout: &Layout) -> Result<Contents, Error> {
     let tree = Tree::read(pickle)?;
     let budget = FREE_COPIES + pickle.len() as u64 * COPIES_PER_BYTE;
     let mut reader = Reader { tree: &tree, layout, budget, keys: HashMap::new() };
@@ -106,16 +110,16 @@ impl<'a> Reader<'a, '_> {
         for (name, entry) in entries {
             let Value::Text(name) = name else { return Err(malformed("a name is not text")) };
             self.pay(name.len())?;
-            contents.tensors.remove(name);
-            contents.objects.remove(name);
             match tree.maker(entry) {
                 Some((METADATA, "TensorStorageMetadata")) => {
                     let tensor = self.tensor(name, entry, &mut places)?;
                     let tensor = tensor
                         .ok_or_else(|| corrupt(format!("{name}: the index describes it in no way known")))?;
+                    contents.objects.remove(name);
                     contents.tensors.insert(name.to_owned(), tensor);
                 }
                 Some((METADATA, "BytesStorageMetadata")) => {
+                    contents.tensors.remove(name);
                     contents.objects.insert(name.to_owned(), places.remove(&(name, None)));
                 }
                 _ => return Err(corrupt(format!("{name}: the index describes it in no way known"))),

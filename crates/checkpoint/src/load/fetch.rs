@@ -57,3 +57,19 @@ pub(crate) fn buffer(item_range: Range<u64>) -> (Loan, Vec<Piece>) {
     let part = Part { item_range, memory: 0..length, runs: None, elements: 0..0 };
     Loan::of(BytesMut::zeroed(length as usize), vec![part])
 }
+
+/// Bytes of items as they are stored, unverified, in the order of the ranges.
+pub(crate) async fn read_ranges(
+    storage: &Storage,
+    ranges: Vec<(&Entry, Range<u64>)>,
+) -> Result<Vec<BytesMut>, Error> {
+    let mut loans = Vec::with_capacity(ranges.len());
+    let mut reads = Vec::with_capacity(ranges.len());
+    for (entry, range) in ranges {
+        let (loan, pieces) = buffer(range);
+        loans.push(loan);
+        reads.push(Entry { checksums: None, ..entry.clone() }.read(&entry.key, None, pieces));
+    }
+    fetch_items(storage, reads, false, None).await?;
+    Ok(loans.into_iter().map(Loan::back).collect())
+}

@@ -7,12 +7,10 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::BytesMut;
 use s3dcp_s3::Error;
 use serde_json::{Map, Value};
 
-use super::fetch::{buffer, fetch_items};
-use super::memory::Loan;
+use super::fetch::read_ranges;
 use super::source::{Entry, Source};
 use crate::archive::parse::{ArchiveHead, HeadState, MAX_END, ends_archive, parse_archive_head};
 use crate::archive::spec::TensorSpec;
@@ -140,7 +138,7 @@ impl Heads<'_> {
             };
             waiting.iter().map(head).collect()
         };
-        let mut read = self.read(heads(&waiting).into_iter().chain(ends).collect()).await?;
+        let mut read = read_ranges(self.storage, heads(&waiting).into_iter().chain(ends).collect()).await?;
         let mut ends = read.split_off(waiting.len()).into_iter();
         while !waiting.is_empty() {
             let mut still = Vec::new();
@@ -166,7 +164,7 @@ impl Heads<'_> {
                 }
             }
             waiting = still;
-            read = self.read(heads(&waiting)).await?;
+            read = read_ranges(self.storage, heads(&waiting)).await?;
         }
         for number in safetensors {
             let tensor = &tensors[number];
@@ -174,19 +172,6 @@ impl Heads<'_> {
             sources[number] = Some(tensor.safetensors_source(self.header(&tensor.entry.key, offset).await?)?);
         }
         Ok(sources)
-    }
-
-    /// Bytes of items, in the order of the ranges.
-    async fn read(&self, ranges: Vec<(&Entry, Range<u64>)>) -> Result<Vec<BytesMut>, Error> {
-        let mut loans = Vec::with_capacity(ranges.len());
-        let mut reads = Vec::with_capacity(ranges.len());
-        for (entry, range) in ranges {
-            let (loan, pieces) = buffer(range);
-            loans.push(loan);
-            reads.push(Entry { checksums: None, ..entry.clone() }.read(&entry.key, None, pieces));
-        }
-        fetch_items(self.storage, reads, false, None).await?;
-        Ok(loans.into_iter().map(Loan::back).collect())
     }
 
     async fn header(&mut self, key: &Arc<str>, offset: u64) -> Result<&Header, Error> {

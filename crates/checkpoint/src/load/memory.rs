@@ -13,32 +13,34 @@ use super::plan::Piece;
 pub(crate) struct Loan(Arc<Mutex<Vec<(u64, BytesMut)>>>);
 
 impl Loan {
-    /// The pieces that fill these parts of `memory`, which do not overlap.
+    /// The pieces that fill these parts of `memory`, which do not overlap, in their order.
     ///
     /// Parts that lie in one run each get memory of their own; as soon as one is scattered, all take turns.
-    pub(crate) fn of(mut memory: BytesMut, mut parts: Vec<Part>) -> (Loan, Vec<Piece>) {
+    pub(crate) fn of(mut memory: BytesMut, parts: Vec<Part>) -> (Loan, Vec<Piece>) {
         let loan = Loan::default();
-        parts.sort_unstable_by_key(|part| part.memory.start);
         let piece = |part: Part, destination| Piece { item_range: part.item_range, destination };
-        let mut pieces: Vec<Piece> = Vec::with_capacity(parts.len());
         if parts.iter().any(|part| part.runs.is_some()) {
             loan.give(0, memory);
-            for part in parts {
+            let turns = parts.into_iter().map(|part| {
                 let (base, runs) = (part.memory.start, part.runs.clone());
-                pieces.push(piece(part, Box::new(Turns { loan: loan.clone(), base, runs })));
-            }
-            return (loan, pieces);
+                piece(part, Box::new(Turns { loan: loan.clone(), base, runs }) as Box<dyn Destination>)
+            });
+            return (loan.clone(), turns.collect());
         }
+        let mut places: Vec<(usize, Part)> = parts.into_iter().enumerate().collect();
+        places.sort_unstable_by_key(|(_, part)| part.memory.start);
+        let mut pieces = Vec::with_capacity(places.len());
         let mut at = 0;
-        for part in parts {
+        for (number, part) in places {
             loan.give(at, memory.split_to((part.memory.start - at) as usize));
             let bytes = memory.split_to((part.memory.end - part.memory.start) as usize);
             let start = part.memory.start;
             at = part.memory.end;
-            pieces.push(piece(part, Box::new(Lent { loan: loan.clone(), start, bytes })));
+            pieces.push((number, piece(part, Box::new(Lent { loan: loan.clone(), start, bytes }))));
         }
         loan.give(at, memory);
-        (loan, pieces)
+        pieces.sort_unstable_by_key(|(number, _)| *number);
+        (loan, pieces.into_iter().map(|(_, piece)| piece).collect())
     }
 
     fn give(&self, start: u64, bytes: BytesMut) {
@@ -111,5 +113,27 @@ impl Destination for Turns {
             None => (self.base + at, None),
         };
         Some(Box::new(Turns { loan: self.loan.clone(), base, runs }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_come_in_the_order_of_their_parts_wherever_these_lie_in_memory() {
+        let part = |at: u64, place: u64| Part {
+            item_range: at..at + 2,
+            memory: place..place + 2,
+            runs: None,
+            elements: 0..1,
+        };
+        let (loan, pieces) = Loan::of(BytesMut::zeroed(6), vec![part(10, 4), part(20, 0), part(30, 2)]);
+        let starts: Vec<u64> = pieces.iter().map(|piece| piece.item_range.start).collect();
+        assert_eq!(starts, [10, 20, 30]);
+        for (mut piece, bytes) in pieces.into_iter().zip([b"ef", b"ab", b"cd"]) {
+            piece.destination.write(0, bytes);
+        }
+        assert_eq!(&loan.back()[..], b"abcdef");
     }
 }

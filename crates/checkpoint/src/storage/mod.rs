@@ -115,6 +115,14 @@ impl Storage {
         }
     }
 
+    /// The same with the CRC-32 of the whole object, where the storage keeps one.
+    pub(crate) async fn head_checksum(&self, key: &str) -> Result<(ObjectInfo, Option<u32>), Error> {
+        match self {
+            Storage::Bucket { client, bucket } => client.head_checksum(bucket, key).await,
+            Storage::Disk(disk) => disk.head(key).map(|info| (info, None)),
+        }
+    }
+
     /// Feeds each range to its sink. No sink is written to after this has returned or was dropped.
     pub(crate) async fn download(&self, reads: Vec<RangeRead>) -> Result<(), Error> {
         match self {

@@ -6,6 +6,7 @@ mod archive;
 mod commit;
 mod index;
 mod load;
+mod look;
 mod prune;
 mod read_plan;
 mod remove;

@@ -107,6 +107,8 @@ pub(crate) enum Action {
     PutBefore(&'static str, Bytes),
     /// Forward, and answer with this made of the server's answer, of the same length.
     Rewrite(fn(String) -> String),
+    /// Forward, and answer with another last byte.
+    FlipLast,
     /// Forward, and answer with ETags that are weak.
     WeakenEtags,
 }
@@ -156,7 +158,8 @@ async fn pass_one(
             direct.put_object(BUCKET, key, body, &PutOptions::default()).await.unwrap();
         }
         Action::Hold(ref gate) => drop(gate.acquire().await.unwrap()),
-        Action::Forward | Action::LoseReply | Action::Rewrite(_) | Action::WeakenEtags => {}
+        Action::Forward | Action::LoseReply | Action::Rewrite(_) | Action::FlipLast | Action::WeakenEtags => {
+        }
     }
     // one request per connection
     request.splice(end..end, b"\r\nconnection: close".iter().copied());
@@ -166,6 +169,11 @@ async fn pass_one(
     let _ = server.read_to_end(&mut answer).await;
     if let Action::Rewrite(change) = action {
         answer = change(String::from_utf8(answer).unwrap()).into_bytes();
+    }
+    if matches!(action, Action::FlipLast)
+        && let Some(last) = answer.last_mut()
+    {
+        *last ^= 1;
     }
     if matches!(action, Action::WeakenEtags)
         && let Some(at) = answer.windows(7).position(|bytes| bytes == b"etag: \"")

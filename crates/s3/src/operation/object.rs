@@ -167,11 +167,10 @@ impl Client {
     }
 
     /// The same with the CRC-32 of the whole object, where the service keeps one.
-    pub(crate) async fn head_checksum(
-        &self,
-        bucket: &str,
-        key: &str,
-    ) -> Result<(ObjectInfo, Option<u32>), Error> {
+    ///
+    /// # Errors
+    /// Those of [`Client::head_object`].
+    pub async fn head_checksum(&self, bucket: &str, key: &str) -> Result<(ObjectInfo, Option<u32>), Error> {
         let call = Call::new("HeadObject", Method::HEAD, bucket, Some(key))?;
         self.head(call.checksum("x-amz-checksum-mode", "ENABLED")?, key).await
     }
