@@ -12,6 +12,7 @@
 //!   what this crate needs.
 //! - A save: [`Save`] is joined by each rank, prepared by the one that commits it, writes each shard file by a [`ShardWriter`], and is committed or
 //!   discarded. Its steps are [`prepare`], which looks at the path as [`observe`] does, [`commit`] and [`discard`].
+//! - A copy: [`plan_copy`] looks at both sides, [`CopyPlan::run`] makes it.
 //! - What killed and failed saves leave: [`find_leftovers`] lists and deletes it. [`remove`] deletes all below a path.
 //!
 //! Errors are the engine's, [`s3dcp_s3::Error`].
@@ -27,6 +28,7 @@ mod pickle;
 mod save;
 mod step_folder;
 mod storage;
+mod transfer;
 
 pub use archive::parse::{ArchiveHead, HeadState, MAX_END, MAX_HEAD, ends_archive, parse_archive_head};
 pub use archive::spec::TensorSpec;
@@ -67,3 +69,7 @@ pub use save::tensor_index::TensorIndex;
 pub use step_folder::{StepFolder, StepFolders};
 pub use storage::Storage;
 pub use storage::disk::Disk;
+pub use transfer::copy::{Copied, CopyOptions, CopyPlan, plan_copy};
+pub use transfer::names::FileNames;
+pub use transfer::select::Selection;
+pub use transfer::write::OnBytes;

@@ -3,11 +3,13 @@
 //! Everything is here rather than in the binary, so that the Python package's `s3dcp` runs the same code through
 //! [`run`]. Each subcommand is a module.
 
+mod cp;
 mod fleet;
 mod format;
 mod ls;
 mod output;
 mod plan;
+mod progress;
 mod prune;
 mod report;
 mod serve;
@@ -32,6 +34,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Cp(cp::Arguments),
     Ls(ls::Arguments),
     Plan(plan::Arguments),
     Prune(prune::Arguments),
@@ -53,6 +56,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
         }
     };
     let result = match arguments.command {
+        Command::Cp(arguments) => cp::run(&arguments),
         Command::Ls(arguments) => ls::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Prune(arguments) => prune::run(&arguments),

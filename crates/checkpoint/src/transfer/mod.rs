@@ -1,0 +1,14 @@
+//! Checkpoints on the move: copied, written in other formats, read from them.
+//!
+//! Whatever is made is a [`Body`](body::Body) first: a file as pieces of other files and bytes of its own. A service copies
+//! what it can of that ([`parts`] says what); the rest is read and sent.
+
+pub(crate) mod body;
+pub(crate) mod cast;
+pub(crate) mod commit;
+pub(crate) mod copy;
+pub(crate) mod names;
+pub(crate) mod parts;
+pub(crate) mod select;
+pub(crate) mod subset;
+pub(crate) mod write;
