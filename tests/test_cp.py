@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import subprocess
@@ -20,26 +19,10 @@ from support import command, jobs
 from support.chance import how_many, new_seed
 from support.states import assert_same, blank, training_state, values
 from support.store import Store, boto_client
+from support.written import ATTACKS, WRITERS, saved
 
 MIB = 1 << 20
-CASES = json.loads((Path(__file__).parents[1] / "crates/checkpoint/tests/data/hostile.json").read_text())
-WRITERS = ["ours", "an epoch of ours", "theirs", "torch's"]
 NAMES = [(), ("--flatten",), ("--spread", "hex")]
-
-
-def saved(writer: str, store: Store, ranks: Any, folder: Path) -> str:
-    """A checkpoint of the training state; where it is."""
-    if writer == "ours":
-        ranks.run(jobs.save_training_state, store.uri, ("Binary", {}))
-        return store.uri
-    if writer == "an epoch of ours":
-        ranks.run(jobs.save_training_state, store.uri, ("Hex", {"epoch_num": 5}))
-        return f"{store.uri}/epoch_5"
-    if writer == "theirs":
-        ranks.run(jobs.save_with_reference, store.uri, ("Hex", {}))
-        return store.uri
-    ranks.run(jobs.save_with_torch, folder)
-    return str(folder)
 
 
 @pytest.mark.parametrize("names", NAMES, ids=["keep", "flatten", "spread"])
@@ -152,7 +135,7 @@ def test_another_checkpoint_is_replaced_only_when_told_to(store: Store, tmp_path
 # -- what cannot be copied
 
 
-@pytest.mark.parametrize("body", [pytest.param(bytes.fromhex(case), id=name) for name, case in CASES["refused"].items()])
+@pytest.mark.parametrize("body", ATTACKS)
 def test_an_index_that_attacks_is_refused(body: bytes, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source/.metadata").write_bytes(body)

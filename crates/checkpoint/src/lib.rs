@@ -12,7 +12,8 @@
 //!   what this crate needs.
 //! - A save: [`Save`] is joined by each rank, prepared by the one that commits it, writes each shard file by a [`ShardWriter`], and is committed or
 //!   discarded. Its steps are [`prepare`], which looks at the path as [`observe`] does, [`commit`] and [`discard`].
-//! - A copy: [`plan_copy`] looks at both sides, [`CopyPlan::run`] makes it.
+//! - On the move: [`plan_copy`], [`plan_export`] and [`plan_import`] look at both sides; what they answer, when it is run, copies a
+//!   checkpoint, writes its tensors as a model, or makes one of a model.
 //! - What killed and failed saves leave: [`find_leftovers`] lists and deletes it. [`remove`] deletes all below a path.
 //!
 //! Errors are the engine's, [`s3dcp_s3::Error`].
@@ -70,6 +71,9 @@ pub use step_folder::{StepFolder, StepFolders};
 pub use storage::Storage;
 pub use storage::disk::Disk;
 pub use transfer::copy::{Copied, CopyOptions, CopyPlan, plan_copy};
+pub use transfer::export::{ExportFormat, ExportOptions, ExportPlan, Exported, plan_export};
+pub use transfer::import::{ImportOptions, ImportPlan, Imported, plan_import};
 pub use transfer::names::FileNames;
+pub use transfer::rename::Renaming;
 pub use transfer::select::Selection;
 pub use transfer::write::OnBytes;

@@ -4,9 +4,12 @@
 //! [`run`]. Each subcommand is a module.
 
 mod cp;
+mod export;
 mod fleet;
 mod format;
+mod import;
 mod ls;
+mod names;
 mod output;
 mod plan;
 mod progress;
@@ -35,6 +38,8 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Cp(cp::Arguments),
+    Export(export::Arguments),
+    Import(import::Arguments),
     Ls(ls::Arguments),
     Plan(plan::Arguments),
     Prune(prune::Arguments),
@@ -57,6 +62,8 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
     };
     let result = match arguments.command {
         Command::Cp(arguments) => cp::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
+        Command::Import(arguments) => import::run(&arguments),
         Command::Ls(arguments) => ls::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Prune(arguments) => prune::run(&arguments),

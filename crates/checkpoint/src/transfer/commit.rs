@@ -1,11 +1,15 @@
 //! The last write of a move: the object that makes the files a checkpoint, or a model. Conditional on what was seen there.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
 use s3dcp_s3::{Condition, Error, ErrorKind, PutOptions};
 
+use crate::catalogue::delete::{NamedBy, delete_objects};
+use crate::index::judge::read_facts;
 use crate::index::read::get;
+use crate::layout::Layout;
 use crate::save::observe::EXISTS;
 use crate::storage::Storage;
 
@@ -62,4 +66,31 @@ pub(crate) async fn write_last(
 fn appeared(storage: &Storage, key: &str) -> Error {
     let message = format!("{EXISTS}: {} appeared or changed meanwhile", storage.uri(key));
     storage.at(key, Error::new(ErrorKind::AlreadyExists, message))
+}
+
+/// The keys that an index names; none of one that cannot be read.
+pub(crate) fn named_keys(layout: &Layout, index: &[u8]) -> BTreeSet<String> {
+    let named = read_facts(index).and_then(|facts| layout.resolve_all(&facts.relative_paths));
+    named.unwrap_or_default()
+}
+
+/// Deletes what replaced indexes named and nothing names any more; `new` are the keys of the indexes now, and their bytes. What stays, a
+/// prune finds.
+pub(crate) async fn delete_unnamed<'a>(
+    storage: &Storage,
+    layout: &Layout,
+    old: impl Iterator<Item = &'a [u8]>,
+    new: impl Iterator<Item = (&'a str, &'a [u8])>,
+) {
+    let mut likely = Vec::new();
+    let mut named = BTreeSet::new();
+    for (key, index) in new {
+        likely.push(key.to_owned());
+        named.extend(named_keys(layout, index));
+    }
+    let old = old.flat_map(|index| named_keys(layout, index));
+    let old: Vec<String> = old.filter(|key| !named.contains(key)).collect();
+    if !old.is_empty() {
+        delete_objects(storage, layout, old, NamedBy::Path(likely)).await;
+    }
 }

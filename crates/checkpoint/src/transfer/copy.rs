@@ -12,7 +12,6 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use s3dcp_s3::{Error, ErrorKind, ObjectInfo};
 use serde::Serialize;
 
-use crate::catalogue::delete::{NamedBy, delete_objects};
 use crate::catalogue::nearby::nearby_checkpoints;
 use crate::error::{config, corrupt};
 use crate::index::allow::AllowList;
@@ -26,7 +25,7 @@ use crate::load::source::Entry;
 use crate::save::observe::EXISTS;
 use crate::storage::Storage;
 use crate::transfer::body::{Body, Content};
-use crate::transfer::commit::write_last;
+use crate::transfer::commit::{delete_unnamed, named_keys, write_last};
 use crate::transfer::names::{FileNames, base};
 use crate::transfer::select::Selection;
 use crate::transfer::subset::{names_by_key, subset};
@@ -382,7 +381,9 @@ impl CopyPlan {
                 write_last(&self.target, &index.key, index.body.clone(), etag).await?;
             }
         }
-        self.clean_up().await;
+        let old = self.indexes.iter().filter_map(|index| Some(&index.seen.as_ref()?.0[..]));
+        let new = self.indexes.iter().map(|index| (&index.key[..], &index.body[..]));
+        delete_unnamed(&self.target, &self.target_layout, old, new).await;
         Ok(result)
     }
 
@@ -400,25 +401,6 @@ impl CopyPlan {
         }
         Ok(())
     }
-
-    /// Deletes what the replaced indexes named and nothing names any more. What stays, a prune finds.
-    async fn clean_up(&self) {
-        let new: BTreeSet<String> =
-            self.indexes.iter().flat_map(|index| named_keys(&self.target_layout, &index.body)).collect();
-        let seen = self.indexes.iter().filter_map(|index| index.seen.as_ref());
-        let old = seen.flat_map(|(there, _)| named_keys(&self.target_layout, there));
-        let old: Vec<String> = old.filter(|key| !new.contains(key)).collect();
-        if !old.is_empty() {
-            let likely = self.indexes.iter().map(|index| index.key.clone()).collect();
-            delete_objects(&self.target, &self.target_layout, old, NamedBy::Path(likely)).await;
-        }
-    }
-}
-
-/// The keys that an index names; none of one that cannot be read.
-fn named_keys(layout: &Layout, index: &[u8]) -> BTreeSet<String> {
-    let named = read_facts(index).and_then(|facts| layout.resolve_all(&facts.relative_paths));
-    named.unwrap_or_default()
 }
 
 /// Sees that the items of a file lie in their files.
@@ -448,7 +430,7 @@ async fn is_copy(
     length: u64,
     from: Option<&(ObjectInfo, Option<u32>)>,
 ) -> Result<bool, Error> {
-    let (info, mut crc32) = there;
+    let (info, mut crc32) = (&there.0, there.1);
     if info.size != length {
         return Ok(false);
     }

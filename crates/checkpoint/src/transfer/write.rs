@@ -174,7 +174,7 @@ impl<'a> Mover<'a> {
         }
     }
 
-    fn pushed(&self, bytes: u64) {
+    pub(crate) fn pushed(&self, bytes: u64) {
         self.through_client.fetch_add(bytes, Ordering::Relaxed);
         (self.on_bytes)(bytes);
     }
