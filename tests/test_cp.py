@@ -1,4 +1,4 @@
-"""``s3dcp cp``: what is copied loads with torch's own readers, wherever it came from and whatever its files are called."""
+"""``s3dcp cp``: what is copied loads with torch's own readers, wherever it came from, whatever its files are called."""
 
 from __future__ import annotations
 

@@ -57,9 +57,7 @@ def model_in(files: dict[str, bytes]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_what_is_exported_has_the_bits_of_the_checkpoint(
-    writer: str, store: Store, ranks: Any, tmp_path: Path
-) -> None:
+def test_what_is_exported_has_the_bits_of_the_checkpoint(writer: str, store: Store, ranks: Any, tmp_path: Path) -> None:
     source = saved(writer, store, ranks, tmp_path / "source")
     told = command.told("export", source, f"s3://{store.bucket}/model")
     assert_same(model_in(objects(store, "model")), tensors())
@@ -87,16 +85,18 @@ def test_a_file_of_torch_goes_to_a_bucket_too_and_is_a_sound_zip(store: Store) -
 
 @pytest.mark.parametrize("name", ["layouts", "dtypes"])
 @pytest.mark.parametrize("writer", ["ours", "torch's"])
-def test_every_layout_and_dtype_that_safetensors_knows(
-    name: str, writer: str, store: Store, tmp_path: Path
-) -> None:
+def test_every_layout_and_dtype_that_safetensors_knows(name: str, writer: str, store: Store, tmp_path: Path) -> None:
     known = {"float8_e4m3fnuz", "float8_e5m2fnuz", "complex32", "complex128"}
-    state = layouts() if name == "layouts" else {
-        f"{dtype}{shape}": values(shape, 3, dtype)
-        for dtype in DTYPES
-        if str(dtype).removeprefix("torch.") not in known
-        for shape in ((7, 5), (), (0, 2))
-    }
+    state = (
+        layouts()
+        if name == "layouts"
+        else {
+            f"{dtype}{shape}": values(shape, 3, dtype)
+            for dtype in DTYPES
+            if str(dtype).removeprefix("torch.") not in known
+            for shape in ((7, 5), (), (0, 2))
+        }
+    )
     source: Any = store.uri
     if writer == "ours":
         jobs.save(dict(state), source)
@@ -152,9 +152,9 @@ def fsdp_state() -> dict[str, Any]:
         local = tensor.chunk(dist.get_world_size(), dim)[dist.get_rank()]
         return DTensor.from_local(local.contiguous(), mesh, [Shard(dim)], run_check=False)
 
-    return {
-        name: sharded(tensor, 1 if name == "columns" else 0) for name, tensor in whole_fsdp_state().items()
-    } | {"step": 7}
+    return {name: sharded(tensor, 1 if name == "columns" else 0) for name, tensor in whole_fsdp_state().items()} | {
+        "step": 7
+    }
 
 
 def whole_fsdp_state() -> dict[str, torch.Tensor]:
@@ -229,6 +229,13 @@ def test_errors_say_what_is_wrong(store: Store, tmp_path: Path) -> None:
 # -- stopped
 
 
+def files_of(model: str, store: Store) -> dict[str, bytes]:
+    """What is in a folder of a model, but for what was not finished."""
+    if model.startswith("s3://"):
+        return objects(store, model.removeprefix(f"s3://{store.bucket}/"))
+    return {path.name: path.read_bytes() for path in Path(model).glob("model*")}
+
+
 def test_an_export_that_is_killed_leaves_no_model_and_the_next_one_completes(store: Store, tmp_path: Path) -> None:
     state = {f"t{number}": values((2 * MIB,), number) for number in range(6)}
     jobs.save(dict(state), store.uri)
@@ -236,19 +243,15 @@ def test_an_export_that_is_killed_leaves_no_model_and_the_next_one_completes(sto
     kills = how_many("KILLS", 20)
     early = 0
     for number in range(kills):
-        folder = tmp_path / f"model-{number}"
-        model = str(folder) if number % 2 else f"s3://{store.bucket}/model-{number}"
+        to_folder = number % 2 == 1
+        model = str(tmp_path / f"model-{number}") if to_folder else f"s3://{store.bucket}/model-{number}"
         size = ("--max-shard-size", "17MB")
         early += command.killed("export", store.uri, model, *size, longest=0.6, chance=chance)
-        read = (
-            (lambda: {path.name: path.read_bytes() for path in folder.glob("model*")})
-            if number % 2
-            else (lambda: objects(store, f"model-{number}"))
-        )
-        if INDEX in read():
-            assert_same(model_in(read()), state)
+        files = files_of(model, store)
+        if INDEX in files:
+            assert_same(model_in(files), state)
         command.told("export", store.uri, model, *size, "--overwrite")
-        assert_same(model_in(read()), state)
+        assert_same(model_in(files_of(model, store)), state)
     print(f"{early} of {kills} exports were killed before their end")
     assert early > 0
 

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from support import command, jobs
 from support.chance import how_many, new_seed
-from support.states import DTYPES, assert_same, blank, layouts, training_state, values
+from support.states import DTYPES, assert_same, blank, training_state, values
 from support.store import Store
 
 MIB = 1 << 20
@@ -87,7 +87,10 @@ def test_a_file_of_torch_is_a_checkpoint(target: str, tmp_path: Path) -> None:
         scalar=values((), 4),
         **{str(dtype): values((5, 3), 2, dtype) for dtype in DTYPES},
     )
-    torch.save({"model": model, "states": [{"m": values((9,))}], "step": 7, "args": {"lr": 0.1, "name": "x"}}, tmp_path / "m.pt")
+    torch.save(
+        {"model": model, "states": [{"m": values((9,))}], "step": 7, "args": {"lr": 0.1, "name": "x"}},
+        tmp_path / "m.pt",
+    )
     told = command.told("import", tmp_path / "m.pt", target)
     assert told["left_out"] == ["step", "args.lr", "args.name"]
     want = {f"model.{name}": tensor.detach().contiguous() for name, tensor in model.items()}

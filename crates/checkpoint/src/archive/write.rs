@@ -309,6 +309,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::archive::zip::ALIGNMENT;
     use crate::dtype::DType;
 
     fn data(name: &str) -> PathBuf {

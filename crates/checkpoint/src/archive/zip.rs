@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use s3dcp_s3::crc32;
 
 /// Raw tensor bytes begin at a multiple of this, counted from the archive's start.
-const ALIGNMENT: u64 = 64;
+pub(crate) const ALIGNMENT: u64 = 64;
 /// Sizes and offsets from here on take zip64 fields.
 const ZIP64_FROM: u64 = u32::MAX as u64;
 

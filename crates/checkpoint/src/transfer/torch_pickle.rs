@@ -11,6 +11,8 @@ use crate::pickle::value::{Tree, Value};
 const MAX_DEPTH: usize = 64;
 /// Values that are looked at, per byte of the pickle: one that is in many places counts as often.
 const VISITS_PER_BYTE: usize = 4;
+/// What is free of that, so that small pickles are never refused.
+const FREE_VISITS: usize = 1 << 16;
 
 /// What a file of torch.save holds.
 pub(crate) struct TorchContents<'a> {
@@ -28,7 +30,7 @@ pub(crate) fn torch_contents(pickle: &[u8]) -> Result<TorchContents<'_>, Error> 
     let tree = Tree::read(pickle)?;
     let mut walk = Walk {
         contents: TorchContents { tensors: Vec::new(), others: Vec::new() },
-        left: 1 << 16 | pickle.len() * VISITS_PER_BYTE,
+        left: FREE_VISITS + pickle.len() * VISITS_PER_BYTE,
         tree: &tree,
     };
     walk.visit(String::new(), tree.root(), 0)?;
