@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 import random
 import shutil
 import subprocess
@@ -142,6 +144,29 @@ def test_an_index_that_attacks_is_refused(body: bytes, tmp_path: Path) -> None:
     for options in ((), ("--flatten",), ("--select", "x")):
         command.refused("cp", tmp_path / "source", tmp_path / "copy", *options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+@pytest.mark.parametrize("names", [["../../secret.distcp"], ["../secret"], ["secret", "__0_0.distcp"]])
+def test_an_index_cannot_have_other_files_copied(names: list[str], tmp_path: Path) -> None:
+    """What whoever copies may read, and the checkpoint has no part in."""
+    source = tmp_path / "a/b/source"
+    dcp.save({"x": values((100,))}, storage_writer=FileSystemWriter(source))
+    for name in names:
+        (source / name).write_text("a secret")
+    (source / "__0_0.distcp").touch()
+    index = pickle.loads((source / ".metadata").read_bytes())
+    (info,) = index.storage_data.values()
+    index.storage_data = {
+        dataclasses.replace(key, fqn=name): dataclasses.replace(info, relative_path=name)
+        for key in index.storage_data
+        for name in names
+    }
+    (source / ".metadata").write_bytes(pickle.dumps(index))
+    for options in ((), ("--flatten",)):
+        assert "no shard file of this checkpoint" in command.refused("cp", source, tmp_path / "copy", *options)
+    command.run("export", source, tmp_path / "model", "--format", "torch")
+    assert not (tmp_path / "copy").exists()
+    assert not (tmp_path / "model").exists()
 
 
 def test_errors_say_what_is_wrong(store: Store, tmp_path: Path) -> None:

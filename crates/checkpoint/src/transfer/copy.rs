@@ -220,7 +220,12 @@ async fn read_indexes(storage: &Storage, layout: &Layout) -> Result<Vec<FoundInd
         return Err(no_checkpoint(storage, layout).await);
     }
     let judged = |(key, body): (String, Bytes)| {
-        let facts = check_index(&body, &AllowList::default_globals()).and_then(|()| read_facts(&body));
+        let facts = check_index(&body, &AllowList::default_globals()).and_then(|()| {
+            let facts = read_facts(&body)?;
+            layout
+                .check_shard_files(layout.resolve_all(&facts.relative_paths)?.iter().map(|key| &key[..]))?;
+            Ok(facts)
+        });
         let facts = facts.map_err(|error| storage.at(&key, error))?;
         Ok(FoundIndex { key, body, facts })
     };

@@ -147,6 +147,9 @@ pub async fn plan_export(
     if names.is_empty() {
         return Err(config("there is no tensor to write"));
     }
+    let entries = names.iter().flat_map(|name| &contents.tensors[*name].chunks);
+    let keys = entries.filter_map(|chunk| Some(&*chunk.stored.as_ref()?.entry.key));
+    from.check_shard_files(keys).map_err(|error| source.at(&from.index_key(None), error))?;
     let left_out = contents.objects.keys().filter(|name| options.selection.contains(name)).cloned().collect();
     let located = load.locate_all(&names).await?;
     let mut tensors = Vec::with_capacity(located.len());

@@ -8,7 +8,7 @@ use crate::error::{config, corrupt};
 use crate::pickle::value::{Tree, Value};
 
 /// Deepest nesting of dicts and lists.
-const MAX_DEPTH: usize = 64;
+const MAX_LEVELS: usize = 64;
 /// Values that are looked at, per byte of the pickle: one that is in many places counts as often.
 const VISITS_PER_BYTE: usize = 4;
 /// What is free of that, so that small pickles are never refused.
@@ -50,8 +50,8 @@ impl<'a> Walk<'a, '_> {
             .left
             .checked_sub(1 + name.len() / 8)
             .ok_or_else(|| corrupt("torch file: its values share far more than its size accounts for"))?;
-        if depth > MAX_DEPTH {
-            return Err(corrupt(format!("torch file: nested more than {MAX_DEPTH} levels deep")));
+        if depth > MAX_LEVELS {
+            return Err(corrupt(format!("torch file: nested more than {MAX_LEVELS} levels deep")));
         }
         if let Some(pairs) = tree.dict(value) {
             let pairs: Vec<_> = pairs.collect();
