@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from support import jobs, saved
+from support import hostile, jobs, saved
 from support.command import run, told
 from support.states import DTYPES, training_state, values
 from support.store import Store
 from support.torch_versions import needs_rank_indexes
-from test_hostile_index import CASES
 
 
 def state() -> dict[str, Any]:
@@ -208,7 +207,7 @@ def test_hostile_indexes_are_refused(group: str, store: Store, tmp_path: Path) -
     good = saved.save("torch's, local", {"a": values((3,))}, store, tmp_path, "good")
     bad = tmp_path / "bad"
     bad.mkdir()
-    for name, case in list(CASES[group].items())[::9]:
-        (bad / ".metadata").write_bytes(bytes.fromhex(case))
+    for name, body in hostile.some(group, 9):
+        (bad / ".metadata").write_bytes(body)
         for arguments in ((good, str(bad)), (str(bad), good)):
             assert run("diff", *arguments, code=3).stderr.startswith("error: "), name

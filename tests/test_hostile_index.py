@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tracemalloc
@@ -15,10 +14,8 @@ import pytest
 
 from s3dcp._load.index import read_index, unpickled
 from s3dcp.errors import Corrupt
+from support.hostile import CASES
 
-CASES: dict[str, dict[str, str]] = json.loads(
-    (Path(__file__).parents[1] / "crates/checkpoint/tests/data/hostile.json").read_text()
-)
 MIB = 1024 * 1024
 
 

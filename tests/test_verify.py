@@ -16,13 +16,12 @@ import pytest
 import torch
 
 from s3dcp._compat import SerializationFormat
-from support import jobs, saved
+from support import hostile, jobs, saved
 from support.command import run, told
 from support.indexes import sealed
 from support.states import DTYPES, values
 from support.store import Store
 from support.torch_versions import needs_rank_indexes
-from test_hostile_index import CASES
 
 MIB = 1 << 20
 
@@ -325,8 +324,8 @@ def test_an_index_that_was_cut_or_changed_is_refused(store: Store) -> None:
 @pytest.mark.parametrize("group", ["refused", "refused by the walk"])
 def test_hostile_indexes_are_refused(group: str, tmp_path: Path) -> None:
     index = tmp_path / ".metadata"
-    for name, case in list(CASES[group].items())[::9]:
-        index.write_bytes(bytes.fromhex(case))
+    for name, body in hostile.some(group, 9):
+        index.write_bytes(body)
         for options in ((), ("--quick",)):
             assert run("verify", str(tmp_path), *options, code=1).stderr.startswith("error: "), name
 

@@ -1,4 +1,4 @@
-"""One state as each writer saves it, in a bucket or a local folder, for the commands that look at checkpoints."""
+"""What each writer saves, in a bucket or a local folder, for what reads checkpoints without torch."""
 
 from __future__ import annotations
 
@@ -38,3 +38,21 @@ def save(writer: str, state: dict[str, Any], store: Store, folder: Path, name: s
         for path in (folder / name).iterdir():
             store.write(f"{name}/{path.name}", path.read_bytes())
     return uri
+
+
+WRITERS_OF_JOBS = ["ours", "an epoch of ours", "theirs", "torch's"]
+
+
+def save_by_ranks(writer: str, store: Store, ranks: Any, folder: Path) -> str:
+    """Save the training state from every rank with a writer; the URI or local path of the checkpoint."""
+    if writer == "ours":
+        ranks.run(jobs.save_training_state, store.uri, ("Binary", {}))
+        return store.uri
+    if writer == "an epoch of ours":
+        ranks.run(jobs.save_training_state, store.uri, ("Hex", {"epoch_num": 5}))
+        return f"{store.uri}/epoch_5"
+    if writer == "theirs":
+        ranks.run(jobs.save_with_reference, store.uri, ("Hex", {}))
+        return store.uri
+    ranks.run(jobs.save_with_torch, folder)
+    return str(folder)

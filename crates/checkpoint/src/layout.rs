@@ -28,6 +28,7 @@ const INDEX: &str = ".metadata";
 const RANK: &str = "__";
 const EPOCH: &str = "epoch_";
 const SHARD_FILE: &str = ".distcp";
+const SAFETENSORS: &str = ".safetensors";
 const FOLDERS: &str = ".s3dcp-folders/";
 const PROBE: &str = ".s3dcp-probe-";
 const LEASE: &str = ".s3dcp-writer";
@@ -248,6 +249,25 @@ impl Layout {
         relative_paths.into_iter().map(|path| self.resolve(path)).collect()
     }
 
+    /// Sees that these keys are those of shard files of a checkpoint whose index lies here: below this folder or, as an epoch's are,
+    /// the one above. What is copied for an index can be nothing else that whoever copies may read.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming the first other key.
+    pub(crate) fn check_shard_files<'a>(&self, keys: impl IntoIterator<Item = &'a str>) -> Result<(), Error> {
+        let widest = self.above().unwrap_or_else(|| self.clone());
+        let is_one = |key: &&str| {
+            key.starts_with(&widest.folder)
+                && (matches!(Name::of(key), Name::ShardFile { .. }) || key.ends_with(SAFETENSORS))
+        };
+        match keys.into_iter().find(|key| !is_one(key)) {
+            Some(key) => {
+                Err(corrupt(format!("index: it names {key:?}, which is no shard file of this checkpoint")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Whether the object of this key can be one to delete: a shard file or a probe below this folder. No index is.
     pub(crate) fn deletable(&self, key: &str) -> bool {
         key.starts_with(&self.folder) && matches!(Name::of(key), Name::ShardFile { .. } | Name::Probe)
@@ -434,6 +454,22 @@ impl Location {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_of_a_checkpoint_lie_below_its_index_or_one_folder_above() {
+        let epoch = Layout::new("run/epoch_5");
+        for (key, fits) in [
+            ("run/epoch_5/__0_0.distcp", true),
+            ("run/a0/epoch_5/__0_0-0123456789abcdef.distcp", true),
+            ("run/model-00001.safetensors", true),
+            ("other/__0_0.distcp", false),
+            ("etc/passwd", false),
+            ("run/epoch_5/.metadata", false),
+        ] {
+            assert_eq!(epoch.check_shard_files([key]).is_ok(), fits, "{key}");
+        }
+        assert!(Layout::new("").check_shard_files(["__0_0.distcp"]).is_ok());
+    }
 
     #[test]
     fn relative_paths_are_seen_from_the_folder_of_their_index() {

@@ -16,6 +16,8 @@
 //! - Where checkpoints lie: [`Storage`], a bucket or the local file system.
 //! - A look at a checkpoint: [`open_checkpoint`] finds it, [`inspect`] lists it, [`verify`] says whether it is whole, [`diff`] how it
 //!   differs from another.
+//! - On the move: [`plan_copy`], [`plan_export`] and [`plan_import`] look at both sides; what they answer, when it is run, copies a
+//!   checkpoint, writes its tensors as a model, or makes one of a model.
 //! - What lies below a path: [`list_checkpoints`] tells of its checkpoints, [`choose`] which stay by [`KeepRules`], and
 //!   [`Choice::delete`] deletes the others. [`find_leftovers`] lists and deletes what killed and failed saves leave. [`remove`]
 //!   deletes all below a path.
@@ -29,10 +31,12 @@ mod error;
 mod index;
 mod layout;
 mod load;
+mod name_filter;
 mod pickle;
 mod save;
 mod step_folder;
 mod storage;
+mod transfer;
 mod values;
 
 pub use archive::parse::{ArchiveHead, HeadState, MAX_END, MAX_HEAD, ends_archive, parse_archive_head};
@@ -44,7 +48,6 @@ pub use catalogue::inspect::{
 };
 pub use catalogue::keep::{Best, Choice, Deleted, KeepRules, Kept, choose};
 pub use catalogue::list::{Checkpoint, Checkpoints, list_checkpoints};
-pub use catalogue::names::NameFilter;
 pub use catalogue::nearby::{Nearby, nearby_checkpoints};
 pub use catalogue::open::{OpenCheckpoint, OpenIndex, open_checkpoint};
 pub use catalogue::prune::{Leftover, LeftoverKind, Leftovers, Pruned, find_leftovers};
@@ -72,6 +75,7 @@ pub use load::fetch::{check_in_file, fetch_items};
 pub use load::foreign::{ForeignTensor, foreign_sources};
 pub use load::plan::{ItemHead, ItemRead, Piece, ReadOptions, plan_reads};
 pub use load::source::{Entry, OwnFormat, OwnFormats, Source};
+pub use name_filter::NameFilter;
 pub use pickle::write::{PickleWriter, ValueStart};
 pub use save::begin::{Save, SaveOptions};
 pub use save::clean_up::discard;
@@ -85,4 +89,10 @@ pub use save::tensor_index::TensorIndex;
 pub use step_folder::{StepFolder, StepFolders};
 pub use storage::Storage;
 pub use storage::disk::Disk;
+pub use transfer::copy::{Copied, CopyOptions, CopyPlan, plan_copy};
+pub use transfer::export::{ExportFormat, ExportOptions, ExportPlan, Exported, plan_export};
+pub use transfer::import::{ImportOptions, ImportPlan, Imported, plan_import};
+pub use transfer::names::FileNames;
+pub use transfer::rename::Renaming;
+pub use transfer::write::OnBytes;
 pub use values::{Difference, Number, Statistics};

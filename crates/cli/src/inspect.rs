@@ -54,11 +54,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let runtime = runtime()?;
     let checkpoint = Arc::new(runtime.block_on(open_checkpoint(&storage, &path_key))?);
     let mut found = inspect(&checkpoint, &names);
-    let all = found.tensors.iter().map(|tensor| &tensor.name[..]);
-    let all = all.chain(found.objects.iter().map(|object| &object.name[..]));
-    if let Some(name) = names.unmatched(all) {
-        return Err(Failure::usage(format!("NAME {name:?}: the checkpoint at {} has none such", found.uri)));
-    }
+    let all = found.tensors.iter().map(|tensor| &tensor.name);
+    names.check(all.chain(found.objects.iter().map(|object| &object.name)))?;
     if arguments.stats {
         let total = found.tensors.iter().map(|tensor| tensor.bytes).fold(0, u64::saturating_add);
         let progress = Progress::new(!arguments.output.json, total);

@@ -3,9 +3,12 @@
 //! Everything is here rather than in the binary, so that the Python package's `s3dcp` runs the same code through
 //! [`run`]. Each subcommand is a module.
 
+mod cp;
 mod diff;
+mod export;
 mod fleet;
 mod format;
+mod import;
 mod inspect;
 mod keep;
 mod ls;
@@ -14,6 +17,7 @@ mod output;
 mod plan;
 mod progress;
 mod prune;
+mod renaming;
 mod report;
 mod serve;
 mod service;
@@ -40,7 +44,10 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Completions(shell::Completions),
+    Cp(cp::Arguments),
     Diff(diff::Arguments),
+    Export(export::Arguments),
+    Import(import::Arguments),
     Inspect(inspect::Arguments),
     Keep(keep::Arguments),
     Ls(ls::Arguments),
@@ -67,7 +74,10 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
     };
     let result = match arguments.command {
         Command::Completions(arguments) => shell::complete(&arguments, Arguments::command()),
+        Command::Cp(arguments) => cp::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
+        Command::Import(arguments) => import::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Keep(arguments) => keep::run(&arguments),
         Command::Ls(arguments) => ls::run(&arguments),

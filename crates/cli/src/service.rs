@@ -47,10 +47,74 @@ impl Service {
         Ok((storage, key))
     }
 
+    /// The place that a copy of what `source` holds goes to. One client reaches both unless `other` says otherwise, so that
+    /// the service can copy by itself.
+    pub(crate) fn other(
+        &self,
+        other: &Other,
+        source: &Storage,
+        uri: &str,
+    ) -> Result<(Storage, String), Failure> {
+        Storage::parse(uri, || match source {
+            Storage::Bucket { client, .. } if other.is_empty() => Ok(client.clone()),
+            _ => other.service(self).client(),
+        })
+    }
+
     /// The same for a place that need not be there yet.
     pub(crate) fn destination(&self, uri: &str) -> Result<(Storage, String), Failure> {
         Storage::parse(uri, || self.client())
     }
+}
+
+/// The service on the other side of a copy, where it is another one.
+#[derive(Debug, Args)]
+pub(crate) struct Other {
+    /// Endpoint of the destination [default: that of the source]
+    #[arg(long, value_name = "URL")]
+    to_endpoint_url: Option<String>,
+    /// Region of the destination [default: that of the source]
+    #[arg(long, value_name = "REGION")]
+    to_region: Option<String>,
+    /// Profile to take credentials for the destination from
+    #[arg(long, value_name = "PROFILE")]
+    to_profile: Option<String>,
+}
+
+impl Other {
+    fn is_empty(&self) -> bool {
+        self.to_endpoint_url.is_none() && self.to_region.is_none() && self.to_profile.is_none()
+    }
+
+    /// The settings of the destination. A profile brings endpoint and region of its own.
+    fn service(&self, source: &Service) -> Service {
+        let inherited = |own: &Option<String>| own.clone().filter(|_| self.to_profile.is_none());
+        Service {
+            endpoint_url: self.to_endpoint_url.clone().or_else(|| inherited(&source.endpoint_url)),
+            region: self.to_region.clone().or_else(|| inherited(&source.region)),
+            profile: self.to_profile.clone().or_else(|| source.profile.clone()),
+            force_path_style: source.force_path_style,
+        }
+    }
+}
+
+/// Runs one piece of work, unless Ctrl-C comes first.
+pub(crate) fn run_until_stopped<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
+        tokio::select! {
+            result = work => result.map_err(Failure::from),
+            stopped = tokio::signal::ctrl_c() => {
+                stopped.map_err(Failure::failed)?;
+                Err(Failure::failed("stopped; the same command goes on where it ended"))
+            }
+        }
+    });
+    if result.is_err() {
+        // Uploads that were given up are aborted in the background.
+        runtime.block_on(async { tokio::time::sleep(std::time::Duration::from_millis(300)).await });
+    }
+    result
 }
 
 /// What runs one client.

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
 use s3dcp_checkpoint::{MAX_INDEX_BYTES, ShardName, Storage, nearby_checkpoints, remove};
 use s3dcp_entry::entry;
-use s3dcp_s3::{ClientConfig, UploadOptions};
+use s3dcp_s3::{ClientConfig, CopySource, UploadOptions};
 
 use crate::errors::{about, to_python};
 use crate::load::{Download, Found, Load, read_ranges};
@@ -172,7 +172,8 @@ impl Client {
 
     fn copy_object(&self, py: Python<'_>, bucket: &str, source_key: &str, key: &str) -> PyResult<()> {
         let engine = self.engine(py)?;
-        wait(py, engine.copy_object(bucket, source_key, key))
+        let source = CopySource { bucket: bucket.to_owned(), key: source_key.to_owned(), etag: None };
+        wait(py, engine.copy_object(&source, bucket, key))
     }
 
     /// Delete all `keys`; raises for the first that could not be deleted.

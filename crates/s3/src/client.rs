@@ -90,6 +90,12 @@ impl Client {
         PaceShare { share: self.inner.admission.share(&within), client: self.clone(), write }
     }
 
+    /// Whether these share connections and credentials: whether one is a clone of the other.
+    #[must_use]
+    pub fn is_same(&self, other: &Client) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// What the client has done so far.
     pub fn stats(&self) -> Stats {
         self.inner.counters.snapshot()

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! The layers, from the outside in, each a folder: an operation ([`Client::put_object`]) or a transfer ([`Client::upload`],
-//! [`Client::download`]), admission (its retries, pacing after a SlowDown, the limit on connections), one HTTP request. A client does no I/O before its first request, and belongs to the tokio runtime and the process of that
+//! [`Client::assemble`], [`Client::download`]), admission (its retries, pacing after a SlowDown, the limit on connections), one HTTP request. A client does no I/O before its first request, and belongs to the tokio runtime and the process of that
 //! request.
 //!
 //! The feature `credential-chain`, on by default, is AWS's own code for credentials (profiles, SSO, web identity, containers,
@@ -42,6 +42,7 @@ pub use config::{
 };
 pub use error::{Error, ErrorKind};
 pub use operation::conditions::Found;
+pub use operation::copy::CopySource;
 pub use operation::delete::DeleteFailure;
 pub use operation::list::{Listing, MultipartUpload, UploadedPart};
 pub use operation::object::{GetOutput, ObjectInfo, PutOptions, PutOutput};
@@ -50,6 +51,7 @@ pub use protocol::checksum::{crc32, crc32_combine};
 pub use protocol::conditions::{Condition, Conditions, Support};
 pub use s3dcp_pacing::share_of_budget;
 pub use stats::Stats;
+pub use transfer::assembly::{Assembly, AssemblyOutput};
 pub use transfer::download::{RangeRead, RangeSink, Space};
 pub use transfer::part_size::{Capacity, PartPlan};
 pub use transfer::payload::Payload;

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::parse::{directory_range, le16, le32, le64};
+use super::parse::directory_range;
+use super::zip::{le16, le32, le64};
 
 /// Bytes of a local header before the name.
 pub(crate) const LOCAL_HEADER: u64 = 30;
@@ -30,8 +31,10 @@ pub(crate) enum Directory {
     Records(Vec<ZipRecord>),
     /// The directory begins here: come back with all from there on.
     NeedFrom(u64),
-    /// No archive that is the whole item, or one of compressed records.
+    /// No archive that is the whole item.
     Unknown,
+    /// Records are compressed or encrypted, as torch never has them.
+    NotStored,
 }
 
 /// Reads the directory of an archive of `length` bytes from its last ones.
@@ -42,19 +45,22 @@ pub(crate) fn read_directory(end: &[u8], length: u64) -> Directory {
     let mut rest = &end[start as usize..(range.end - from) as usize];
     let mut records = Vec::new();
     while !rest.is_empty() {
-        let Some((record, after)) = entry(rest) else { return Directory::Unknown };
-        records.push(record);
-        rest = after;
+        match entry(rest) {
+            Some((Some(record), after)) => (rest, _) = (after, records.push(record)),
+            Some((None, _)) => return Directory::NotStored,
+            None => return Directory::Unknown,
+        }
     }
     Directory::Records(records)
 }
 
-fn entry(bytes: &[u8]) -> Option<(ZipRecord, &[u8])> {
+/// The first record of a directory, `None` for one that is not stored as it is; and what follows.
+fn entry(bytes: &[u8]) -> Option<(Option<ZipRecord>, &[u8])> {
     let (head, rest) = bytes.split_at_checked(ENTRY)?;
-    let is_stored = le16(&head[10..]) == 0;
-    if !head.starts_with(b"PK\x01\x02") || !is_stored {
+    if !head.starts_with(b"PK\x01\x02") {
         return None;
     }
+    let (flags, method) = (le16(&head[8..]), le16(&head[10..]));
     let [name, extra, comment] = [28, 30, 32].map(|at| usize::from(le16(&head[at..])));
     let (name, rest) = rest.split_at_checked(name)?;
     let (extra, rest) = rest.split_at_checked(extra)?;
@@ -73,7 +79,8 @@ fn entry(bytes: &[u8]) -> Option<(ZipRecord, &[u8])> {
         // torch can be told to compute none.
         crc32: (crc32 != 0).then_some(crc32),
     };
-    (length == stored).then_some((record, rest))
+    let is_stored = method == 0 && flags & 1 == 0 && length == stored;
+    Some((is_stored.then_some(record), rest))
 }
 
 /// The zip64 field of an extra field; empty where there is none.

@@ -4,3 +4,4 @@ pub(crate) mod directory;
 pub(crate) mod parse;
 pub(crate) mod spec;
 pub(crate) mod write;
+pub(crate) mod zip;

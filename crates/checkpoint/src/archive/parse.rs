@@ -10,6 +10,7 @@ use std::ops::Range;
 use s3dcp_s3::{Error, crc32};
 
 use super::spec::{MAX_DIMENSIONS, TensorSpec};
+use super::zip::{le16, le32, le64};
 use crate::dtype::DType;
 use crate::error::corrupt;
 use crate::pickle::value::{Tree, Value};
@@ -246,10 +247,12 @@ fn descriptor(left: &[u8]) -> Option<(usize, u32, usize)> {
 }
 
 /// What the pickle says of a plain tensor.
-struct Plain<'a> {
-    spec: TensorSpec,
-    data_length: u64,
-    key: &'a [u8],
+pub(crate) struct Plain<'a> {
+    pub(crate) spec: TensorSpec,
+    /// Bytes of its storage.
+    pub(crate) data_length: u64,
+    /// What its storage is called.
+    pub(crate) key: &'a [u8],
 }
 
 /// `None` when the pickle is sound but rebuilds something else than a plain tensor.
@@ -258,7 +261,11 @@ fn plain_tensor(pickle: &[u8]) -> Result<Option<Plain<'_>>, Error> {
     if tree.length() != pickle.len() {
         return Err(corrupt("tensor archive: bytes after the end of its pickle"));
     }
-    let root = tree.root();
+    rebuilt_tensor(&tree, tree.root())
+}
+
+/// The same of a value in a pickle.
+pub(crate) fn rebuilt_tensor<'a>(tree: &Tree<'a>, root: Value<'a>) -> Result<Option<Plain<'a>>, Error> {
     let rebuild = match tree.maker(root) {
         Some(("torch._utils", rebuild)) => rebuild,
         Some(_) => return Ok(None),
@@ -297,7 +304,7 @@ fn plain_tensor(pickle: &[u8]) -> Result<Option<Plain<'_>>, Error> {
         _ => return Ok(None),
     };
     let Value::Bool(requires_grad) = arguments[4] else { return Ok(None) };
-    let (Some(shape), Some(strides)) = (dimensions(&tree, arguments[2]), dimensions(&tree, arguments[3]))
+    let (Some(shape), Some(strides)) = (dimensions(tree, arguments[2]), dimensions(tree, arguments[3]))
     else {
         return Ok(None);
     };
@@ -332,16 +339,4 @@ fn dimensions<'a>(tree: &Tree<'a>, value: Value<'a>) -> Option<Vec<u64>> {
         _ => None,
     };
     items.iter().map(size).collect()
-}
-
-pub(super) fn le16(bytes: &[u8]) -> u16 {
-    u16::from_le_bytes([bytes[0], bytes[1]])
-}
-
-pub(super) fn le32(bytes: &[u8]) -> u32 {
-    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-}
-
-pub(super) fn le64(bytes: &[u8]) -> u64 {
-    u64::from(le32(bytes)) | u64::from(le32(&bytes[4..])) << 32
 }

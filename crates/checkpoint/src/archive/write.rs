@@ -11,12 +11,9 @@ use bytes::{Bytes, BytesMut};
 use s3dcp_s3::{Error, crc32};
 
 use super::spec::TensorSpec;
+use super::zip::{Record, end_of_directory, put16, put32, stored};
 use crate::error::config;
 
-/// Raw tensor bytes begin at a multiple of this, counted from the archive's start.
-const ALIGNMENT: u64 = 64;
-/// Sizes and offsets from here on take zip64 fields.
-const ZIP64_FROM: u64 = u32::MAX as u64;
 /// torch's hash of the names of the six records, the first half of its fingerprint.
 const NAMES_FINGERPRINT: &str = "15728199511854643026";
 /// Decimal digits of each half of the fingerprint, and of the whole.
@@ -25,102 +22,6 @@ const ID_LENGTH: usize = NAMES_FINGERPRINT.len() + FINGERPRINT_DIGITS;
 /// Where a data descriptor and a central header hold the CRC-32.
 const DESCRIPTOR_CRC: usize = 4;
 const CENTRAL_CRC: usize = 16;
-
-/// One record of the archive, as the central directory will name it.
-#[derive(Clone, Copy)]
-struct Record {
-    name: &'static str,
-    offset: u64,
-    length: u64,
-    crc: u32,
-}
-
-impl Record {
-    fn is_zip64(&self) -> bool {
-        self.length >= ZIP64_FROM || self.offset >= ZIP64_FROM
-    }
-
-    /// Appends the zip64 extra field, empty where none is needed. The stored size is `stored`: torch leaves it zero in
-    /// local headers.
-    fn zip64_extra(&self, out: &mut Vec<u8>, stored: u64) {
-        let big_length = self.length >= ZIP64_FROM;
-        let big_offset = self.offset >= ZIP64_FROM;
-        if big_length || big_offset {
-            put16(out, 1);
-            put16(out, 16 * u16::from(big_length) + 8 * u16::from(big_offset));
-        }
-        if big_length {
-            put64(out, self.length);
-            put64(out, stored);
-        }
-        if big_offset {
-            put64(out, self.offset);
-        }
-    }
-
-    fn flags(&self) -> u16 {
-        // UTF-8 names, and a data descriptor where there is data
-        0x0800 | (u16::from(self.length > 0) << 3)
-    }
-
-    /// Appends the local header, up to the record's aligned first data byte.
-    fn local_header(&self, out: &mut Vec<u8>) {
-        let zip64_length = match (self.length >= ZIP64_FROM, self.offset >= ZIP64_FROM) {
-            (false, false) => 0,
-            (true, false) => 20,
-            (false, true) => 12,
-            (true, true) => 28,
-        };
-        let unpadded = self.offset + 30 + self.name.len() as u64 + zip64_length + 4;
-        let padding = unpadded.next_multiple_of(ALIGNMENT) - unpadded;
-        out.extend_from_slice(b"PK\x03\x04");
-        put16(out, 0);
-        put16(out, self.flags());
-        out.extend_from_slice(&[0; 18]); // method, time, date, CRC, sizes: the descriptor has them
-        put16(out, self.name.len() as u16);
-        put16(out, (zip64_length + 4 + padding) as u16);
-        out.extend_from_slice(self.name.as_bytes());
-        self.zip64_extra(out, 0);
-        out.extend_from_slice(b"FB");
-        put16(out, padding as u16);
-        out.resize(out.len() + padding as usize, b'Z');
-    }
-
-    /// Appends the data descriptor that follows the record's data.
-    fn descriptor(&self, out: &mut Vec<u8>) {
-        if self.length == 0 {
-            return;
-        }
-        out.extend_from_slice(b"PK\x07\x08");
-        put32(out, self.crc);
-        for _ in 0..2 {
-            if self.is_zip64() {
-                put64(out, self.length);
-            } else {
-                put32(out, self.length as u32);
-            }
-        }
-    }
-
-    fn central_header(&self, out: &mut Vec<u8>) {
-        let start = out.len();
-        out.extend_from_slice(b"PK\x01\x02\0\0\0\0");
-        put16(out, self.flags());
-        out.extend_from_slice(&[0; 6]); // method, time, date
-        put32(out, self.crc);
-        put32(out, self.length.min(ZIP64_FROM) as u32);
-        put32(out, self.length.min(ZIP64_FROM) as u32);
-        put16(out, self.name.len() as u16);
-        put16(out, 0); // the length of the extra field, filled in below
-        out.extend_from_slice(&[0; 10]); // comment, disk, attributes
-        put32(out, self.offset.min(ZIP64_FROM) as u32);
-        out.extend_from_slice(self.name.as_bytes());
-        let before = out.len();
-        self.zip64_extra(out, self.length);
-        let extra = (out.len() - before) as u16;
-        out[start + 30..start + 32].copy_from_slice(&extra.to_le_bytes());
-    }
-}
 
 /// What surrounds the raw data of every tensor of one spec: a head, and a tail that depends on the data by nothing
 /// but its CRC-32.
@@ -147,7 +48,7 @@ impl Archive {
     pub(crate) fn new(spec: &TensorSpec) -> Result<Archive, Error> {
         let data_length = spec.dense_bytes()?;
         let mut head = Vec::with_capacity(768);
-        let first = Record { name: "archive/data.pkl", offset: 0, length: 1, crc: 0 };
+        let first = Record { name: "archive/data.pkl".into(), offset: 0, length: 1, crc: 0 };
         first.local_header(&mut head);
         let start = head.len();
         pickle(spec, data_length, &mut head);
@@ -157,7 +58,8 @@ impl Archive {
         let format = stored("archive/.format_version", b"1", 0, &mut head);
         let alignment = stored("archive/.storage_alignment", b"64", 0, &mut head);
         let order = stored("archive/byteorder", b"little", 0, &mut head);
-        let data = Record { name: "archive/data/0", offset: head.len() as u64, length: data_length, crc: 0 };
+        let data =
+            Record { name: "archive/data/0".into(), offset: head.len() as u64, length: data_length, crc: 0 };
         data.local_header(&mut head);
         let before = [first, format, alignment, order];
         let fingerprint =
@@ -172,7 +74,7 @@ impl Archive {
         data.descriptor(&mut tail);
         let version = stored("archive/version", b"3\n", base, &mut tail);
         let id = Record {
-            name: "archive/.data/serialization_id",
+            name: "archive/.data/serialization_id".into(),
             offset: base + tail.len() as u64,
             length: ID_LENGTH as u64,
             crc: 0,
@@ -196,26 +98,8 @@ impl Archive {
         let id_crc_at = [id_descriptor, tail.len() + CENTRAL_CRC];
         id.central_header(&mut tail);
         let end = base + tail.len() as u64;
-        let size = end - directory;
         let count = before.len() as u64 + 3;
-        tail.extend_from_slice(b"PK\x06\x06");
-        put64(&mut tail, 44);
-        put16(&mut tail, 0x031e);
-        put16(&mut tail, 45);
-        put64(&mut tail, 0); // disks
-        put64(&mut tail, count);
-        put64(&mut tail, count);
-        put64(&mut tail, size);
-        put64(&mut tail, directory);
-        tail.extend_from_slice(b"PK\x06\x07\0\0\0\0");
-        put64(&mut tail, end);
-        put32(&mut tail, 1);
-        tail.extend_from_slice(b"PK\x05\x06\0\0\0\0");
-        put16(&mut tail, count as u16);
-        put16(&mut tail, count as u16);
-        put32(&mut tail, size as u32);
-        put32(&mut tail, directory.min(ZIP64_FROM) as u32);
-        put16(&mut tail, 0);
+        end_of_directory(&mut tail, count, directory, end);
 
         Ok(Archive {
             head_crc: crc32(&head),
@@ -274,16 +158,6 @@ impl Archive {
     }
 }
 
-/// Appends a whole small record; `base` is the archive's length before `out`'s first byte.
-fn stored(name: &'static str, content: &[u8], base: u64, out: &mut Vec<u8>) -> Record {
-    let record =
-        Record { name, offset: base + out.len() as u64, length: content.len() as u64, crc: crc32(content) };
-    record.local_header(out);
-    out.extend_from_slice(content);
-    record.descriptor(out);
-    record
-}
-
 /// How the archive of a tensor lies in its item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ArchiveLayout {
@@ -318,11 +192,34 @@ fn pickle(spec: &TensorSpec, data_length: u64, out: &mut Vec<u8>) {
         out.extend_from_slice(&[b'q', memo]);
         memo += 1;
     };
+    out.extend_from_slice(b"\x80\x02");
+    pickle_tensor(spec, data_length, "0", out, &mut put);
+    out.push(b'.');
+}
+
+/// Appends the pickle of a dict of tensors, each of which fills a storage of its own, called by its number.
+pub(crate) fn pickle_dict<'a>(tensors: impl Iterator<Item = (&'a str, &'a TensorSpec)>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"\x80\x02}(");
+    for (number, (name, spec)) in tensors.enumerate() {
+        text(out, name);
+        let length = spec.extent_bytes().unwrap_or(0);
+        pickle_tensor(spec, length, &number.to_string(), out, &mut |_| {});
+    }
+    out.extend_from_slice(b"u.");
+}
+
+/// What rebuilds a tensor from the storage of this key; `put` is called where torch puts a value into the memo.
+fn pickle_tensor(
+    spec: &TensorSpec,
+    data_length: u64,
+    key: &str,
+    out: &mut Vec<u8>,
+    put: &mut impl FnMut(&mut Vec<u8>),
+) {
     let (rebuild, class, count) = match spec.dtype.storage_class() {
         Some(class) => ("_rebuild_tensor_v2", ("torch", class), data_length / spec.dtype.item_size()),
         None => ("_rebuild_tensor_v3", ("torch.storage", "UntypedStorage"), data_length),
     };
-    out.extend_from_slice(b"\x80\x02");
     global(out, "torch._utils", rebuild);
     put(out);
     out.extend_from_slice(b"((");
@@ -330,7 +227,7 @@ fn pickle(spec: &TensorSpec, data_length: u64, out: &mut Vec<u8>) {
     put(out);
     global(out, class.0, class.1);
     put(out);
-    text(out, "0");
+    text(out, key);
     put(out);
     text(out, "cpu");
     put(out);
@@ -368,7 +265,6 @@ fn pickle(spec: &TensorSpec, data_length: u64, out: &mut Vec<u8>) {
     put(out);
     out.push(b'R');
     put(out);
-    out.push(b'.');
 }
 
 fn global(out: &mut Vec<u8>, module: &str, name: &str) {
@@ -405,18 +301,6 @@ fn integer(out: &mut Vec<u8>, value: u64) {
     }
 }
 
-fn put16(out: &mut Vec<u8>, value: u16) {
-    out.extend_from_slice(&value.to_le_bytes());
-}
-
-fn put32(out: &mut Vec<u8>, value: u32) {
-    out.extend_from_slice(&value.to_le_bytes());
-}
-
-fn put64(out: &mut Vec<u8>, value: u64) {
-    out.extend_from_slice(&value.to_le_bytes());
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -425,6 +309,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::archive::zip::ALIGNMENT;
     use crate::dtype::DType;
 
     fn data(name: &str) -> PathBuf {

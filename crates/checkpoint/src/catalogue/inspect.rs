@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::bands::byte_count;
-use super::names::NameFilter;
 use super::open::OpenCheckpoint;
 use crate::layout::rank_in;
 use crate::load::contents::{Stored, StoredTensor};
+use crate::name_filter::NameFilter;
 use crate::storage::Storage;
 use crate::values::Statistics;
 

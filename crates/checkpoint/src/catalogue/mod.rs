@@ -8,7 +8,6 @@ pub(crate) mod inspect;
 pub(crate) mod keep;
 pub(crate) mod list;
 pub(crate) mod named;
-pub(crate) mod names;
 pub(crate) mod nearby;
 pub(crate) mod open;
 pub(crate) mod prune;

@@ -6,6 +6,7 @@ pub(crate) mod facts;
 pub(crate) mod judge;
 pub(crate) mod notes;
 pub(crate) mod read;
+pub(crate) mod rename;
 pub(crate) mod scan;
 pub(crate) mod seal;
 pub(crate) mod write;

@@ -192,6 +192,7 @@ impl<'a> Survey<'a> {
             objects: Vec::new(),
             attributes: Vec::new(),
             files: BTreeSet::new(),
+            file_texts: BTreeSet::new(),
             last_file: "",
             metadata: None,
             storage_meta: None,
@@ -241,6 +242,11 @@ impl<'a> Survey<'a> {
             }
         }
         Ok(facts)
+    }
+
+    /// The texts of the pickle, counted from 0, that name shard files.
+    pub(crate) fn file_texts(&self) -> &BTreeSet<u32> {
+        &self.judge.file_texts
     }
 
     /// Sees that what Python will make of this is an index, with a name, offset and length of every item; whether an
@@ -299,6 +305,8 @@ struct Judge<'a> {
     attributes: Vec<(u32, Attribute, Abstract)>,
     /// The shard files that the items name.
     files: BTreeSet<&'a str>,
+    /// The texts that name them.
+    file_texts: BTreeSet<u32>,
     last_file: &'a str,
     metadata: Option<BuiltMetadata>,
     storage_meta: Option<BuiltStorageMeta>,
@@ -483,6 +491,7 @@ impl<'a> Judge<'a> {
                 let file = self.texts[dict.path as usize];
                 if !std::ptr::eq(file, self.last_file) {
                     self.files.insert(file);
+                    self.file_texts.insert(dict.path);
                     self.last_file = file;
                 }
             }

@@ -5,13 +5,12 @@ use s3dcp_s3::{Error, ErrorKind};
 
 use super::chunks::{Chunk, Cover, check_chunks, has_all};
 use super::contents::{Contents, Stored, StoredTensor, contents_of};
-use super::cut::Part;
 use super::fetch::{buffer, check_in_file, fetch_items};
 use super::foreign::{ForeignTensor, foreign_sources};
+use super::located::{Located, only_torch, unsigned};
 use super::memory::Loan;
-use super::plan::ItemRead;
 use super::source::{Entry, OwnFormats, Source};
-use crate::archive::spec::{TensorSpec, row_major};
+use crate::archive::spec::TensorSpec;
 use crate::error::{config, corrupt};
 use crate::index::allow::AllowList;
 use crate::index::facts::IndexFacts;
@@ -111,8 +110,8 @@ impl Load {
         let block = Chunk { offsets: vec![0; tensor.size.len()], sizes: tensor.size.clone() };
         let nbytes =
             byte_length(tensor, &block).ok_or_else(|| corrupt(format!("{name}: it has no such shape")))?;
-        for part in self.check(name, tensor, &block)? {
-            check_in_file(&self.storage, name, part.entry).await?;
+        for (_, entry) in self.check(name, tensor, &block)? {
+            check_in_file(&self.storage, name, entry).await?;
         }
         Ok(self.read_block(name, &block, BytesMut::zeroed(nbytes)).await?.freeze())
     }
@@ -134,10 +133,10 @@ impl Load {
     /// Those of [`Load::read_block`], the first that comes.
     pub async fn read_blocks(&self, wanted: Vec<(&str, &Chunk, BytesMut)>) -> Result<Vec<BytesMut>, Error> {
         let mut blocks = Vec::with_capacity(wanted.len());
+        let mut tensors = Vec::with_capacity(wanted.len());
         for (name, block, memory) in wanted {
             let tensor = self.tensor(name)?;
-            let parts = self.check(name, tensor, block)?;
-            if byte_length(tensor, block) != Some(memory.len()) {
+            if byte_length(tensor, block).is_some_and(|length| length != memory.len()) {
                 return Err(config(format!(
                     "{name}: memory of {} bytes for a block of {:?} {}",
                     memory.len(),
@@ -145,19 +144,37 @@ impl Load {
                     tensor.dtype_name
                 )));
             }
-            blocks.push(WantedBlock { name, tensor, sizes: &block.sizes, parts, memory });
+            tensors.push((name, tensor, self.check(name, tensor, block)?));
+            blocks.push((block, memory));
         }
-        let mut sources = self.sources(&blocks).await?.into_iter();
         let mut loans = Vec::with_capacity(blocks.len());
         let mut reads = Vec::new();
-        for WantedBlock { name, sizes, parts, memory, .. } in blocks {
-            let sources: Vec<Source> = sources.by_ref().take(parts.len()).collect();
-            let (loan, of_block) = block_reads(name, sizes, &parts, &sources, memory)?;
+        for (located, (block, memory)) in self.locate(&tensors).await?.iter().zip(blocks) {
+            let (loan, of_block) = located.lend(block, memory)?;
             loans.push(loan);
             reads.extend(of_block);
         }
         fetch_items(&self.storage, reads, true, None).await?;
         Ok(loans.into_iter().map(Loan::back).collect())
+    }
+
+    /// Where all of these tensors lie.
+    ///
+    /// # Errors
+    /// Those of [`Load::read_block`].
+    pub(crate) async fn locate_all(&self, names: &[&str]) -> Result<Vec<Located>, Error> {
+        let mut wanted = Vec::with_capacity(names.len());
+        for name in names {
+            let tensor = self.tensor(name)?;
+            let whole = Chunk { offsets: vec![0; tensor.size.len()], sizes: tensor.size.clone() };
+            wanted.push((*name, tensor, self.check(name, tensor, &whole)?));
+        }
+        self.locate(&wanted).await
+    }
+
+    /// Where the checkpoint lies.
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.storage
     }
 
     fn tensor(&self, name: &str) -> Result<&StoredTensor, Error> {
@@ -169,13 +186,8 @@ impl Load {
         self.storage.at(&self.index_key, error)
     }
 
-    /// Sees that the chunks of a tensor hold the block; which parts of which they are.
-    fn check<'a>(
-        &self,
-        name: &str,
-        tensor: &'a StoredTensor,
-        block: &Chunk,
-    ) -> Result<Vec<Wanted<'a>>, Error> {
+    /// Sees that the chunks of a tensor hold the block; those that share elements with it.
+    fn check<'a>(&self, name: &str, tensor: &'a StoredTensor, block: &Chunk) -> Result<Parts<'a>, Error> {
         let chunks: Vec<Chunk> = tensor.chunks.iter().map(|stored| stored.chunk.clone()).collect();
         let cover = check_chunks(&tensor.size, &chunks).map_err(|error| {
             let message = format!("{name}: {}", error.message());
@@ -196,125 +208,60 @@ impl Load {
             return Err(corrupt(format!("{name}: its chunks in the index do not hold {block:?}")));
         }
         let mut parts = Vec::new();
-        for stored in &tensor.chunks {
-            let chunk = &stored.chunk;
-            let starts: Vec<i64> =
-                block.offsets.iter().zip(&chunk.offsets).map(|(one, other)| *one.max(other)).collect();
-            let sizes: Vec<i64> = (0..starts.len())
-                .map(|dim| {
-                    let end = chunk.offsets[dim] + chunk.sizes[dim];
-                    end.min(block.offsets[dim] + block.sizes[dim]) - starts[dim]
-                })
-                .collect();
-            if sizes.iter().any(|&size| size <= 0) {
-                continue;
-            }
-            let from =
-                |offsets: &[i64]| starts.iter().zip(offsets).map(|(start, offset)| start - offset).collect();
-            let (in_chunk, in_block) = (from(&chunk.offsets), from(&block.offsets));
-            let entry = placed(name, stored.stored.as_ref())?;
-            parts.push(Wanted { entry, shape: unsigned(&chunk.sizes)?, in_chunk, in_block, sizes });
+        for stored in tensor.chunks.iter().filter(|stored| stored.chunk.shares(block)) {
+            parts.push((&stored.chunk, placed(name, stored.stored.as_ref())?));
         }
         Ok(parts)
     }
 
-    /// Where the chunks of all parts of these blocks lie, one after another.
-    async fn sources(&self, blocks: &[WantedBlock<'_>]) -> Result<Vec<Source>, Error> {
+    /// Where chunks of tensors lie.
+    async fn locate(&self, wanted: &[(&str, &StoredTensor, Parts<'_>)]) -> Result<Vec<Located>, Error> {
         let mut formats = OwnFormats::default();
         let mut sources: Vec<Option<Source>> = Vec::new();
         let mut foreign = Vec::new();
-        for WantedBlock { name, tensor, parts, .. } in blocks {
-            for Wanted { entry, shape, .. } in parts {
+        for (name, tensor, parts) in wanted {
+            for (chunk, entry) in parts {
+                let shape = unsigned(&chunk.sizes)?;
                 if entry.is_own_tensor() {
-                    let format = formats.of(name, tensor.dtype(), shape)?;
+                    let format = formats.of(name, tensor.dtype(), &shape)?;
                     sources.push(Some(format.source(name, (*entry).clone())?));
                 } else {
                     sources.push(None);
-                    foreign.push(ForeignTensor {
-                        name: (*name).to_owned(),
-                        entry: (*entry).clone(),
-                        shape: shape.clone(),
-                    });
+                    foreign.push(ForeignTensor { name: (*name).to_owned(), entry: (*entry).clone(), shape });
                 }
             }
             let mut own: Vec<&Entry> =
-                parts.iter().map(|part| part.entry).filter(|entry| entry.is_own_tensor()).collect();
+                parts.iter().map(|(_, entry)| *entry).filter(|entry| entry.is_own_tensor()).collect();
             own.sort_unstable_by_key(|entry| (&entry.key, entry.offset));
             if own.windows(2).any(|pair| pair[0].overlaps(pair[1])) {
                 return Err(corrupt(format!("{name}: the index gives two of its chunks the same bytes")));
             }
         }
         let mut found = foreign_sources(&self.storage, &foreign).await?.into_iter();
-        let mut filled = sources.into_iter().map(|source| source.or_else(|| found.next().flatten()));
-        let mut all = Vec::new();
-        for WantedBlock { name, tensor, parts, .. } in blocks {
-            for source in filled.by_ref().take(parts.len()) {
+        let mut sources = sources.into_iter();
+        let mut all = Vec::with_capacity(wanted.len());
+        for (name, tensor, parts) in wanted {
+            let dtype = tensor.dtype().ok_or_else(|| only_torch(name))?;
+            let mut chunks = Vec::with_capacity(parts.len());
+            for (chunk, _) in parts {
+                let source = sources.next().flatten().or_else(|| found.next().flatten());
                 let source = source.ok_or_else(|| only_torch(name))?;
-                if Some(source.spec.dtype) != tensor.dtype() {
+                if source.spec.dtype != dtype {
                     let (stored, said) = (source.spec.dtype.torch_name(), &tensor.dtype_name);
                     return Err(config(format!(
                         "{name}: stored as {stored}, but the index says {said}; torch converts it"
                     )));
                 }
-                all.push(source);
+                chunks.push(((*chunk).clone(), source));
             }
+            all.push(Located { name: (*name).into(), dtype, size: unsigned(&tensor.size)?, chunks });
         }
         Ok(all)
     }
 }
 
-/// A block that is to be read.
-struct WantedBlock<'a> {
-    name: &'a str,
-    tensor: &'a StoredTensor,
-    sizes: &'a [i64],
-    parts: Vec<Wanted<'a>>,
-    memory: BytesMut,
-}
-
-/// The reads that fill the memory of a block.
-fn block_reads(
-    name: &str,
-    sizes: &[i64],
-    parts: &[Wanted<'_>],
-    sources: &[Source],
-    memory: BytesMut,
-) -> Result<(Loan, Vec<ItemRead>), Error> {
-    let strides = row_major(&unsigned(sizes)?);
-    let mut all: Vec<Part> = Vec::new();
-    let mut counts = Vec::new();
-    for (wanted, source) in parts.iter().zip(sources) {
-        let item_size = source.spec.dtype.item_size();
-        let (offsets, lengths) = (unsigned(&wanted.in_chunk)?, unsigned(&wanted.sizes)?);
-        let Some(stored) = source.block(&offsets, &lengths)? else {
-            return Err(only_torch(name));
-        };
-        let place: u64 = unsigned(&wanted.in_block)?.iter().zip(&strides).map(|(at, step)| at * step).sum();
-        let before = all.len();
-        for mut part in stored.direct(Some(&strides))? {
-            part.memory.start += place * item_size;
-            part.memory.end += place * item_size;
-            all.push(part);
-        }
-        counts.push(all.len() - before);
-    }
-    let (loan, pieces) = Loan::of(memory, all);
-    let mut pieces = pieces.into_iter();
-    let reads = sources.iter().zip(counts);
-    let reads = reads
-        .map(|(source, count)| source.entry.read(name, source.head, pieces.by_ref().take(count).collect()));
-    Ok((loan, reads.collect()))
-}
-
-/// A part of a block that one chunk holds.
-struct Wanted<'a> {
-    entry: &'a Entry,
-    /// Of the chunk.
-    shape: Vec<u64>,
-    in_chunk: Vec<i64>,
-    in_block: Vec<i64>,
-    sizes: Vec<i64>,
-}
+/// Chunks of a tensor, and where they are stored.
+type Parts<'a> = Vec<(&'a Chunk, &'a Entry)>;
 
 fn placed<'a>(name: &str, stored: Option<&'a Stored>) -> Result<&'a Entry, Error> {
     match stored {
@@ -322,18 +269,6 @@ fn placed<'a>(name: &str, stored: Option<&'a Stored>) -> Result<&'a Entry, Error
         Some(stored) if stored.is_transformed => Err(only_torch(name)),
         Some(stored) => Ok(&stored.entry),
     }
-}
-
-fn only_torch(name: &str) -> Error {
-    config(format!("{name}: stored in a way that only torch reads"))
-}
-
-/// Sizes that have been seen to be none below zero.
-fn unsigned(numbers: &[i64]) -> Result<Vec<u64>, Error> {
-    numbers
-        .iter()
-        .map(|&number| u64::try_from(number).map_err(|_| corrupt(format!("a size of {number} elements"))))
-        .collect()
 }
 
 /// Bytes of a block; `None` for a dtype that only torch knows, and for more than there can be.

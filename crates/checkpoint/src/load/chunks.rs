@@ -34,6 +34,21 @@ impl Chunk {
         })
     }
 
+    /// Whether both have an element; both lie in one tensor.
+    pub(crate) fn shares(&self, other: &Chunk) -> bool {
+        self.shared(other) > 0
+    }
+
+    /// The box of the elements that both have.
+    pub(crate) fn shared_with(&self, other: &Chunk) -> Chunk {
+        let offsets: Vec<i64> =
+            self.offsets.iter().zip(&other.offsets).map(|(one, other)| *one.max(other)).collect();
+        let sizes = (0..offsets.len())
+            .map(|dimension| self.end(dimension).min(other.end(dimension)) - offsets[dimension])
+            .collect();
+        Chunk { offsets, sizes }
+    }
+
     /// Elements that both have.
     fn shared(&self, other: &Chunk) -> u128 {
         let lengths = (0..self.sizes.len()).map(|dimension| {

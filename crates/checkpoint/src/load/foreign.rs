@@ -185,14 +185,14 @@ impl Heads<'_> {
 }
 
 /// The header of a safetensors file.
-struct Header {
+pub(crate) struct Header {
     /// Where the values begin in the object.
     data_start: u64,
     tensors: Map<String, Value>,
 }
 
 impl Header {
-    async fn read(storage: &Storage, key: &str, offset: u64) -> Result<Header, Error> {
+    pub(crate) async fn read(storage: &Storage, key: &str, offset: u64) -> Result<Header, Error> {
         let start = offset.saturating_add(8);
         let length = storage.get_range(key, offset..start).await?;
         let length = length.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
@@ -208,8 +208,13 @@ impl Header {
         Ok(Header { data_start, tensors })
     }
 
+    /// The names of the tensors.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(|name| &name[..]).filter(|name| *name != "__metadata__")
+    }
+
     /// What it says of a tensor, and the bytes of its values in the object; `None` where that cannot be.
-    fn tensor(&self, name: &str) -> Option<(TensorSpec, Range<u64>)> {
+    pub(crate) fn tensor(&self, name: &str) -> Option<(TensorSpec, Range<u64>)> {
         let entry = self.tensors.get(name)?;
         let numbers =
             |name| -> Option<Vec<u64>> { entry.get(name)?.as_array()?.iter().map(Value::as_u64).collect() };

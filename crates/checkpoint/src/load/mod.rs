@@ -8,6 +8,7 @@ pub(crate) mod cut;
 pub(crate) mod destination;
 pub(crate) mod fetch;
 pub(crate) mod foreign;
+pub(crate) mod located;
 pub(crate) mod memory;
 pub(crate) mod plan;
 pub(crate) mod sink;

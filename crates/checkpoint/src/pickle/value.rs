@@ -4,6 +4,8 @@
 //! and calls live in one arena and refer to each other by number, so reference cycles are harmless. Contents of sets are
 //! not kept: nobody here asks for them.
 
+use std::collections::HashMap;
+
 use s3dcp_s3::Error;
 
 use super::machine::{self, Builder};
@@ -48,6 +50,8 @@ struct Object<'a> {
 #[derive(Debug)]
 pub(crate) struct Tree<'a> {
     nodes: Vec<Node<'a>>,
+    /// Keys and values that were set in objects, such as an OrderedDict.
+    items: HashMap<u32, Vec<Value<'a>>>,
     root: Value<'a>,
     length: usize,
 }
@@ -58,7 +62,7 @@ impl<'a> Tree<'a> {
     /// # Errors
     /// `Corrupt` for whatever Python's pickler would not write.
     pub(crate) fn read(bytes: &'a [u8]) -> Result<Tree<'a>, Error> {
-        let mut tree = Tree { nodes: Vec::new(), root: Value::None, length: 0 };
+        let mut tree = Tree { nodes: Vec::new(), items: HashMap::new(), root: Value::None, length: 0 };
         let outcome = machine::run(bytes, &mut tree)?;
         tree.root = outcome.item;
         tree.length = outcome.length;
@@ -107,6 +111,20 @@ impl<'a> Tree<'a> {
             Some(Node::Dict(pairs)) => Some(pairs.chunks_exact(2).map(|pair| (pair[0], pair[1]))),
             _ => None,
         }
+    }
+
+    /// Keys and values that were set in an object.
+    pub(crate) fn object_items(&self, value: Value<'a>) -> impl Iterator<Item = (Value<'a>, Value<'a>)> {
+        let items = match value {
+            Value::Node(place) => self.items.get(&place).map(Vec::as_slice).unwrap_or_default(),
+            _ => &[],
+        };
+        items.chunks_exact(2).map(|pair| (pair[0], pair[1]))
+    }
+
+    /// Whether this is a set.
+    pub(crate) fn is_set(&self, value: Value<'a>) -> bool {
+        matches!(self.node(value), Some(Node::Set))
     }
 
     /// The value of a key of a dict that is text.
@@ -201,8 +219,12 @@ impl<'a> Builder<'a> for Tree<'a> {
     }
 
     fn set_items(&mut self, target: Value<'a>, pairs: &[Value<'a>]) -> Result<(), Error> {
-        if let Some(Node::Dict(dict)) = self.node_mut(target) {
-            dict.extend_from_slice(pairs);
+        match (self.node_mut(target), target) {
+            (Some(Node::Dict(dict)), _) => dict.extend_from_slice(pairs),
+            (Some(Node::Object(_)), Value::Node(place)) => {
+                self.items.entry(place).or_default().extend_from_slice(pairs);
+            }
+            _ => {}
         }
         Ok(())
     }

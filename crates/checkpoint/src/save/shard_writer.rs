@@ -1,4 +1,4 @@
-//! Writes one shard file: items one after another into one [`Upload`], which then ends in the background.
+//! Writes one shard file: items one after another into one [`Upload`](s3dcp_s3::Upload), which then ends in the background.
 //!
 //! Tensor bytes go to the engine as they came, cut only where a part or a checksum slice ends; each run's CRC-32 is
 //! computed once and combined into the slice's, the item's, the zip record's and the part's. What is small (archive
@@ -14,7 +14,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use s3dcp_s3::{Client, Error, ErrorKind, Upload, UploadOptions, UploadOutput, crc32, crc32_combine};
+use s3dcp_s3::{Client, Error, ErrorKind, UploadOptions, UploadOutput, crc32, crc32_combine};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -23,6 +23,8 @@ use crate::archive::write::Archive;
 use crate::error::config;
 use crate::index::checksums::{Accumulator, ItemChecksums, crc32_extend};
 use crate::layout::ShardName;
+use crate::storage::Storage;
+use crate::storage::writer::{Writer, ended};
 
 /// Runs below this many bytes are copied into the gathering buffer, where they need no owner: an archive has 1.6 KB
 /// around its data anyway.
@@ -57,7 +59,7 @@ struct Open {
 }
 
 enum State {
-    Open(Box<Upload>),
+    Open(Writer),
     /// Dropping the sender stops the task.
     Finishing(JoinHandle<Result<UploadOutput, Error>>, oneshot::Sender<()>),
     Ended,
@@ -81,10 +83,23 @@ impl ShardWriter {
     #[must_use]
     pub fn new(client: &Client, bucket: &str, name: ShardName, options: UploadOptions) -> ShardWriter {
         let upload = client.upload(bucket, &name.key, options);
+        ShardWriter::to(Writer::Upload(Box::new(upload)), name)
+    }
+
+    /// The same in a bucket or on a disk.
+    pub(crate) fn begin_in(
+        storage: &Storage,
+        name: ShardName,
+        options: UploadOptions,
+    ) -> Result<ShardWriter, Error> {
+        Ok(ShardWriter::to(storage.writer(&name.key, options)?, name))
+    }
+
+    fn to(writer: Writer, name: ShardName) -> ShardWriter {
         ShardWriter {
             name,
-            part_size: upload.part_remaining(),
-            state: State::Open(Box::new(upload)),
+            part_size: writer.part_remaining(),
+            state: State::Open(writer),
             position: 0,
             gathered: BytesMut::new(),
             archives: HashMap::new(),
@@ -105,12 +120,10 @@ impl ShardWriter {
         self.part_size
     }
 
-    fn upload(&mut self) -> Result<&mut Upload, Error> {
+    fn upload(&mut self) -> Result<&mut Writer, Error> {
         match &mut self.state {
             State::Open(upload) => Ok(upload),
-            State::Finishing(..) | State::Ended => {
-                Err(interrupted("this file was finished or aborted before"))
-            }
+            State::Finishing(..) | State::Ended => Err(ended()),
         }
     }
 
@@ -372,7 +385,7 @@ impl ShardWriter {
         self.archives.clear();
         if let State::Open(upload) = replace(&mut self.state, State::Ended) {
             let (stop, stopped) = oneshot::channel();
-            self.state = State::Finishing(tokio::spawn(finish(*upload, in_order, stopped)), stop);
+            self.state = State::Finishing(tokio::spawn(finish(upload, in_order, stopped)), stop);
         }
         Ok(())
     }
@@ -429,7 +442,7 @@ impl ShardWriter {
 
 /// Sends what was gathered last and completes the upload, or aborts it, as it does when `stopped` comes first.
 async fn finish(
-    mut upload: Upload,
+    mut upload: Writer,
     last: Result<Bytes, Error>,
     stopped: oneshot::Receiver<()>,
 ) -> Result<UploadOutput, Error> {

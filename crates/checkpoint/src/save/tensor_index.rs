@@ -10,6 +10,7 @@ use s3dcp_s3::Error;
 
 use crate::dtype::DType;
 use crate::error::config;
+use crate::index::checksums::ItemChecksums;
 use crate::index::write::{Index, IndexWriter};
 use crate::load::chunks::{Chunk, Cover, check_chunks};
 use crate::pickle::write::PickleWriter;
@@ -22,15 +23,27 @@ const FILE_SYSTEM: &str = "torch.distributed.checkpoint.filesystem";
 #[derive(Clone, Debug, Default)]
 pub struct TensorIndex {
     tensors: BTreeMap<String, Tensor>,
+    objects: BTreeMap<String, Place>,
 }
 
 #[derive(Clone, Debug)]
 struct Tensor {
-    dtype: DType,
+    /// As torch calls it.
+    dtype: String,
     shape: Vec<i64>,
     chunks: Vec<Chunk>,
-    /// Where each is stored: shard file and item.
-    stored: Vec<(String, ItemRecord)>,
+    /// Where each is stored.
+    stored: Vec<Place>,
+}
+
+/// Where an item is stored: the shard file, and what an index keeps of the item.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) file: String,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+    pub(crate) data_offset: Option<u64>,
+    pub(crate) checksums: Option<ItemChecksums>,
 }
 
 impl TensorIndex {
@@ -69,15 +82,43 @@ impl TensorIndex {
         file: &str,
         record: ItemRecord,
     ) -> Result<(), Error> {
-        let shape = signed(shape)?;
-        let new = || Tensor { dtype, shape: shape.clone(), chunks: Vec::new(), stored: Vec::new() };
+        let place = Place {
+            file: file.to_owned(),
+            offset: record.offset,
+            length: record.length,
+            data_offset: Some(record.data_offset),
+            checksums: Some(record.checksums),
+        };
+        self.place(name, dtype.torch_name(), &signed(shape)?, chunk, place)
+    }
+
+    /// The same for a chunk that another writer may have stored, of any dtype of torch's.
+    pub(crate) fn place(
+        &mut self,
+        name: &str,
+        dtype: &str,
+        shape: &[i64],
+        chunk: Chunk,
+        place: Place,
+    ) -> Result<(), Error> {
+        let new = || Tensor {
+            dtype: dtype.to_owned(),
+            shape: shape.to_vec(),
+            chunks: Vec::new(),
+            stored: Vec::new(),
+        };
         let tensor = self.tensors.entry(name.to_owned()).or_insert_with(new);
         if tensor.dtype != dtype || tensor.shape != shape {
             return Err(config(format!("tensor {name:?}: has another dtype or shape in this index")));
         }
         tensor.chunks.push(chunk);
-        tensor.stored.push((file.to_owned(), record));
+        tensor.stored.push(place);
         Ok(())
+    }
+
+    /// Adds a pickled object.
+    pub(crate) fn object(&mut self, name: &str, place: Place) {
+        self.objects.insert(name.to_owned(), place);
     }
 
     /// The index of a save with this id by so many ranks, of an epoch where it is of one.
@@ -130,7 +171,7 @@ impl TensorIndex {
             pickle.text(name);
             begin(pickle, METADATA, "TensorStorageMetadata");
             pickle.text("properties");
-            properties(pickle, tensor.dtype);
+            properties(pickle, &tensor.dtype);
             pickle.text("size");
             size(pickle, &tensor.shape);
             pickle.text("chunks");
@@ -148,6 +189,12 @@ impl TensorIndex {
             end(pickle);
             pickle.between_items();
         }
+        for name in self.objects.keys() {
+            pickle.text(name);
+            pickle.global(METADATA, "BytesStorageMetadata");
+            pickle.new_object();
+            pickle.between_items();
+        }
         pickle.set_items();
     }
 
@@ -156,35 +203,52 @@ impl TensorIndex {
         index.pickle.empty_dict();
         index.pickle.mark();
         for (name, tensor) in &self.tensors {
-            for (place, (chunk, (file, record))) in tensor.chunks.iter().zip(&tensor.stored).enumerate() {
+            for (number, (chunk, place)) in tensor.chunks.iter().zip(&tensor.stored).enumerate() {
                 begin(&mut index.pickle, METADATA, "MetadataIndex");
                 index.pickle.text("fqn");
                 index.pickle.text(name);
                 index.pickle.text("offset");
                 size(&mut index.pickle, &chunk.offsets);
                 index.pickle.text("index");
-                index.pickle.int(place as i64);
+                index.pickle.int(number as i64);
                 end(&mut index.pickle);
-                begin(&mut index.pickle, FILE_SYSTEM, "_StorageInfo");
-                index.pickle.text("relative_path");
-                index.shard_file(file);
-                let fields = [
-                    ("offset", record.offset),
-                    ("length", record.length),
-                    ("data_offset", record.data_offset),
-                ];
-                for (field, value) in fields {
-                    index.pickle.text(field);
-                    index.pickle.int(value as i64);
-                }
-                index.pickle.text("crc32");
-                index.pickle.bytes(&record.checksums.to_bytes());
-                end(&mut index.pickle);
-                index.pickle.between_items();
+                stored(index, place);
             }
+        }
+        for (name, place) in &self.objects {
+            begin(&mut index.pickle, METADATA, "MetadataIndex");
+            index.pickle.text("fqn");
+            index.pickle.text(name);
+            for field in ["offset", "index"] {
+                index.pickle.text(field);
+                index.pickle.none();
+            }
+            end(&mut index.pickle);
+            stored(index, place);
         }
         index.pickle.set_items();
     }
+}
+
+/// Where an item is stored.
+fn stored(index: &mut IndexWriter, place: &Place) {
+    begin(&mut index.pickle, FILE_SYSTEM, "_StorageInfo");
+    index.pickle.text("relative_path");
+    index.shard_file(&place.file);
+    let fields =
+        [("offset", Some(place.offset)), ("length", Some(place.length)), ("data_offset", place.data_offset)];
+    for (field, value) in fields {
+        if let Some(value) = value {
+            index.pickle.text(field);
+            index.pickle.int(value as i64);
+        }
+    }
+    if let Some(checksums) = &place.checksums {
+        index.pickle.text("crc32");
+        index.pickle.bytes(&checksums.to_bytes());
+    }
+    end(&mut index.pickle);
+    index.pickle.between_items();
 }
 
 /// Lengths as torch counts them.
@@ -220,12 +284,12 @@ fn size(pickle: &mut PickleWriter, lengths: &[i64]) {
 }
 
 /// A dense tensor, contiguous, without a gradient.
-fn properties(pickle: &mut PickleWriter, dtype: DType) {
+fn properties(pickle: &mut PickleWriter, dtype: &str) {
     let start = pickle.begin_value();
     pickle.global(METADATA, "TensorProperties");
     pickle.new_object();
     pickle.mark();
-    pickle.global("torch", dtype.torch_name());
+    pickle.global("torch", dtype);
     pickle.global("torch.serialization", "_get_layout");
     pickle.text("torch.strided");
     pickle.tuple_of(1);

@@ -3,7 +3,7 @@
 //! A conditional write or delete looks first and acts then: between the two another process may come.
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, Write as _};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -13,14 +13,16 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use s3dcp_s3::{
-    Condition, DeleteFailure, Error, ErrorKind, GetOutput, Listing, ObjectInfo, PutOptions, RangeRead,
-    RangeSink, Space,
+    Condition, DeleteFailure, Error, ErrorKind, GetOutput, Listing, MultipartUpload, ObjectInfo, PutOptions,
+    RangeRead, RangeSink, Space, crc32_combine,
 };
 
 use crate::error::{config, corrupt};
 
 /// Most that is read at once, in bytes: it stays in the processor's caches while it is summed up.
 const CHUNK: usize = 1 << 20;
+/// What marks a file that is being written: `.<name><mark><id>` stands beside the place of `<name>`.
+const UNFINISHED: &str = ".s3dcp-part-";
 /// Threads that read.
 const READERS: usize = 8;
 
@@ -145,6 +147,24 @@ impl Disk {
         Ok(bytes.into())
     }
 
+    /// The CRC-32 of a whole file.
+    pub(crate) fn crc32(self, key: &str) -> Result<u32, Error> {
+        let read = || {
+            let file = File::open(path_of(key))?;
+            let (mut buffer, mut at, mut crc32) = (vec![0; CHUNK], 0, 0);
+            loop {
+                match file.read_at(&mut buffer, at)? {
+                    0 => return Ok(crc32),
+                    count => {
+                        crc32 = crc32_combine(crc32, s3dcp_s3::crc32(&buffer[..count]), count as u64);
+                        at += count as u64;
+                    }
+                }
+            }
+        };
+        read().map_err(|error| failed("read", key, &error))
+    }
+
     pub(crate) fn download(self, reads: Vec<RangeRead>) -> Result<(), Error> {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(READERS).min(reads.len());
         let queue = Mutex::new(reads.into_iter());
@@ -182,19 +202,29 @@ impl Disk {
         if !holds {
             return Err(Error::new(ErrorKind::PreconditionFailed, format!("/{key} is not what it was")));
         }
-        let written = || {
-            let folder = path.parent().unwrap_or(Path::new("/"));
-            fs::create_dir_all(folder)?;
-            let beside = path.with_file_name(format!(".s3dcp-part-{:016x}", fastrand::u64(..)));
-            let written = File::create_new(&beside)
-                .and_then(|mut file| file.write_all(body).and_then(|()| file.sync_all()))
-                .and_then(|()| fs::rename(&beside, &path));
-            if written.is_err() {
-                fs::remove_file(&beside).ok();
-            }
-            written
+        let file = DiskFile::create(key)?;
+        file.write_at(0, body)?;
+        file.finish()
+    }
+
+    /// Files under way for keys that start with `prefix`, as a bucket has uploads.
+    pub(crate) fn unfinished(self, prefix: &str) -> Result<Vec<(MultipartUpload, u64)>, Error> {
+        let listing =
+            self.list(prefix.rsplit_once('/').map_or("", |(folder, _)| folder), false, usize::MAX)?;
+        let upload = |object: ObjectInfo| {
+            let (folder, name) = object.key.rsplit_once('/').unwrap_or(("", &object.key));
+            let (name, upload_id) = name.strip_prefix('.')?.rsplit_once(UNFINISHED)?;
+            let key = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+            let upload =
+                MultipartUpload { key, upload_id: upload_id.to_owned(), initiated: object.last_modified };
+            upload.key.starts_with(prefix).then_some((upload, object.size))
         };
-        written().map_err(|error| failed("written", key, &error))
+        Ok(listing.objects.into_iter().filter_map(upload).collect())
+    }
+
+    /// Deletes a file under way.
+    pub(crate) fn abort(self, key: &str, upload_id: &str) -> Result<(), Error> {
+        remove(&unfinished_key(key, upload_id)).map_err(|error| failed("deleted", key, &error))
     }
 
     pub(crate) fn delete_if(self, key: &str, etag: Option<&str>) -> Result<(), Error> {
@@ -216,6 +246,56 @@ impl Disk {
             })
         };
         keys.iter().filter_map(refused).collect()
+    }
+}
+
+fn unfinished_key(key: &str, id: &str) -> String {
+    let (folder, name) = key.rsplit_once('/').unwrap_or(("", key));
+    format!("{folder}/.{name}{UNFINISHED}{id}")
+}
+
+/// A file that is written beside its place and moved there, so that no reader meets a part of it. Dropped before it is
+/// finished, nothing of it stays.
+#[derive(Debug)]
+pub(crate) struct DiskFile {
+    file: File,
+    key: String,
+    beside: PathBuf,
+    is_finished: bool,
+}
+
+impl DiskFile {
+    pub(crate) fn create(key: &str) -> Result<DiskFile, Error> {
+        let beside = path_of(&unfinished_key(key, &format!("{:016x}", fastrand::u64(..))));
+        let file = fs::create_dir_all(beside.parent().unwrap_or(Path::new("/")))
+            .and_then(|()| File::create_new(&beside))
+            .map_err(|error| failed("written", key, &error))?;
+        Ok(DiskFile { file, key: key.to_owned(), beside, is_finished: false })
+    }
+
+    pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.file.write_all_at(bytes, offset).map_err(|error| failed("written", &self.key, &error))
+    }
+
+    /// Moves it to its place once it is on the disk.
+    pub(crate) fn finish(mut self) -> Result<(), Error> {
+        let path = path_of(&self.key);
+        let finished = self.file.sync_all().and_then(|()| fs::rename(&self.beside, &path));
+        finished.map_err(|error| failed("written", &self.key, &error))?;
+        self.is_finished = true;
+        // The name is as lasting as the bytes; some file systems know no such wish.
+        if let Some(folder) = path.parent() {
+            File::open(folder).and_then(|folder| folder.sync_all()).ok();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for DiskFile {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            fs::remove_file(&self.beside).ok();
+        }
     }
 }
 

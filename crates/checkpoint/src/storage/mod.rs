@@ -1,6 +1,7 @@
 //! Where checkpoints lie: a bucket, or the local file system. What lists, reads, copies and deletes them asks here.
 
 pub(crate) mod disk;
+pub(crate) mod writer;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -115,11 +116,43 @@ impl Storage {
         }
     }
 
-    /// The same with the CRC-32 of the whole object, where the storage keeps one.
+    /// The same with the CRC-32 of the whole object, where a service keeps one.
     pub(crate) async fn head_checksum(&self, key: &str) -> Result<(ObjectInfo, Option<u32>), Error> {
         match self {
             Storage::Bucket { client, bucket } => client.head_checksum(bucket, key).await,
-            Storage::Disk(disk) => disk.head(key).map(|info| (info, None)),
+            Storage::Disk(disk) => Ok((disk.head(key)?, None)),
+        }
+    }
+
+    /// The CRC-32 of a file, which is read for it; `None` of an object.
+    pub(crate) fn read_checksum(&self, key: &str) -> Result<Option<u32>, Error> {
+        match self {
+            Storage::Bucket { .. } => Ok(None),
+            Storage::Disk(disk) => disk.crc32(key).map(Some),
+        }
+    }
+
+    /// The client that reaches both, where a service can copy from one to the other.
+    pub(crate) fn service_of_both(&self, other: &Storage) -> Option<&Client> {
+        match (self, other) {
+            (Storage::Bucket { client, .. }, Storage::Bucket { client: other, .. })
+                if client.is_same(other) =>
+            {
+                Some(client)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the keys of both are of one place.
+    pub(crate) fn is_same_place(&self, other: &Storage) -> bool {
+        match (self, other) {
+            (
+                Storage::Bucket { client, bucket },
+                Storage::Bucket { client: other_client, bucket: other_bucket },
+            ) => bucket == other_bucket && client.is_same(other_client),
+            (Storage::Disk(_), Storage::Disk(_)) => true,
+            _ => false,
         }
     }
 
@@ -164,11 +197,13 @@ impl Storage {
         }
     }
 
-    /// The multipart uploads under way for keys that start with `prefix`; files have none.
+    /// The multipart uploads under way for keys that start with `prefix`, or the files.
     pub(crate) async fn list_multipart_uploads(&self, prefix: &str) -> Result<Vec<MultipartUpload>, Error> {
         match self {
             Storage::Bucket { client, bucket } => client.list_multipart_uploads(bucket, prefix).await,
-            Storage::Disk(_) => Ok(Vec::new()),
+            Storage::Disk(disk) => {
+                Ok(disk.unfinished(prefix)?.into_iter().map(|(upload, _)| upload).collect())
+            }
         }
     }
 
@@ -177,14 +212,23 @@ impl Storage {
             Storage::Bucket { client, bucket } => {
                 client.list_parts(bucket, &upload.key, &upload.upload_id).await
             }
-            Storage::Disk(_) => Ok(Vec::new()),
+            Storage::Disk(disk) => {
+                let files = disk.unfinished(&upload.key)?.into_iter();
+                let parts = files.filter(|(file, _)| file.upload_id == upload.upload_id);
+                let part = |(file, size): (MultipartUpload, u64)| UploadedPart {
+                    number: 1,
+                    size,
+                    last_modified: file.initiated,
+                };
+                Ok(parts.map(part).collect())
+            }
         }
     }
 
     pub(crate) async fn abort_multipart_upload(&self, key: &str, upload_id: &str) -> Result<(), Error> {
         match self {
             Storage::Bucket { client, bucket } => client.abort_multipart_upload(bucket, key, upload_id).await,
-            Storage::Disk(_) => Ok(()),
+            Storage::Disk(disk) => disk.abort(key, upload_id),
         }
     }
 

@@ -3,6 +3,7 @@
 pub(crate) mod attempt;
 pub(crate) mod call;
 pub(crate) mod conditions;
+pub(crate) mod copy;
 pub(crate) mod delete;
 pub(crate) mod list;
 pub(crate) mod multipart;

@@ -16,7 +16,8 @@ use crate::transfer::payload::Payload;
 pub(crate) struct Part {
     pub(crate) number: u32,
     pub(crate) etag: String,
-    pub(crate) crc32: u32,
+    /// `None` where the service copied it and does not say.
+    pub(crate) crc32: Option<u32>,
     pub(crate) size: u64,
 }
 
@@ -58,24 +59,27 @@ impl Client {
             .body(body);
         let response = self.execute(&call).await?;
         let etag = header(&response.headers, "etag").ok_or_else(|| call.malformed("no ETag"))?;
-        Ok(Part { number, etag: etag.to_owned(), crc32, size })
+        Ok(Part { number, etag: etag.to_owned(), crc32: Some(crc32), size })
     }
 
-    /// Makes the object of its parts, which are in order. Returns its ETag, where the service says one.
+    /// Makes the object of its parts, which are in order; `crc32` is that of the whole, where it is known. Returns its ETag,
+    /// where the service says one.
     pub(crate) async fn complete_multipart_upload(
         &self,
         bucket: &str,
         key: &str,
         upload_id: &str,
         parts: &[Part],
-        crc32: u32,
+        crc32: Option<u32>,
     ) -> Result<Option<String>, Error> {
-        let call = Call::new("CompleteMultipartUpload", Method::POST, bucket, Some(key))?
+        let mut call = Call::new("CompleteMultipartUpload", Method::POST, bucket, Some(key))?
             .query("uploadId", upload_id)
-            .checksum("x-amz-checksum-crc32", &crc32_text(crc32))?
             .checksum("x-amz-checksum-type", "FULL_OBJECT")?
             .document(list_of(parts, true))?
             .document_without_checksums(list_of(parts, false));
+        if let Some(crc32) = crc32 {
+            call = call.checksum("x-amz-checksum-crc32", &crc32_text(crc32))?;
+        }
         let mut operation = Operation::default();
         match self.execute_as(&call, &mut operation).await {
             Ok(response) => {
@@ -87,7 +91,9 @@ impl Client {
             Err(error) if error.kind() == ErrorKind::NotFound && operation.ambiguous() => {
                 let size: u64 = parts.iter().map(|part| part.size).sum();
                 match self.head_checksum(bucket, key).await {
-                    Ok((info, kept)) if info.size == size && kept.is_none_or(|kept| kept == crc32) => {
+                    Ok((info, kept))
+                        if info.size == size && (kept.is_none() || crc32.is_none() || kept == crc32) =>
+                    {
                         Ok(info.etag)
                     }
                     Ok(_) => Err(error.with_maybe_applied(false)),
@@ -127,8 +133,8 @@ fn list_of(parts: &[Part], checksums: bool) -> String {
         document.push_str("<Part>");
         xml::push_text(&mut document, "PartNumber", &part.number.to_string());
         xml::push_text(&mut document, "ETag", &part.etag);
-        if checksums {
-            xml::push_text(&mut document, "ChecksumCRC32", &crc32_text(part.crc32));
+        if let Some(crc32) = part.crc32.filter(|_| checksums) {
+            xml::push_text(&mut document, "ChecksumCRC32", &crc32_text(crc32));
         }
         document.push_str("</Part>");
     }

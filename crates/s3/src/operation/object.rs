@@ -9,7 +9,6 @@ use http::{HeaderMap, Method};
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::operation::call::Call;
-use crate::protocol::address::encode_key;
 use crate::protocol::checksum::{crc32_text, parse_crc32};
 use crate::protocol::conditions::Condition;
 use crate::protocol::dates::parse_http_date;
@@ -181,19 +180,9 @@ impl Client {
             header(&headers, "content-length").and_then(|text| text.parse().ok()).ok_or_else(|| {
                 call.locate(Error::new(ErrorKind::Service, "HeadObject: the service's answer has no length"))
             })?;
-        Ok((object_info(key, &headers, size), header(&headers, "x-amz-checksum-crc32").and_then(parse_crc32)))
-    }
-
-    /// Copies an object of at most 5 GiB within the bucket, in the service.
-    ///
-    /// # Errors
-    /// `NotFound` for the source, and all kinds that a request can end with, also from inside a response of 200.
-    pub async fn copy_object(&self, bucket: &str, source_key: &str, key: &str) -> Result<(), Error> {
-        let call = self
-            .with_storage_headers(Call::new("CopyObject", Method::PUT, bucket, Some(key))?)?
-            .header("x-amz-copy-source", &format!("{bucket}/{}", encode_key(source_key)))?;
-        let response = self.execute(&call).await?;
-        call.check_encryption(&response.headers).map_err(|error| error.with_maybe_applied(true))
+        let is_whole = header(&headers, "x-amz-checksum-type").is_none_or(|kind| kind == "FULL_OBJECT");
+        let crc32 = header(&headers, "x-amz-checksum-crc32").filter(|_| is_whole).and_then(parse_crc32);
+        Ok((object_info(key, &headers, size), crc32))
     }
 
     /// Deletes an object; one that does not exist counts as deleted.

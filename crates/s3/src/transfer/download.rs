@@ -15,8 +15,8 @@ use tokio::task::JoinSet;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::http::body::{ReadInto, Received, Receiver};
+use crate::transfer::begun::interrupted;
 use crate::transfer::fetch::ObjectReceiver;
-use crate::transfer::upload::interrupted;
 
 /// Where the next bytes of a range go.
 #[derive(Debug)]

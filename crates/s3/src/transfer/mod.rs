@@ -1,5 +1,7 @@
 //! Many bytes: uploads in parts, downloads in ranges, and how large those are.
 
+pub(crate) mod assembly;
+pub(crate) mod begun;
 pub(crate) mod download;
 pub(crate) mod fetch;
 pub(crate) mod network_estimate;

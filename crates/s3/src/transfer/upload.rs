@@ -9,23 +9,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
-use tokio::runtime::Handle;
-use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
 use crate::admission::pacing::Keys;
 use crate::client::Client;
 use crate::clock;
 use crate::config::check_part_size;
 use crate::error::{Error, ErrorKind};
-use crate::operation::multipart::Part;
 use crate::operation::object::PutOptions;
 use crate::protocol::checksum::crc32_combine;
+use crate::transfer::begun::Begun;
 use crate::transfer::part_size::{MAX_PARTS, PartPlan};
 use crate::transfer::payload::Payload;
 
-/// Longest time for aborting: whoever failed on a dead service should not wait for it a second time.
-const ABORT_LIMIT: Duration = Duration::from_secs(30);
 /// How long a request that makes the whole object may go on after the upload was given up.
 const TO_END: Duration = Duration::from_secs(1);
 
@@ -86,16 +82,6 @@ impl CurrentPart {
     fn new(number: u32, size: u64) -> CurrentPart {
         CurrentPart { number, size, segments: Vec::new(), len: 0, crc32: 0 }
     }
-}
-
-type UploadId = Shared<BoxFuture<'static, Result<String, Error>>>;
-
-/// A multipart upload that the service knows of, or soon will.
-struct Begun {
-    runtime: Handle,
-    id: UploadId,
-    sending: JoinSet<Result<Part, Error>>,
-    sent: Vec<Part>,
 }
 
 impl Client {
@@ -234,13 +220,11 @@ impl Upload {
             self.send_part().await?;
         }
         let begun = self.begun.as_mut().expect("checked above");
-        while let Some(ended) = begun.sending.join_next().await {
-            begun.sent.push(part_of(ended)?);
-        }
-        begun.sent.sort_unstable_by_key(|part| part.number);
+        begun.all_sent().await?;
         let id = begun.id.clone().await?;
         let parts = &begun.sent;
-        let etag = self.client.complete_multipart_upload(&self.bucket, &self.key, &id, parts, crc32).await?;
+        let etag =
+            self.client.complete_multipart_upload(&self.bucket, &self.key, &id, parts, Some(crc32)).await?;
         let parts = u32::try_from(parts.len()).expect("at most 10,000 parts");
         Ok(UploadOutput { size, crc32, etag, parts })
     }
@@ -252,15 +236,8 @@ impl Upload {
 
     /// The first failure of any part so far.
     fn check(&mut self) -> Result<(), Error> {
-        if let Some(begun) = &mut self.begun {
-            while let Some(ended) = begun.sending.try_join_next() {
-                match part_of(ended) {
-                    Ok(part) => begun.sent.push(part),
-                    Err(error) => {
-                        self.failure.get_or_insert(error);
-                    }
-                }
-            }
+        if let Some(Err(error)) = self.begun.as_mut().map(Begun::note_sent) {
+            self.failure.get_or_insert(error);
         }
         match &self.failure {
             Some(error) => Err(self.locate(error.clone())),
@@ -298,7 +275,7 @@ impl Upload {
             let body = Payload::from(part.segments);
             client.upload_part(&bucket, &key, &id, part.number, body, part.crc32).await
         };
-        begun.sending.spawn_on(send, &begun.runtime);
+        begun.send(send);
         Ok(())
     }
 
@@ -312,10 +289,7 @@ impl Upload {
 
     /// Aborts in a task of its own: were it cancelled half-way, the service would keep the parts.
     fn start_aborting(&mut self) -> Option<JoinHandle<()>> {
-        let begun = self.begun.take()?;
-        let runtime = begun.runtime.clone();
-        let (client, bucket, key) = (self.client.clone(), self.bucket.clone(), self.key.clone());
-        Some(runtime.spawn(async move { begun.abort(&client, &bucket, &key).await }))
+        Some(self.begun.take()?.start_aborting(&self.client, &self.bucket, &self.key))
     }
 }
 
@@ -334,42 +308,4 @@ impl std::fmt::Debug for Upload {
             .field("part", &self.current.number)
             .finish_non_exhaustive()
     }
-}
-
-impl Begun {
-    /// Begins in a task of its own: were it cancelled half-way, the service would keep an upload whose id nobody
-    /// knows.
-    fn new(client: &Client, bucket: &str, key: &str) -> Begun {
-        let runtime = Handle::current();
-        let (client, bucket, key) = (client.clone(), bucket.to_owned(), key.to_owned());
-        let task = runtime.spawn(async move { client.create_multipart_upload(&bucket, &key).await });
-        let id = async move { task.await.unwrap_or_else(|error| Err(interrupted(error))) };
-        Begun { runtime, id: id.boxed().shared(), sending: JoinSet::new(), sent: Vec::new() }
-    }
-
-    async fn abort(mut self, client: &Client, bucket: &str, key: &str) {
-        self.sending.shutdown().await;
-        let abort = async {
-            match self.id.await {
-                Ok(id) => client.abort_multipart_upload(bucket, key, &id).await,
-                Err(_) => Ok(()),
-            }
-        };
-        match clock::before(clock::now() + ABORT_LIMIT, abort).await {
-            Some(Ok(())) => {}
-            Some(Err(error)) => {
-                tracing::warn!(bucket, key, %error, "not aborted: the parts of an upload stay")
-            }
-            None => tracing::warn!(bucket, key, "not aborted in time: the parts of an upload may stay"),
-        }
-    }
-}
-
-fn part_of(ended: Result<Result<Part, Error>, JoinError>) -> Result<Part, Error> {
-    ended.unwrap_or_else(|error| Err(interrupted(error)))
-}
-
-/// A task that did not end by itself.
-pub(crate) fn interrupted(error: JoinError) -> Error {
-    Error::new(ErrorKind::Interrupted, format!("a transfer task was stopped: {error}")).with_source(error)
 }

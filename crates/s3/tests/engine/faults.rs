@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Act, Responder, error, pattern, read, read_with, response, with};
+use crate::support::{Act, Responder, error, pattern, read, read_with, response, source, with};
 use bytes::Bytes;
 use s3dcp_s3::{
     Client, Condition, Error, ErrorKind, Payload, PutOptions, RangeRead, RangeSink, ServerSideEncryption,
@@ -220,9 +220,9 @@ async fn an_error_inside_a_200_is_an_error() {
     })
     .await;
     let client = server.client();
-    client.copy_object("bkt", "a b", "c").await.unwrap();
+    client.copy_object(&source("bkt", "a b"), "bkt", "c").await.unwrap();
     assert_eq!(server.seen()[1].header("x-amz-copy-source"), Some("bkt/a%20b"));
-    let error = client.copy_object("bkt", "a", "c").await.unwrap_err();
+    let error = client.copy_object(&source("bkt", "a"), "bkt", "c").await.unwrap_err();
     assert_eq!((error.kind(), error.code(), error.status()), (ErrorKind::Denied, Some("AccessDenied"), None));
     let error = client.delete_objects("bkt", &["a".to_owned()]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied);
@@ -549,7 +549,7 @@ async fn encryption_that_the_service_does_not_confirm_fails_every_write() {
     let client =
         Client::new(with(server.config(), |config| config.server_side_encryption = encryption)).unwrap();
     let put = client.put_object("bkt", "k", body(1), &PutOptions::default()).await.map(drop);
-    let copy = client.copy_object("bkt", "k", "l").await;
+    let copy = client.copy_object(&source("bkt", "k"), "bkt", "l").await;
     for error in [put.unwrap_err(), copy.unwrap_err()] {
         assert_eq!((error.kind(), error.maybe_applied()), (ErrorKind::Config, true));
     }

@@ -1,10 +1,10 @@
 //! The engine against the embedded server, on a real socket.
 
-use crate::support::{config, pattern, read, with};
+use crate::support::{config, pattern, read, source, with};
 use bytes::Bytes;
 use s3dcp_s3::{
-    Client, ClientConfig, Condition, ErrorKind, Payload, PutOptions, ServerSideEncryption, StaticCredentials,
-    UploadOptions, crc32,
+    Client, ClientConfig, Condition, CopySource, ErrorKind, Payload, PutOptions, ServerSideEncryption,
+    StaticCredentials, UploadOptions, crc32,
 };
 use s3dcp_server::{Server, ServerConfig};
 
@@ -41,7 +41,7 @@ async fn odd_keys_survive_every_operation() {
             (info.size, info.etag.is_some(), info.last_modified.is_some()),
             (key.len() as u64, true, true)
         );
-        client.copy_object(BUCKET, key, &format!("copy/{key}")).await.unwrap();
+        client.copy_object(&source(BUCKET, key), BUCKET, &format!("copy/{key}")).await.unwrap();
     }
     let listing = client.list_objects(BUCKET, "copy/", None).await.unwrap();
     let mut found: Vec<_> = listing.objects.iter().map(|object| &object.key["copy/".len()..]).collect();
@@ -94,7 +94,7 @@ async fn encryption_that_the_service_confirms_is_fine() {
     })
     .await;
     put(&client, "k", b"v".to_vec()).await;
-    client.copy_object(BUCKET, "k", "copy").await.unwrap();
+    client.copy_object(&source(BUCKET, "k"), BUCKET, "copy").await.unwrap();
     let options = with(UploadOptions::default(), |options| options.part_size = Some(5 << 20));
     let mut upload = client.upload(BUCKET, "parts", options);
     for _ in 0..2 {
@@ -102,6 +102,46 @@ async fn encryption_that_the_service_confirms_is_fine() {
         upload.push(part.clone(), crc32(&part)).await.unwrap();
     }
     assert_eq!(upload.finish().await.unwrap().parts, 2);
+}
+
+#[tokio::test]
+async fn an_object_is_made_of_parts_that_are_sent_and_parts_that_are_copied() {
+    let (_server, client) = start().await;
+    let body = pattern(12 * MIB);
+    put(&client, "source", body.clone()).await;
+    let etag = client.head_object(BUCKET, "source").await.unwrap().etag;
+    let from = CopySource { etag, ..source(BUCKET, "source") };
+    let before = client.stats();
+    let mut assembly = client.assemble(BUCKET, "whole");
+    assembly.copy(&from, 7..7 + (5 << 20)).unwrap();
+    assembly.push(Payload::from(body[..5 * MIB].to_vec()), crc32(&body[..5 * MIB])).await.unwrap();
+    assembly.copy(&from, 0..3).unwrap();
+    let made = assembly.finish().await.unwrap();
+    assert!(client.stats().bytes_sent - before.bytes_sent < 6 << 20);
+    let whole = [&body[7..7 + 5 * MIB], &body[..5 * MIB], &body[..3]].concat();
+    assert_eq!((made.size, made.crc32), (whole.len() as u64, Some(crc32(&whole))));
+    assert!(client.get_object(BUCKET, "whole").await.unwrap().body == whole);
+    assert_eq!(client.head_checksum(BUCKET, "whole").await.unwrap().1, made.crc32);
+}
+
+#[tokio::test]
+async fn a_source_that_changes_and_a_part_that_is_too_short_leave_no_upload() {
+    let (_server, client) = start().await;
+    put(&client, "source", pattern(6 * MIB)).await;
+    let old = client.head_object(BUCKET, "source").await.unwrap().etag;
+    put(&client, "source", pattern(7 * MIB)).await;
+    let from = CopySource { etag: old, ..source(BUCKET, "source") };
+    let mut assembly = client.assemble(BUCKET, "k");
+    assembly.copy(&from, 0..5 << 20).unwrap();
+    let error = assembly.finish().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PreconditionFailed);
+    assert!(error.message().contains("source changed while it was copied"), "{error}");
+    let mut assembly = client.assemble(BUCKET, "k");
+    assembly.copy(&source(BUCKET, "source"), 0..3).unwrap();
+    assert_eq!(assembly.copy(&from, 0..5 << 20).unwrap_err().kind(), ErrorKind::Config);
+    assembly.abort().await;
+    assert_eq!(client.list_multipart_uploads(BUCKET, "").await.unwrap(), []);
+    assert_eq!(client.head_object(BUCKET, "k").await.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use s3dcp_s3::{
 };
 use s3dcp_server::{Server, ServerConfig};
 
-use crate::support::{Act, Responder, Seen, config, error, pattern, response, with};
+use crate::support::{Act, Responder, Seen, config, error, pattern, response, source, with};
 
 const BUCKET: &str = "bkt";
 const MIB: usize = 1 << 20;
@@ -49,7 +49,7 @@ async fn use_all(client: &Client) {
     assert_eq!(upload.finish().await.unwrap().crc32, crc32(&bytes));
     assert_eq!(client.get_object(BUCKET, "small").await.unwrap().body, "small");
     assert!(client.get_object(BUCKET, "large").await.unwrap().body == bytes);
-    client.copy_object(BUCKET, "small", "copy").await.unwrap();
+    client.copy_object(&source(BUCKET, "small"), BUCKET, "copy").await.unwrap();
     let keys = ["small", "copy"].map(str::to_owned);
     assert_eq!(client.delete_objects(BUCKET, &keys).await.unwrap(), []);
     let listing = client.list_objects(BUCKET, "", None).await.unwrap();

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use s3dcp_s3::{Client, ClientConfig, Error, RangeRead, RangeSink, Space, StaticCredentials};
+use s3dcp_s3::{Client, ClientConfig, CopySource, Error, RangeRead, RangeSink, Space, StaticCredentials};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -12,6 +12,11 @@ use tokio::net::{TcpListener, TcpStream};
 pub(crate) fn with<T>(mut settings: T, change: impl FnOnce(&mut T)) -> T {
     change(&mut settings);
     settings
+}
+
+/// An object to copy from, whatever it is by then.
+pub(crate) fn source(bucket: &str, key: &str) -> CopySource {
+    CopySource { bucket: bucket.to_owned(), key: key.to_owned(), etag: None }
 }
 
 /// Settings for a server at this address.

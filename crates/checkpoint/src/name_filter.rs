@@ -33,17 +33,27 @@ impl NameFilter {
         wanted.collect::<Result<_, _>>().map(NameFilter)
     }
 
+    /// Whether every name is meant, as none was given.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether a name is one of them.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
-        self.0.is_empty() || self.0.iter().any(|wanted| wanted.is(name))
+        self.is_all() || self.0.iter().any(|wanted| wanted.is(name))
     }
 
-    /// The first that fits none of these names.
-    #[must_use]
-    pub fn unmatched<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Option<&str> {
-        let fits_none = |wanted: &&Wanted| !names.clone().any(|name| wanted.is(name));
-        self.0.iter().find(fits_none).map(|wanted| &wanted.text[..])
+    /// Sees that each of them is one of these names, or means some of them.
+    ///
+    /// # Errors
+    /// `Config`, naming the first that means none.
+    pub fn check<'a>(&self, names: impl Iterator<Item = &'a String> + Clone) -> Result<(), Error> {
+        match self.0.iter().find(|wanted| !names.clone().any(|name| wanted.is(name))) {
+            Some(wanted) => Err(config(format!("name {:?}: there is no such item", wanted.text))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -81,7 +91,9 @@ mod tests {
     #[test]
     fn a_name_that_fits_nothing_is_told() {
         let filter = NameFilter::new(&["a".to_owned(), "b*".to_owned()]).unwrap();
-        assert_eq!(filter.unmatched(["a.x", "c"].into_iter()), Some("b*"));
-        assert_eq!(filter.unmatched(["a.x", "bc"].into_iter()), None);
+        let check = |names: [&str; 2]| filter.check(names.map(str::to_owned).iter());
+        assert!(check(["a.x", "c"]).unwrap_err().message().contains("\"b*\""));
+        assert!(check(["a.x", "bc"]).is_ok());
+        assert!(NameFilter::default().check([].iter()).is_ok());
     }
 }

@@ -1,0 +1,138 @@
+//! `s3dcp cp`: a checkpoint, copied from one place to another.
+
+use std::io::{self, Write};
+
+use clap::{ArgGroup, Args};
+use s3dcp_checkpoint::{Copied, CopyOptions, FileNames, NameFilter, plan_copy};
+use s3dcp_prefix::{
+    BinaryPrefixStrategy, HexPrefixStrategy, NumericOptions, NumericPrefixStrategy, PrefixStrategy,
+};
+
+use crate::format::{printable, size};
+use crate::output::{Output, count, faint};
+use crate::progress::Progress;
+use crate::report::Failure;
+use crate::service::{Other, Service, run_until_stopped};
+
+/// Copy a checkpoint between buckets, services and local folders
+///
+/// The index goes last, and only where there is none: until then nobody takes the copy for a checkpoint. From bucket to bucket of
+/// one service with the same credentials the service copies by itself. A copy that was stopped is gone on with by the same
+/// command: a file is left as it is where it has the right size and, where both services keep one, the right CRC-32. A file
+/// whose name another save gives as well (torch's have no id) must have the right CRC-32; those on a disk are read for it.
+#[derive(Debug, Args)]
+#[command(
+    group(ArgGroup::new("names").args(["flatten", "spread"])),
+    after_help = "Examples:
+  s3dcp cp s3://bucket/run/epoch_5 /data/epoch_5
+  s3dcp cp /data/epoch_5 s3://bucket/restored --spread hex
+  s3dcp cp s3://bucket/run s3://elsewhere/run --to-region eu-west-1 --to-profile archive
+  s3dcp cp s3://bucket/run s3://bucket/weights --select model"
+)]
+pub(crate) struct Arguments {
+    /// The checkpoint: s3://bucket/path or a local folder
+    from: String,
+    /// Where its copy goes: s3://bucket/path or a local folder
+    to: String,
+    /// Copy these items only: a name, what names begin with before a dot, or a pattern with * and ?
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    select: Vec<String>,
+    /// Put all files beside the index
+    #[arg(long)]
+    flatten: bool,
+    /// Put each rank's files under a prefix: hex, binary, or numeric:BASE (see `s3dcp strategies`)
+    #[arg(long, value_name = "STRATEGY", value_parser = parse_strategy)]
+    spread: Option<Strategy>,
+    /// Replace a checkpoint that is there
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    service: Service,
+    #[command(flatten)]
+    other: Other,
+}
+
+/// A strategy of `--spread`.
+#[derive(Clone, Copy, Debug)]
+enum Strategy {
+    Hex,
+    Binary,
+    Numeric(u32),
+}
+
+fn parse_strategy(text: &str) -> Result<Strategy, String> {
+    let base = text.strip_prefix("numeric:").and_then(|base| base.parse().ok());
+    match (text, base) {
+        ("hex", _) => Ok(Strategy::Hex),
+        ("binary", _) => Ok(Strategy::Binary),
+        (_, Some(base @ 2..=36)) => Ok(Strategy::Numeric(base)),
+        _ => Err("must be hex, binary or numeric:BASE with a base from 2 to 36".to_owned()),
+    }
+}
+
+impl Strategy {
+    fn build(self) -> Result<Box<dyn PrefixStrategy>, Failure> {
+        let options = NumericOptions::default();
+        Ok(match self {
+            Strategy::Hex => Box::new(HexPrefixStrategy::new(options).map_err(Failure::usage)?),
+            Strategy::Binary => Box::new(BinaryPrefixStrategy::new(options).map_err(Failure::usage)?),
+            Strategy::Numeric(base) => {
+                Box::new(NumericPrefixStrategy::new(base, options).map_err(Failure::usage)?)
+            }
+        })
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let (source, from) = arguments.service.source(&arguments.from)?;
+    let (target, to) = arguments.service.other(&arguments.other, &source, &arguments.to)?;
+    let mut options = CopyOptions::default();
+    options.overwrite = arguments.overwrite;
+    options.selection = NameFilter::new(&arguments.select)?;
+    options.names = match arguments.spread {
+        Some(strategy) => FileNames::Spread(strategy.build()?),
+        None if arguments.flatten => FileNames::Flatten,
+        None => FileNames::Keep,
+    };
+    let copied = run_until_stopped(async {
+        let plan = plan_copy(&source, &from, &target, &to, &options).await?;
+        let progress = Progress::new(!arguments.output.json, plan.bytes());
+        plan.run(&|bytes| progress.add(bytes)).await
+    })?;
+    arguments.output.show(|| &copied, |out| tell(out, &copied))
+}
+
+fn tell(out: &mut dyn Write, copied: &Copied) -> io::Result<()> {
+    let items = count(copied.items, "item");
+    let files = count(copied.files, "file");
+    let to = printable(&copied.to);
+    writeln!(out, "copied {items} in {files} of {} to {to}", size(copied.bytes))?;
+    let mut notes = Vec::new();
+    if copied.skipped_files > 0 {
+        let were = if copied.skipped_files == 1 { "was" } else { "were" };
+        let files = count(copied.skipped_files, "file");
+        notes.push(format!("{files} of {} {were} there", size(copied.skipped_bytes)));
+    }
+    if copied.bytes_by_service > 0 {
+        notes.push(format!("{} copied by the service", size(copied.bytes_by_service)));
+    }
+    notes.push(format!("{} through this machine", size(copied.bytes_through_client)));
+    writeln!(out, "{}", faint(notes.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strategies_are_named_as_the_command_strategies_names_them() {
+        for text in ["hex", "binary", "numeric:7"] {
+            assert!(parse_strategy(text).is_ok(), "{text}");
+        }
+        for text in ["", "hexadecimal", "numeric", "numeric:1", "numeric:37", "numeric:x"] {
+            assert!(parse_strategy(text).is_err(), "{text}");
+        }
+    }
+}
