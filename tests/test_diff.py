@@ -41,9 +41,7 @@ def by_name(found: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("writer", saved.WRITERS)
 @pytest.mark.parametrize("other", ["ours", "torch's, local"])
-def test_equal_checkpoints_of_any_two_writers_are_equal(
-    writer: str, other: str, store: Store, tmp_path: Path
-) -> None:
+def test_equal_checkpoints_of_any_two_writers_are_equal(writer: str, other: str, store: Store, tmp_path: Path) -> None:
     one = saved.save(writer, state(), store, tmp_path, "one")
     two = saved.save(other, state(), store, tmp_path, "two")
     found = told("diff", one, two)
@@ -62,9 +60,7 @@ def test_what_has_the_same_checksums_is_not_read(store: Store, tmp_path: Path) -
     by = {tensor["name"]: tensor["by"] for tensor in found["tensors"]}
     assert by == {"w": "values", "half": "checksums", "ids": "values", "empty": "checksums"}
     assert found["read_bytes"] == 2 * (300 * 200 * 4 + 50 * 8)
-    assert found["objects"] == [
-        {"name": "object.text", "rank": None, "equal": False, "by": "checksums", "fault": None}
-    ]
+    assert found["objects"] == [{"name": "object.text", "rank": None, "equal": False, "by": "checksums", "fault": None}]
 
 
 @pytest.mark.parametrize("writer", saved.WRITERS)

@@ -71,6 +71,7 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     download = load.start([(part, place)], memory)
     download.wait()
     share = client.share_pace(True, bucket, "path", 2)
+    at_path = (client, f"s3://{bucket}/path")
     lease = _native.WriterLease(client, bucket, "leased", "a test")
     from torch.distributed.checkpoint.metadata import Metadata
 
@@ -121,6 +122,12 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "WriterLease.release": lease.release,
         "list_checkpoints": lambda: _native.list_checkpoints(client, f"s3://{bucket}/path"),
         "keep": lambda: _native.keep(client, f"s3://{bucket}/path", 1, None, [], None, [], False),
+        "inspect": lambda: _native.inspect(client, f"s3://{bucket}/path", [], False),
+        "verify": lambda: _native.verify(client, f"s3://{bucket}/path", False, None),
+        "diff": lambda: _native.diff(at_path, at_path),
+        "copy": lambda: _native.copy(at_path, at_path, [], False, None, False),
+        "export": lambda: _native.export(at_path, at_path, "torch", [], {}, [], None, None, False),
+        "import_model": lambda: _native.import_model(at_path, at_path, [], {}, [], False),
         "step_folder": lambda: _native.step_folder("step-{}", "a/step-1"),
         "spread": lambda: _native.spread([1], 1),
         "Client.share_pace": lambda: client.share_pace(True, bucket, "path", 2),

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use s3dcp_s3::{
-    Client, Condition, Error, ErrorKind, MIN_PART_SIZE, Payload, PutOptions, RangeRead, RangeSink, Space,
-    UploadOptions, crc32,
+    Client, Condition, CopySource, Error, ErrorKind, MIN_PART_SIZE, Payload, PutOptions, RangeRead,
+    RangeSink, Space, UploadOptions, crc32,
 };
 
 use crate::service::{ATTEMPTS, Answer, BUCKET, OTHER_FORMS, Request, run};
@@ -66,7 +66,8 @@ pub fn wire(data: &[u8]) {
 /// One operation of the client, and what must hold of its outcome when so many bytes came at most.
 async fn operate(client: Client, letter: u8, most: usize) {
     let outcome = match letter {
-        b'c' => client.copy_object(BUCKET, KEY, "run/copy").await,
+        b'a' => assemble(&client).await,
+        b'c' => client.copy_object(&copied(), BUCKET, KEY).await,
         b'd' => delete(&client).await,
         b'g' => get(&client, most).await,
         b'h' => client.head_object(BUCKET, KEY).await.map(|info| assert_eq!(info.key, KEY)),
@@ -153,6 +154,25 @@ async fn upload(client: &Client) -> Result<(), Error> {
     }
     let output = upload.finish().await?;
     assert_eq!((output.size, output.parts), (MIN_PART_SIZE + 1, 2));
+    Ok(())
+}
+
+fn copied() -> CopySource {
+    CopySource { bucket: BUCKET.to_owned(), key: "run/0".to_owned(), etag: Some("\"e1\"".to_owned()) }
+}
+
+/// A part that the service copies, and one byte more.
+async fn assemble(client: &Client) -> Result<(), Error> {
+    let mut assembly = client.assemble(BUCKET, KEY);
+    let pushed = match assembly.copy(&copied(), 0..MIN_PART_SIZE) {
+        Ok(()) => assembly.push(Payload::from(b".".to_vec()), crc32(b".")).await,
+        refused => refused,
+    };
+    if let Err(error) = pushed {
+        assembly.abort().await;
+        return Err(error);
+    }
+    assert_eq!(assembly.finish().await?.size, MIN_PART_SIZE + 1);
     Ok(())
 }
 

@@ -48,10 +48,15 @@ __all__ = [
     "check_integer",
     "check_user_prefixes",
     "chunks_hold",
+    "copy",
     "default_globals",
+    "diff",
     "digits_needed",
     "dtype_names",
     "end_gc_pauses",
+    "export",
+    "import_model",
+    "inspect",
     "join_key",
     "keep",
     "list_checkpoints",
@@ -64,6 +69,7 @@ __all__ = [
     "simulate_prefixes",
     "spread",
     "step_folder",
+    "verify",
     "write_index",
 ]
 
@@ -334,7 +340,34 @@ class Layout:
 
 def step_folder(template: str, path_key: str) -> tuple[str, str, int] | None: ...
 
-# What lies below a path; records are JSON
+# Tools around checkpoints; records are JSON
+_Place = tuple[Client, str]
+
+def inspect(client: Client, uri: str, names: list[str], statistics: bool) -> str: ...
+def verify(client: Client, uri: str, quick: bool, resume: str | None) -> str: ...
+def diff(first: _Place, second: _Place) -> str: ...
+def copy(
+    source: _Place, target: _Place, select: list[str], flatten: bool, spread: str | None, overwrite: bool
+) -> str: ...
+def export(
+    source: _Place,
+    target: _Place,
+    format: str,
+    select: list[str],
+    names: dict[str, str],
+    strip_prefixes: list[str],
+    dtype: str | None,
+    max_shard_size: int | None,
+    overwrite: bool,
+) -> str: ...
+def import_model(
+    source: _Place,
+    target: _Place,
+    select: list[str],
+    names: dict[str, str],
+    strip_prefixes: list[str],
+    overwrite: bool,
+) -> str: ...
 def list_checkpoints(client: Client, uri: str) -> str: ...
 def keep(
     client: Client,

@@ -4,9 +4,6 @@ use std::io::{self, Write};
 
 use clap::{ArgGroup, Args};
 use s3dcp_checkpoint::{Copied, CopyOptions, FileNames, NameFilter, plan_copy};
-use s3dcp_prefix::{
-    BinaryPrefixStrategy, HexPrefixStrategy, NumericOptions, NumericPrefixStrategy, PrefixStrategy,
-};
 
 use crate::format::{printable, size};
 use crate::output::{Output, count, faint};
@@ -42,7 +39,7 @@ pub(crate) struct Arguments {
     flatten: bool,
     /// Put each rank's files under a prefix: hex, binary, or numeric:BASE (see `s3dcp strategies`)
     #[arg(long, value_name = "STRATEGY", value_parser = parse_strategy)]
-    spread: Option<Strategy>,
+    spread: Option<String>,
     /// Replace a checkpoint that is there
     #[arg(long)]
     overwrite: bool,
@@ -54,35 +51,9 @@ pub(crate) struct Arguments {
     other: Other,
 }
 
-/// A strategy of `--spread`.
-#[derive(Clone, Copy, Debug)]
-enum Strategy {
-    Hex,
-    Binary,
-    Numeric(u32),
-}
-
-fn parse_strategy(text: &str) -> Result<Strategy, String> {
-    let base = text.strip_prefix("numeric:").and_then(|base| base.parse().ok());
-    match (text, base) {
-        ("hex", _) => Ok(Strategy::Hex),
-        ("binary", _) => Ok(Strategy::Binary),
-        (_, Some(base @ 2..=36)) => Ok(Strategy::Numeric(base)),
-        _ => Err("must be hex, binary or numeric:BASE with a base from 2 to 36".to_owned()),
-    }
-}
-
-impl Strategy {
-    fn build(self) -> Result<Box<dyn PrefixStrategy>, Failure> {
-        let options = NumericOptions::default();
-        Ok(match self {
-            Strategy::Hex => Box::new(HexPrefixStrategy::new(options).map_err(Failure::usage)?),
-            Strategy::Binary => Box::new(BinaryPrefixStrategy::new(options).map_err(Failure::usage)?),
-            Strategy::Numeric(base) => {
-                Box::new(NumericPrefixStrategy::new(base, options).map_err(Failure::usage)?)
-            }
-        })
-    }
+/// Checks the strategy of `--spread`.
+fn parse_strategy(text: &str) -> Result<String, String> {
+    FileNames::spread(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -91,8 +62,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut options = CopyOptions::default();
     options.overwrite = arguments.overwrite;
     options.selection = NameFilter::new(&arguments.select)?;
-    options.names = match arguments.spread {
-        Some(strategy) => FileNames::Spread(strategy.build()?),
+    options.names = match &arguments.spread {
+        Some(strategy) => FileNames::spread(strategy)?,
         None if arguments.flatten => FileNames::Flatten,
         None => FileNames::Keep,
     };

@@ -1,15 +1,22 @@
-//! What lies below a path, for `s3dcp.catalogue`: records cross as JSON.
+//! Tools around checkpoints, for `s3dcp.catalogue`: records cross as JSON.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use s3dcp_checkpoint::{Best, KeepRules, MAX_NOTES_BYTES, Storage, choose};
+use s3dcp_checkpoint::{
+    Best, CopyOptions, DType, ExportFormat, ExportOptions, FileNames, ImportOptions, KeepRules,
+    MAX_NOTES_BYTES, NameFilter, OpenCheckpoint, Renaming, Storage, VerifyOptions, choose, open_checkpoint,
+    plan_copy, plan_export, plan_import,
+};
 use s3dcp_entry::entry;
 use serde::Serialize;
 
 use crate::client::Client;
 use crate::errors::to_python;
-use crate::runtime::wait;
+use crate::runtime::{wait, wait_for};
 
 /// The checkpoints below a path of S3 or of the local file system, as JSON: see `s3dcp_checkpoint::list_checkpoints`.
 #[entry]
@@ -50,6 +57,153 @@ fn keep(
     Ok((chosen, deleted))
 }
 
+/// What a checkpoint holds, of these names, as JSON; with what its values come to, where `statistics` says so: see
+/// `s3dcp_checkpoint::inspect`.
+#[entry]
+#[pyfunction]
+fn inspect(
+    py: Python<'_>,
+    client: &Client,
+    uri: &str,
+    names: Vec<String>,
+    statistics: bool,
+) -> PyResult<String> {
+    let filter = NameFilter::new(&names).map_err(|error| to_python(py, &error))?;
+    let checkpoint = Arc::new(open(py, client, uri)?);
+    let mut found = s3dcp_checkpoint::inspect(&checkpoint, &filter);
+    let all = found.tensors.iter().map(|tensor| &tensor.name);
+    let checked = filter.check(all.chain(found.objects.iter().map(|object| &object.name)));
+    checked.map_err(|error| to_python(py, &error))?;
+    if statistics {
+        wait_for(py, || s3dcp_checkpoint::read_statistics(&checkpoint, &mut found, |_| {}))?;
+    }
+    json(&found)
+}
+
+/// What is wrong with a checkpoint, as JSON: see `s3dcp_checkpoint::verify`.
+#[entry]
+#[pyfunction]
+fn verify(
+    py: Python<'_>,
+    client: &Client,
+    uri: &str,
+    quick: bool,
+    resume: Option<PathBuf>,
+) -> PyResult<String> {
+    let checkpoint = open(py, client, uri)?;
+    let mut options = VerifyOptions::default();
+    (options.quick, options.resume) = (quick, resume);
+    json(&wait_for(py, || s3dcp_checkpoint::verify(&checkpoint, &options, |_, _| {}))?)
+}
+
+/// How two checkpoints differ, as JSON: see `s3dcp_checkpoint::diff`.
+#[entry]
+#[pyfunction]
+fn diff(
+    py: Python<'_>,
+    first: (PyRef<'_, Client>, String),
+    second: (PyRef<'_, Client>, String),
+) -> PyResult<String> {
+    let first = open(py, &first.0, &first.1)?;
+    let second = open(py, &second.0, &second.1)?;
+    json(&wait_for(py, || s3dcp_checkpoint::diff(first, second, |_, _| {}))?)
+}
+
+/// Copies a checkpoint, and tells of it as JSON: see `s3dcp_checkpoint::plan_copy`. `spread` is as for `FileNames::spread`.
+#[entry]
+#[pyfunction]
+fn copy(
+    py: Python<'_>,
+    source: (PyRef<'_, Client>, String),
+    target: (PyRef<'_, Client>, String),
+    select: Vec<String>,
+    flatten: bool,
+    spread: Option<&str>,
+    overwrite: bool,
+) -> PyResult<String> {
+    let mut options = CopyOptions::default();
+    options.selection = NameFilter::new(&select).map_err(|error| to_python(py, &error))?;
+    options.names = match spread {
+        Some(strategy) => FileNames::spread(strategy).map_err(|error| to_python(py, &error))?,
+        None if flatten => FileNames::Flatten,
+        None => FileNames::Keep,
+    };
+    options.overwrite = overwrite;
+    let ((source, from), (target, to)) =
+        (storage(py, &source.0, &source.1)?, storage(py, &target.0, &target.1)?);
+    json(&wait_for(py, || async {
+        plan_copy(&source, &from, &target, &to, &options).await?.run(&|_| {}).await
+    })?)
+}
+
+/// Writes the tensors of a checkpoint as a model, and tells of it as JSON: see `s3dcp_checkpoint::plan_export`. `format` is
+/// `safetensors` or `torch`.
+#[entry]
+#[pyfunction]
+#[pyo3(signature = (source, target, format, select, names, strip_prefixes, dtype, max_shard_size, overwrite))]
+#[expect(clippy::too_many_arguments, reason = "one for each option")]
+fn export(
+    py: Python<'_>,
+    source: (PyRef<'_, Client>, String),
+    target: (PyRef<'_, Client>, String),
+    format: &str,
+    select: Vec<String>,
+    names: BTreeMap<String, String>,
+    strip_prefixes: Vec<String>,
+    dtype: Option<&str>,
+    max_shard_size: Option<u64>,
+    overwrite: bool,
+) -> PyResult<String> {
+    let mut options = ExportOptions::default();
+    if format == "torch" {
+        options.format = ExportFormat::Torch;
+    }
+    options.selection = NameFilter::new(&select).map_err(|error| to_python(py, &error))?;
+    options.renaming = renaming(names, strip_prefixes);
+    options.dtype = dtype.and_then(DType::from_torch_name);
+    options.max_file_bytes = max_shard_size.unwrap_or(options.max_file_bytes);
+    options.overwrite = overwrite;
+    let ((source, from), (target, to)) =
+        (storage(py, &source.0, &source.1)?, storage(py, &target.0, &target.1)?);
+    json(&wait_for(py, || async {
+        plan_export(&source, &from, &target, &to, &options).await?.run(&|_| {}).await
+    })?)
+}
+
+/// Makes a checkpoint of a model, and tells of it as JSON: see `s3dcp_checkpoint::plan_import`.
+#[entry]
+#[pyfunction]
+fn import_model(
+    py: Python<'_>,
+    source: (PyRef<'_, Client>, String),
+    target: (PyRef<'_, Client>, String),
+    select: Vec<String>,
+    names: BTreeMap<String, String>,
+    strip_prefixes: Vec<String>,
+    overwrite: bool,
+) -> PyResult<String> {
+    let mut options = ImportOptions::default();
+    options.selection = NameFilter::new(&select).map_err(|error| to_python(py, &error))?;
+    options.renaming = renaming(names, strip_prefixes);
+    options.overwrite = overwrite;
+    let ((source, from), (target, to)) =
+        (storage(py, &source.0, &source.1)?, storage(py, &target.0, &target.1)?);
+    json(&wait_for(py, || async {
+        plan_import(&source, &from, &target, &to, &options).await?.run(&|_| {}).await
+    })?)
+}
+
+fn renaming(names: BTreeMap<String, String>, strip_prefixes: Vec<String>) -> Renaming {
+    let mut renaming = Renaming::default();
+    (renaming.map, renaming.strip_prefixes) = (names, strip_prefixes);
+    renaming
+}
+
+fn open(py: Python<'_>, client: &Client, uri: &str) -> PyResult<OpenCheckpoint> {
+    let (storage, path_key) = storage(py, client, uri)?;
+    wait_for(py, || open_checkpoint(&storage, &path_key))
+}
+
 fn storage(py: Python<'_>, client: &Client, uri: &str) -> PyResult<(Storage, String)> {
     let client = || client.engine(py).map_err(OfClient::Python);
     Storage::parse(uri, client).map_err(|error| match error {
@@ -77,5 +231,11 @@ fn json(value: &impl Serialize) -> PyResult<String> {
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MAX_NOTES_BYTES", MAX_NOTES_BYTES)?;
     module.add_function(wrap_pyfunction!(list_checkpoints, module)?)?;
-    module.add_function(wrap_pyfunction!(keep, module)?)
+    module.add_function(wrap_pyfunction!(keep, module)?)?;
+    module.add_function(wrap_pyfunction!(inspect, module)?)?;
+    module.add_function(wrap_pyfunction!(verify, module)?)?;
+    module.add_function(wrap_pyfunction!(diff, module)?)?;
+    module.add_function(wrap_pyfunction!(copy, module)?)?;
+    module.add_function(wrap_pyfunction!(export, module)?)?;
+    module.add_function(wrap_pyfunction!(import_model, module)?)
 }

@@ -141,3 +141,22 @@ pub(crate) fn wait<T: Send>(
         }
     }
 }
+
+/// The same of a future that has to stay in the thread that makes it.
+pub(crate) fn wait_for<T: Send, F: Future<Output = Result<T, Error>>>(
+    py: Python<'_>,
+    make: impl FnOnce() -> F + Send,
+) -> PyResult<T> {
+    let handle = handle()?;
+    py.detach(move || {
+        let mut future: Pin<&mut dyn Future<Output = Result<T, Error>>> = pin!(make());
+        loop {
+            let step =
+                handle.block_on(async { tokio::time::timeout(SIGNAL_INTERVAL, future.as_mut()).await });
+            match step {
+                Ok(result) => return result.map_err(|error| Python::attach(|py| to_python(py, &error))),
+                Err(_still_running) => Python::attach(|py| py.check_signals())?,
+            }
+        }
+    })
+}

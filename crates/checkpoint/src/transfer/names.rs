@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 
-use s3dcp_prefix::PrefixStrategy;
+use s3dcp_prefix::{
+    BinaryPrefixStrategy, HexPrefixStrategy, NumericOptions, NumericPrefixStrategy, PrefixError,
+    PrefixStrategy,
+};
 use s3dcp_s3::Error;
 
 use crate::error::config;
@@ -22,6 +25,24 @@ pub enum FileNames {
 }
 
 impl FileNames {
+    /// Under the prefixes of a strategy with as many as there are ranks: `hex`, `binary`, or `numeric:BASE`.
+    ///
+    /// # Errors
+    /// `Config` for another text.
+    pub fn spread(strategy: &str) -> Result<FileNames, Error> {
+        let options = NumericOptions::default();
+        let base = strategy.strip_prefix("numeric:").and_then(|base| base.parse().ok());
+        let built: Result<Box<dyn PrefixStrategy>, PrefixError> = match (strategy, base) {
+            ("hex", _) => HexPrefixStrategy::new(options).map(|strategy| Box::new(strategy) as _),
+            ("binary", _) => BinaryPrefixStrategy::new(options).map(|strategy| Box::new(strategy) as _),
+            (_, Some(base)) => {
+                NumericPrefixStrategy::new(base, options).map(|strategy| Box::new(strategy) as _)
+            }
+            _ => return Err(config("must be hex, binary or numeric:BASE")),
+        };
+        built.map(FileNames::Spread).map_err(|error| config(error.to_string()))
+    }
+
     /// The new name of each file, by the old one.
     ///
     /// # Errors

@@ -1,0 +1,241 @@
+"""Checkpoints on the move: copied, exported as models, made of models."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from .. import _native
+from ..client_config import S3ClientConfig
+from ..errors import ConfigError
+from ._reach import Path, reached
+from ._records import record
+
+_Settings = tuple[str | None, str | None, S3ClientConfig | None]
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Copied:
+    """A copy that has been made.
+
+    Attributes:
+        source: the folder of the source's index.
+        target: the folder of the copy's.
+        items: chunks of tensors, and objects.
+        files: its files, the index not counted.
+        bytes: bytes of these.
+        skipped_files: files that were there before.
+        skipped_bytes: bytes of those.
+        bytes_by_service: bytes that the service copied by itself.
+        bytes_through_client: bytes that went through this process.
+    """
+
+    source: str
+    target: str
+    items: int
+    files: int
+    bytes: int
+    skipped_files: int
+    skipped_bytes: int
+    bytes_by_service: int
+    bytes_through_client: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A model that has been written.
+
+    Attributes:
+        source: the folder of the checkpoint's index.
+        target: the folder of the model, or its file.
+        tensors: tensors that were written.
+        bytes: bytes of their values.
+        files: the files.
+        left_out: objects of the checkpoint, which are not in the model.
+        bytes_by_service: bytes that the service copied by itself.
+        bytes_through_client: bytes that went through this process.
+    """
+
+    source: str
+    target: str
+    tensors: int
+    bytes: int
+    files: list[str]
+    left_out: list[str]
+    bytes_by_service: int
+    bytes_through_client: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A checkpoint that has been made of a model.
+
+    Attributes:
+        source: the model.
+        target: the folder of the checkpoint's index.
+        tensors: its tensors.
+        bytes: bytes of their values.
+        files: its shard files.
+        left_out: values that are no tensors, and are not in the checkpoint.
+    """
+
+    source: str
+    target: str
+    tensors: int
+    bytes: int
+    files: int
+    left_out: list[str]
+
+
+def copy(
+    source: Path,
+    target: Path,
+    *,
+    select: Iterable[str] = (),
+    flatten: bool = False,
+    spread: str | None = None,
+    overwrite: bool = False,
+    region: str | None = None,
+    endpoint_url: str | None = None,
+    s3client_config: S3ClientConfig | None = None,
+    target_region: str | None = None,
+    target_endpoint_url: str | None = None,
+    target_s3client_config: S3ClientConfig | None = None,
+) -> Copied:
+    """Copy a checkpoint, its index last; from bucket to bucket of one service the service copies by itself.
+
+    The same call goes on with a copy that was stopped.
+
+    Args:
+        source: the checkpoint.
+        target: where its copy goes.
+        select: only these items: names, dotted prefixes or globs.
+        flatten: put all files beside the index.
+        spread: put each rank's files under a prefix: ``"hex"``, ``"binary"`` or ``"numeric:BASE"``.
+        overwrite: replace a checkpoint that is there.
+        target_region: the destination's region, where it is another.
+        target_endpoint_url: the destination's service, where it is another.
+        target_s3client_config: the settings of its client, where they are others.
+
+    Raises:
+        NotFound: no checkpoint is there, or one that lacks a file.
+        AlreadyExists: the destination has another checkpoint.
+        Corrupt: what is stored does not fit the index.
+        ConfigError: options that do not fit; the message names them.
+    """
+    if flatten and spread is not None:
+        raise ConfigError(f"flatten=True, spread={spread!r}: one of them at most")
+    source_place = reached(source, region, endpoint_url, s3client_config)
+    other = (target_region, target_endpoint_url, target_s3client_config)
+    target_place = _target(source_place[0], target, other, (region, endpoint_url, s3client_config))
+    return record(Copied, _native.copy(source_place, target_place, list(select), flatten, spread, overwrite))
+
+
+def export(
+    source: Path,
+    target: Path,
+    *,
+    format: Literal["safetensors", "torch"] = "safetensors",
+    select: Iterable[str] = (),
+    names: Mapping[str, str] | None = None,
+    strip_prefixes: Iterable[str] = (),
+    dtype: str | None = None,
+    max_shard_size: int | None = None,
+    overwrite: bool = False,
+    region: str | None = None,
+    endpoint_url: str | None = None,
+    s3client_config: S3ClientConfig | None = None,
+    target_region: str | None = None,
+    target_endpoint_url: str | None = None,
+    target_s3client_config: S3ClientConfig | None = None,
+) -> Exported:
+    """Write the tensors of a checkpoint as a model: on S3 out of ranges of its shard files, where they fit.
+
+    Args:
+        source: the checkpoint.
+        target: the folder of the model, or its file.
+        format: safetensors files with Hugging Face's names, or one file of `torch.save`.
+        select: only these items: names, dotted prefixes or globs.
+        names: new names by old ones; an old one may be what names begin with before a dot.
+        strip_prefixes: what is taken off the front of names.
+        dtype: what floating-point tensors are converted to: ``"float64"``, ``"float32"``, ``"float16"`` or
+            ``"bfloat16"``.
+        max_shard_size: bytes of tensors in a safetensors file at most; 5 GB where None.
+        overwrite: replace a model that is there.
+        target_region: the destination's region, where it is another.
+        target_endpoint_url: the destination's service, where it is another.
+        target_s3client_config: the settings of its client, where they are others.
+
+    Raises:
+        NotFound: no checkpoint is there, or one that lacks a file.
+        AlreadyExists: the destination has a model.
+        Corrupt: what is stored does not fit the index.
+        ConfigError: options that do not fit, and tensors that only torch reads; the message names them.
+    """
+    if format not in ("safetensors", "torch"):
+        raise ConfigError(f"format={format!r}: must be 'safetensors' or 'torch'")
+    if dtype is not None and dtype not in _FLOATS:
+        raise ConfigError(f"dtype={dtype!r}: must be one of {', '.join(map(repr, _FLOATS))}")
+    if max_shard_size is not None and max_shard_size < 1:
+        raise ConfigError(f"max_shard_size={max_shard_size!r}: must be a positive number of bytes")
+    source_place = reached(source, region, endpoint_url, s3client_config)
+    other = (target_region, target_endpoint_url, target_s3client_config)
+    target_place = _target(source_place[0], target, other, (region, endpoint_url, s3client_config))
+    renaming = (dict(names or {}), list(strip_prefixes))
+    places = (source_place, target_place)
+    return record(
+        Exported,
+        _native.export(*places, format, list(select), *renaming, dtype, max_shard_size, overwrite),
+    )
+
+
+def import_model(
+    source: Path,
+    target: Path,
+    *,
+    select: Iterable[str] = (),
+    names: Mapping[str, str] | None = None,
+    strip_prefixes: Iterable[str] = (),
+    overwrite: bool = False,
+    region: str | None = None,
+    endpoint_url: str | None = None,
+    s3client_config: S3ClientConfig | None = None,
+    target_region: str | None = None,
+    target_endpoint_url: str | None = None,
+    target_s3client_config: S3ClientConfig | None = None,
+) -> Imported:
+    """Make a checkpoint of a model: of safetensors files, or of one of `torch.save`. Nothing in it is run.
+
+    Args:
+        source: the file, or the folder of the files.
+        target: where the checkpoint goes.
+        select: only these tensors: names, dotted prefixes or globs.
+        names: new names by old ones; an old one may be what names begin with before a dot.
+        strip_prefixes: what is taken off the front of names.
+        overwrite: replace a checkpoint that is there.
+        target_region: the destination's region, where it is another.
+        target_endpoint_url: the destination's service, where it is another.
+        target_s3client_config: the settings of its client, where they are others.
+
+    Raises:
+        NotFound: no model is there.
+        AlreadyExists: the destination has a checkpoint.
+        Corrupt: the model is damaged.
+        ConfigError: it holds more than tensors and plain values, or options do not fit; the message names them.
+    """
+    source_place = reached(source, region, endpoint_url, s3client_config)
+    other = (target_region, target_endpoint_url, target_s3client_config)
+    target_place = _target(source_place[0], target, other, (region, endpoint_url, s3client_config))
+    renaming = (dict(names or {}), list(strip_prefixes))
+    return record(Imported, _native.import_model(source_place, target_place, list(select), *renaming, overwrite))
+
+
+def _target(client: _native.Client, target: Path, other: _Settings, same: _Settings) -> tuple[_native.Client, str]:
+    """The destination; by the source's client where nothing is said of it, so that the service can copy by itself."""
+    if other == (None, None, None):
+        return client, os.fspath(target)
+    (region, endpoint_url, config), (same_region, same_endpoint_url, same_config) = other, same
+    return reached(target, region or same_region, endpoint_url or same_endpoint_url, config or same_config)
