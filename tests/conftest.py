@@ -32,12 +32,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if torch_versions.LACKING:
-        # Their own writers warn so of any tensor.
-        config.addinivalue_line("filterwarnings", "ignore:TypedStorage is deprecated:UserWarning")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that talk to no server run with the embedded one; those of one server with that one."""
     name = config.getoption("--s3")

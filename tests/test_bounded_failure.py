@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 import s3dcp
 from s3dcp import Corrupt, Denied, S3ClientConfig, S3FileSystem, Throttled, Timeout, testing
+from s3dcp._compat import HAS_RANK_INDEXES
 from support import jobs, wire
 from support.children import Child, names_of_threads, raised_by
 from support.ranks import RankFailed
@@ -54,7 +55,7 @@ def calls(uri: str, url: str) -> dict[str, Callable[[], Any]]:
         with fs.create_stream(uri, "wb") as stream:
             stream.write(bytes(size))
 
-    return {
+    every = {
         "save": lambda: jobs.save(large(), uri, **settings),
         "save of an epoch": lambda: jobs.save(small(), uri, ("Hex", {"epoch_num": 1}), **settings),
         "save without collectives": lambda: jobs.save(small(), uri, use_collectives=False, **settings),
@@ -67,6 +68,9 @@ def calls(uri: str, url: str) -> dict[str, Callable[[], Any]]:
         "write": lambda: write(10),
         "write in parts": lambda: write(12 * MIB),
     }
+    if not HAS_RANK_INDEXES:
+        del every["save without collectives"]
+    return every
 
 
 def timed(call: Callable[[], Any]) -> tuple[BaseException | None, float]:

@@ -21,6 +21,7 @@ import s3dcp_autoload
 from s3dcp import HexPrefixStrategy, S3ClientConfig, S3StorageReader, S3StorageWriter
 from s3dcp.checkpoint_id import storage_for
 from support.store import Store
+from support.torch_versions import that_ends
 
 PYTHON = Path(s3dcp.__file__).parents[1]
 # To save: at once, in a thread and, from torch 2.7 on, in a process.
@@ -69,7 +70,7 @@ def run(script: str, *arguments: str, ranks: int = 0, **variables: str) -> subpr
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
     path = tmp_path / "train.py"
-    path.write_text(textwrap.dedent(SAVE_AND_LOAD))
+    path.write_text(that_ends(textwrap.dedent(SAVE_AND_LOAD)))
     return path
 
 

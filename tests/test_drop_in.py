@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, SavePlan
 
 import s3dcp
 from s3dcp import AlreadyExists, HexPrefixStrategy, NotFound, S3ClientConfig, S3StorageReader, S3StorageWriter
-from s3dcp._compat import SerializationFormat
+from s3dcp._compat import HAS_RANK_INDEXES, SerializationFormat
 from support import jobs
 from support.states import assert_same, blank, values
 from support.steps import Save
@@ -202,10 +202,10 @@ from s3dcp import S3StorageWriter
 writer = S3StorageWriter("{REGION}", "{store.uri}/parent")
 before = writer.save_id
 if os.fork() == 0:
-    dcp.save({{"x": torch.ones(2)}}, checkpoint_id=None, storage_writer=writer, no_dist=True)
+    dcp.save({{"x": torch.ones(2)}}, checkpoint_id=None, storage_writer=writer)
     os._exit(writer.save_id == before)
 assert os.wait()[1] == 0
-dcp.save({{"x": torch.ones(2)}}, storage_writer=writer, no_dist=True)
+dcp.save({{"x": torch.ones(2)}}, storage_writer=writer)
 assert writer.save_id == before
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
@@ -353,7 +353,7 @@ def test_a_load_of_a_run_names_the_checkpoints_just_below(store: Store, failure)
     jobs.save(state(), f"{store.uri}/epoch_5")
     text = why(failure, store.uri)
     assert f"there is a checkpoint below it, at {store.uri}/epoch_5" in text
-    jobs.save(state(), f"{store.uri}/step-100", use_collectives=False)
+    jobs.save(state(), f"{store.uri}/step-100", use_collectives=not HAS_RANK_INDEXES)
     store.write("logs/notes.txt", b"")
     jobs.save(state(), f"{store.uri}/deeper/step-7")
     text = why(failure, store.uri)

@@ -33,8 +33,6 @@ from support.store import REGION, Store, boto_client
 from support.torch_versions import needs_rank_indexes
 from support.wire import Request, Scripted
 
-pytestmark = needs_rank_indexes
-
 BRIEF = S3ClientConfig(max_attempts=1, deadline=2, read_timeout=0.3, connect_timeout=1)
 
 
@@ -93,6 +91,12 @@ def load_partly(reader: S3StorageReader) -> None:
 
 FLOWS: list[Callable[[S3StorageReader], None]] = [load, load_alone, load_fast, load_keys, convert, load_partly]
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is unavailable or uninitialized:UserWarning")
+# Requests for an index; the last two are for that of a rank.
+REQUESTS = [
+    pytest.param("GET /bucket/run/.metadata", id="the index"),
+    pytest.param("GET /bucket/run/__0.metadata", marks=needs_rank_indexes, id="the rank's"),
+    pytest.param("HEAD /bucket/run/__0.metadata", marks=needs_rank_indexes, id="whether there is any rank's"),
+]
 every_flow = pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.__name__)
 
 
@@ -110,11 +114,7 @@ def serve(answer: wire.Act, on: str) -> Scripted:
 
 @pytest.mark.usefixtures("s3dcp_server")
 @pytest.mark.parametrize("answer", ANSWERS)
-@pytest.mark.parametrize(
-    "on",
-    ["GET /bucket/run/.metadata", "GET /bucket/run/__0.metadata", "HEAD /bucket/run/__0.metadata"],
-    ids=["the index", "the rank's", "whether there is any rank's"],
-)
+@pytest.mark.parametrize("on", REQUESTS)
 def test_what_the_service_answers_to_any_of_the_requests_for_an_index_is_the_error(
     failure, on: str, answer: str
 ) -> None:
@@ -131,9 +131,7 @@ def test_what_the_service_answers_to_any_of_the_requests_for_an_index_is_the_err
 
 @pytest.mark.usefixtures("s3dcp_server")
 @every_flow
-@pytest.mark.parametrize(
-    "on", ["GET /bucket/run/.metadata", "GET /bucket/run/__0.metadata", "HEAD /bucket/run/__0.metadata"]
-)
+@pytest.mark.parametrize("on", REQUESTS)
 def test_every_way_to_load_raises_it(failure, flow: Any, on: str) -> None:
     with serve(ANSWERS["500"][0], on) as service:
         reader = S3StorageReader(REGION, "s3://bucket/run", BRIEF, endpoint_url=service.url)
@@ -148,7 +146,9 @@ class Unforeseen(Exception):
 
 
 @every_flow
-@pytest.mark.parametrize("call", [0, 1], ids=["first call", "second call"])
+@pytest.mark.parametrize(
+    "call", [pytest.param(0, id="first call"), pytest.param(1, marks=needs_rank_indexes, id="second call")]
+)
 @pytest.mark.parametrize(
     "raised", [ValueError, RuntimeError, AssertionError, MemoryError, OSError, Unforeseen, KeyboardInterrupt]
 )

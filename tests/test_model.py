@@ -16,6 +16,7 @@ from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
 
 from s3dcp import ConfigError, Conflict, HexPrefixStrategy, NotFound, S3StorageWriter
+from s3dcp._compat import HAS_RANK_INDEXES
 from support import chance, steps
 from support.model import Model, Planned
 from support.states import assert_same
@@ -56,6 +57,8 @@ class Sequence:
         self.uri = f"s3://{store.bucket}/{self.path}"
         # Ranks that commit an index of their own; None: all ranks commit one.
         self.kinds = self.random.choices([[None], [0, 1], [None, None, 0, 1]], [6, 1, 2])[0]
+        if not HAS_RANK_INDEXES:
+            self.kinds = [None]
         self.model = Model()
         self.trace: list[str] = []
         self.running: list[tuple[Planned, steps.Save]] = []

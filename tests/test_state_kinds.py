@@ -326,6 +326,10 @@ def test_a_dtype_that_only_torch_can_serialise_comes_back(store, name: str) -> N
     if not hasattr(torch, name):
         pytest.skip(f"this torch has no {name}")
     raw = values((4096,), 1, torch.uint8)
+    try:
+        raw.view(getattr(torch, name)).clone()
+    except NotImplementedError as error:
+        pytest.skip(f"this torch cannot copy {name}, so that its own writer and reader fail as well: {error}")
     state = {"whole": raw.view(getattr(torch, name)), "few": raw.view(getattr(torch, name))[8:16]}
     jobs.save(state, store.uri)
     assert sum(size for size, _ in store.listing(f"{store.path}/__").values()) < 8192

@@ -74,6 +74,8 @@ def test_save_plans_in_an_index_are_no_reason_to_refuse_it(save: Any, store: Sto
     save(state, planner())
     jobs.check(store.uri, state)
     metadata = S3StorageReader(REGION, store.uri).read_metadata()
+    if planner is AsAttribute and save.writer != "ours" and not hasattr(metadata, "all_local_plans"):
+        pytest.skip(f"the writer of torch {torch.__version__} leaves out what a planner adds to the index")
     plans = metadata.all_local_plans if planner is AsAttribute else metadata.planner_data["cached plans"]
     kinds = [item.type for plan in plans for item in plan.items]
     assert sorted(kinds, key=lambda kind: kind.value) == [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from torch.distributed.checkpoint import filesystem, state_dict_saver
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 __all__ = [
-    "HAS_NO_DIST",
     "HAS_RANK_INDEXES",
     "INDEX_VERSION",
     "ExtensionRegistry",
@@ -23,10 +23,8 @@ __all__ = [
     "SerializationFormat",
     "WriterTransforms",
     "copies_when_staged",
+    "takes_no_dist",
 ]
-
-# From 2.8 on a save or load without a process group says so.
-HAS_NO_DIST = "no_dist" in inspect.signature(state_dict_saver.save).parameters
 
 # From 2.9 on ranks save without collectives, and a load asks for a rank's index where there is none of all ranks.
 HAS_RANK_INDEXES = "use_collectives" in inspect.signature(state_dict_saver.save).parameters
@@ -76,6 +74,11 @@ except ImportError:
 
         TORCH_SAVE = "torch_save"
         SAFETENSORS = "safetensors"
+
+
+def takes_no_dist(function: Callable[..., Any]) -> bool:
+    """Whether a save or load of torch is told that there is no process group: from 2.8 on, `async_save` from 2.9 on."""
+    return "no_dist" in inspect.signature(function).parameters
 
 
 @functools.cache

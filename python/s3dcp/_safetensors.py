@@ -12,6 +12,16 @@ import torch
 from ._dtypes import SAFETENSORS_NAMES
 from .errors import shown
 
+# torch's names in the metadata of a file: where its tensors lie in whole ones. Private there, and not in every release.
+SHARDING_KEY = "DCP_SHARDING_INFO"
+SAVED_OFFSETS_KEY = "saved_offsets"
+
+
+def sharding_metadata(offsets: dict[str, list[int]]) -> dict[str, str]:
+    """The metadata in which torch's writer notes where each tensor of a file begins in the whole one."""
+    sharding = {name: {SAVED_OFFSETS_KEY: begin} for name, begin in offsets.items()}
+    return {SHARDING_KEY: json.dumps(sharding), "DCP_VERSION": "1.0", "format": "pt"}
+
 
 def file_header(tensors: Iterable[tuple[str, torch.dtype, Iterable[int]]], metadata: dict[str, str]) -> bytes:
     """The length-prefixed JSON header of a file with these tensors (name, dtype, shape), one behind the other.

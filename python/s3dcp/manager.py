@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from . import _native
-from ._compat import HAS_NO_DIST
+from ._compat import takes_no_dist
 from ._ranks import is_distributed, on_first_rank, this_rank
 from .catalogue import Checkpoint, keep, list_checkpoints
 from .client_config import S3ClientConfig
@@ -189,7 +189,8 @@ class CheckpointManager:
         self._writer.prefix_strategy.epoch_num = step  # type: ignore[attr-defined]
         self._writer.notes = {**(notes or {}), "step": step, **({"metrics": dict(metrics)} if metrics else {})}
         before = self._writer.fs.client.stats()
-        how = {"planner": FastSavePlanner(), "process_group": self._group, **_alone()}
+        alone = _alone(async_save if self.async_ else save)
+        how = {"planner": FastSavePlanner(), "process_group": self._group, **alone}
         if not self.async_:
             save(dict(state), storage_writer=self._writer, **how)
             done: Future[SaveReport] = Future()
@@ -246,7 +247,7 @@ class CheckpointManager:
                 raise NotFound(f"step={step}: there is no complete checkpoint of it below {self.uri}")
             found = several[0]
         reader = S3StorageReader(path=found.uri, **self._client_settings)
-        load(state, storage_reader=reader, planner=FastLoadPlanner(), process_group=self._group, **_alone())
+        load(state, storage_reader=reader, planner=FastLoadPlanner(), process_group=self._group, **_alone(load))
         return found
 
     def __iter__(self) -> Iterator[Checkpoint]:
@@ -316,6 +317,6 @@ class CheckpointManager:
         return report
 
 
-def _alone() -> dict[str, Any]:
-    """What tells torch that there are no other ranks, which it would warn of."""
-    return {"no_dist": True} if HAS_NO_DIST and not is_distributed() else {}
+def _alone(function: Callable[..., Any]) -> dict[str, Any]:
+    """What tells a function of torch that there are no other ranks, which it would warn of."""
+    return {"no_dist": True} if takes_no_dist(function) and not is_distributed() else {}

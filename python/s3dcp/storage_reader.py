@@ -153,16 +153,23 @@ class S3StorageReader(FileSystemReader):
         if rank is not None and asked_first is not None and not _is_missing_key(asked_first):
             return _UnreadableIndex(asked_first)
         try:
-            return self._read_index(None) if rank is None else self._read_rank_index(rank, asked_first is not None)
+            return self._read_whole_index() if rank is None else self._read_rank_index(rank, asked_first is not None)
         except Exception as error:
             if rank is None:
                 self._index_error = error
-                if not HAS_RANK_INDEXES and isinstance(error, NotFound) and _is_missing_key(error):
-                    raise self._nothing_there(error, this_rank(), "no .metadata") from error
                 raise
             if asked_first is None:
                 raise
             return _UnreadableIndex(error)
+
+    def _read_whole_index(self) -> Metadata:
+        """The index of all ranks; where there is none, an older torch asks for no other, so this says what there is."""
+        try:
+            return self._read_index(None)
+        except NotFound as error:
+            if HAS_RANK_INDEXES or not _is_missing_key(error):
+                raise
+            raise self._nothing_there(error, this_rank(), "no .metadata") from error
 
     def _read_rank_index(self, rank: int, is_alone: bool) -> Metadata:
         """The index of `rank`; where there is none: is there one of all ranks, a checkpoint of fewer ranks, or nothing?

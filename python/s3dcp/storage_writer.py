@@ -54,6 +54,7 @@ class _PlanData:
     """What the coordinator hands every rank through ``SavePlan.storage_data``."""
 
     ranks: int
+    rank: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,7 @@ class _Save:
     bucket: str
     path_key: str
     rank: int
+    is_rank_told: bool
     is_coordinator: bool
     use_collectives: bool
     strategy: S3PrefixStrategyBase
@@ -257,9 +259,8 @@ class S3StorageWriter(FileSystemWriter):
         """Begin a save in this thread, with a save id of its own."""
         path = self._thread.__dict__.pop("path", None) or self.path
         bucket, path_key = split_path(path)
-        rank = kwargs.get("rank")
-        if rank is None:
-            rank = this_rank()
+        told = kwargs.get("rank")
+        rank = this_rank() if told is None else told
         use_collectives = kwargs.get("use_collectives", True)
         strategy, folder = copy.deepcopy(self.prefix_strategy), None
         if self.step_folders is not None and (step := _step_folder(self.step_folders, strategy, path_key)):
@@ -281,6 +282,7 @@ class S3StorageWriter(FileSystemWriter):
             bucket=bucket,
             path_key=path_key,
             rank=rank,
+            is_rank_told=told is not None,
             is_coordinator=is_coordinator,
             use_collectives=use_collectives,
             strategy=strategy,
@@ -320,9 +322,13 @@ class S3StorageWriter(FileSystemWriter):
         save = self._save
         save.require(save.is_prepared, "prepare_local_plan", "prepare_global_plan")
         ranks = len(plans) if save.use_collectives else world_size()
-        save.prefixes(ranks, range(ranks) if save.use_collectives else (save.rank,))
-        save.plan_data = _PlanData(ranks)
-        return [dataclasses.replace(plan, storage_data=save.plan_data) for plan in plans]
+        numbers = range(ranks) if save.use_collectives else (save.rank,)
+        save.prefixes(ranks, numbers)
+        save.plan_data = _PlanData(ranks, save.rank)
+        return [
+            dataclasses.replace(plan, storage_data=_PlanData(ranks, number))
+            for plan, number in zip(plans, numbers, strict=True)
+        ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Upload this rank's shard files straight from tensor memory; all parts are up when it returns.
@@ -332,8 +338,10 @@ class S3StorageWriter(FileSystemWriter):
         save, client = self._save, self.fs.client
         save.require(save.plan_data, "prepare_global_plan", "write_data")
         told = plan.storage_data if isinstance(plan.storage_data, _PlanData) else self._last_plan_data
-        plan_data = save.plan_data or told or _PlanData(world_size())
-        save.plan_data = self._last_plan_data = plan_data
+        plan_data = save.plan_data or told or _PlanData(world_size(), save.rank)
+        if told and not save.is_rank_told:
+            save.rank = told.rank  # in the group that saves; torch tells a writer its rank from 2.9 on
+        save.plan_data = self._last_plan_data = dataclasses.replace(plan_data, rank=save.rank)
         files = split_into_files(plan.items, self.thread_count, self.single_file_per_rank, self.serialization_format)
         save.native.divide_budget(plan_data.ranks, len(files))
         results: list[WriteResult] = []

@@ -23,6 +23,7 @@ from s3dcp.huggingface import (
 )
 from support import pages
 from support.store import Store
+from support.torch_versions import that_ends
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 ROOT = Path(__file__).parents[2]
@@ -96,7 +97,7 @@ def test_files_are_those_of_torchs_own_writer(store: Store, tmp_path: Path, mapp
     assert json.loads((ours / name).read_text()) == json.loads((torchs / name).read_text())
 
 
-def test_each_reads_what_the_other_wrote(store: Store, tmp_path: Path) -> None:
+def test_torch_and_s3dcp_read_what_the_other_wrote(store: Store, tmp_path: Path) -> None:
     save(state(), store.uri, MAPPING)
     download(store, tmp_path / "ours", store.path)
     # torch 2.8 can read neither a tensor without elements nor one of bool
@@ -106,6 +107,9 @@ def test_each_reads_what_the_other_wrote(store: Store, tmp_path: Path) -> None:
     save_with_torch(tmp_path / "theirs")
     upload(store, tmp_path / "theirs", "theirs")
     assert is_state(load(f"s3://{store.bucket}/theirs"))
+
+
+def test_files_of_the_formats_own_library_are_read(store: Store, tmp_path: Path) -> None:
     safetensors_torch.save_file(state(), tmp_path / "model.safetensors")
     store.client.upload_file(str(tmp_path / "model.safetensors"), store.bucket, "single/model.safetensors")
     assert is_state(load(f"s3://{store.bucket}/single"))
@@ -154,14 +158,16 @@ def test_shards_become_whole_tensors_by_ranges(store: Store, tmp_path: Path, mon
     assert "model.safetensors.index.json" not in store.names(), "an index without all its tensors"
 
 
-def test_two_ranks_save_shards_and_whole_tensors(store: Store) -> None:
-    example = ROOT / "examples/frameworks/huggingface.py"
+def test_two_ranks_save_shards_and_whole_tensors(store: Store, tmp_path: Path) -> None:
+    example = tmp_path / "huggingface.py"
+    example.write_text(that_ends((ROOT / "examples/frameworks/huggingface.py").read_text()))
     command = [
         sys.executable,
         "-W",
         "ignore",
         "-m",
         "torch.distributed.run",
+        "--standalone",
         "--nproc-per-node",
         "2",
         example,

@@ -10,10 +10,11 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
 
 from s3dcp import S3StorageReader, S3StorageWriter
-from support import strategies, torch_versions  # noqa: F401 - an older torch takes what tests say
+from support import strategies
 from support.states import DTYPES, assert_same, blank, layouts, training_state, values
 from support.store import REGION
 from support.strategies import Spec
+from support.torch_versions import without_defaults
 
 
 def save(
@@ -29,7 +30,7 @@ def save(
     """``dcp.save`` with our writer; `arguments` are the writer's."""
     if spec is not None:
         arguments["prefix_strategy"] = strategies.ours(spec)
-    writer = S3StorageWriter(REGION, uri, **arguments)
+    writer = S3StorageWriter(REGION, uri, **without_defaults(arguments))
     return dcp.save(state, storage_writer=writer, planner=planner, use_collectives=use_collectives, no_dist=no_dist)
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, _version
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, TensorStorageMetadata
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh, zeros
 
 from s3dcp import FastLoadPlanner, FastSavePlanner, S3StorageReader, S3StorageWriter
 from support import jobs
@@ -108,7 +108,7 @@ def sharded(random: Random) -> torch.Tensor:
     if count == 4 and random.random() < 0.4:
         mesh = init_device_mesh("cpu", (2, 2))
         placements.append(random.choice([Replicate(), Shard(random.randrange(len(shape)))]))
-    return distribute_tensor(torch.zeros(shape), mesh, placements)
+    return zeros(shape, device_mesh=mesh, placements=placements)
 
 
 def leaf(random: Random, drawn: list[Any]) -> Any:

@@ -12,6 +12,7 @@ import contextlib
 import multiprocessing
 import os
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -56,19 +57,24 @@ class Ranks:
         environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         for pipe in self._pipes:
             pipe.send((function, args, kwargs, environment))
-        answers = []
-        for rank, pipe in enumerate(self._pipes):
-            try:
-                if not pipe.poll(TIMEOUT_SECONDS):
-                    raise RuntimeError(f"rank {rank} of {self.count} did not answer")
-                answers.append(pipe.recv())
-            except BaseException:
-                self.stop()
-                raise
-        for rank, (error, trace, _) in enumerate(answers):
+        answers = {}
+        end = time.monotonic() + TIMEOUT_SECONDS
+        try:
+            for rank, pipe in enumerate(self._pipes):
+                if pipe.poll(max(end - time.monotonic(), 0)):
+                    answers[rank] = pipe.recv()
+        except BaseException:
+            self.stop()
+            raise
+        silent = self.count - len(answers)
+        if silent:
+            self.stop()
+        for rank, (error, trace, _) in answers.items():  # what others may have waited for in vain
             if error is not None:
                 raise RankFailed(rank, error, trace) from error
-        return [result for _, _, result in answers]
+        if silent:
+            raise RuntimeError(f"{silent} of {self.count} ranks did not answer")
+        return [result for _, _, result in answers.values()]
 
     def stop(self) -> None:
         """End the processes."""
@@ -102,7 +108,7 @@ def _serve(rank: int, count: int, store: str, pipe: Connection) -> None:
     from support import torch_versions  # noqa: F401 - an older torch takes what tests say
 
     torch.set_num_threads(1)
-    timeout = timedelta(seconds=TIMEOUT_SECONDS - 20)
+    timeout = timedelta(seconds=TIMEOUT_SECONDS + 20)  # who waits so long is stopped before
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timeout)
     while True:
         try:

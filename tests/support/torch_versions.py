@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import pytest
@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
+from torch.distributed.checkpoint.utils import _DistWrapper
 
-from s3dcp._compat import HAS_RANK_INDEXES
+from s3dcp._compat import HAS_RANK_INDEXES, SerializationFormat
 
 # Arguments of torch's own functions, and the version that brought each.
 ARGUMENTS = {
@@ -29,10 +30,22 @@ ARGUMENTS = {
 # What failures say of other things that an older torch lacks.
 WORDS = {
     "'Stream' object has no attribute 'record_event'": "fully_shard on CPUs works from 2.7 on",
+    "has no attribute 'HuggingFaceStorage": "torch has safetensors in Hugging Face's layout from 2.8 on",
     "cannot import name 'AsyncCheckpointerType'": "torch saves in a process of its own from 2.7 on",
+}
+# What an argument is where it is not given.
+DEFAULTS = {
+    "no_dist": False,
+    "use_collectives": True,
+    "serialization_format": SerializationFormat.TORCH_SAVE,
+    "_extensions": None,
 }
 needs_rank_indexes = pytest.mark.skipif(
     not HAS_RANK_INDEXES, reason=f"torch asks for the index of a rank from 2.9 on; this is {torch.__version__}"
+)
+needs_groups_without_rank_0 = pytest.mark.skipif(
+    not hasattr(_DistWrapper(None, False, 0), "global_coordinator_rank"),
+    reason=f"torch saves by groups that rank 0 is not in from 2.8 on at the latest; this is {torch.__version__}",
 )
 _UNEXPECTED = re.compile(r"TypeError(?:: |\(\")[\w.]*\(\) got an unexpected keyword argument '(\w+)'")
 
@@ -45,16 +58,44 @@ def _known() -> set[str]:
 LACKING = ARGUMENTS.keys() - _known()
 
 
+def that_ends(script: str) -> str:
+    """A script for several ranks, as this torch ends it.
+
+    torch 2.6 alone may hang in ``destroy_process_group``: a group that is freed waits for its thread with the
+    interpreter's lock held, and the thread waits for that lock to free a tensor.
+    """
+    end = "dist.destroy_process_group()"
+    assert end in script
+    return script.replace(end, "import os; sys.stdout.flush(); os._exit(0)") if "no_dist" in LACKING else script
+
+
+def needs(argument: str) -> pytest.MarkDecorator:
+    """Skips where torch lacks an argument and a test would end in another way than by a TypeError that says so."""
+    return pytest.mark.skipif(argument in LACKING, reason=_lacks(argument))
+
+
+def _lacks(argument: str) -> str:
+    return f"torch has the argument {argument} from {ARGUMENTS[argument]} on; this is {torch.__version__}"
+
+
+def without_defaults(arguments: dict[str, Any], lacking: Set[str] = LACKING) -> dict[str, Any]:
+    """The arguments but for those that torch lacks and that say no more than the default."""
+    return {
+        name: value
+        for name, value in arguments.items()
+        if not (name in lacking and name in DEFAULTS and value == DEFAULTS[name])
+    }
+
+
 def _as_ever(function: Callable[..., Any]) -> Callable[..., Any]:
     """Takes what says no more than the default: without a group of processes an older torch is alone unasked."""
+    lacking = ARGUMENTS.keys() - inspect.signature(function).parameters
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if "no_dist" in LACKING and not (kwargs.get("no_dist") and dist.is_initialized()):
+        if "no_dist" in lacking and not dist.is_initialized():
             kwargs.pop("no_dist", None)
-        if "use_collectives" in LACKING and kwargs.get("use_collectives"):
-            del kwargs["use_collectives"]
-        return function(*args, **kwargs)
+        return function(*args, **without_defaults(kwargs, lacking))
 
     return run
 
@@ -67,7 +108,7 @@ def reason(failure: str) -> str | None:
     """Why a test cannot pass with the installed torch, from what its failure says."""
     for name in _UNEXPECTED.findall(failure):
         if name in LACKING:
-            return f"torch has the argument {name} from {ARGUMENTS[name]} on; this is {torch.__version__}"
+            return _lacks(name)
     for words, why in WORDS.items() if LACKING else ():
         if words in failure:
             return f"{why}; this is {torch.__version__}"

@@ -16,6 +16,7 @@ import torch
 
 from .. import _native
 from .._dtypes import SAFETENSORS_NAMES
+from .._safetensors import SAVED_OFFSETS_KEY, SHARDING_KEY
 from ..errors import Corrupt, NotFound, shown
 from ..file_system import split_path
 
@@ -23,8 +24,6 @@ from ..file_system import split_path
 INDEX_NAME = "model.safetensors.index.json"
 SUFFIX = ".safetensors"
 SHARDED_NAME = "sharded"
-CUSTOM_METADATA_KEY = "DCP_SHARDING_INFO"
-SAVED_OFFSETS_KEY = "saved_offsets"
 SAVE_ID_KEY = "s3dcp.save_id"
 """In a file's metadata: which save wrote it."""
 
@@ -173,9 +172,9 @@ def _parse(
     metadata = header.pop("__metadata__", None)
     metadata = metadata if isinstance(metadata, dict) else {}
     try:
-        sharding = json.loads(metadata.get(CUSTOM_METADATA_KEY, "{}"))
+        sharding = json.loads(metadata.get(SHARDING_KEY, "{}"))
     except (ValueError, TypeError, RecursionError) as error:
-        raise Corrupt(f"{where}: its {CUSTOM_METADATA_KEY} is damaged: {error}") from error
+        raise Corrupt(f"{where}: its {SHARDING_KEY} is damaged: {error}") from error
     tensors = []
     for name, entry in header.items():
         try:

@@ -67,6 +67,9 @@ class S3HuggingFaceReader(S3StorageReader):
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
 
+    def _read_whole_index(self) -> Metadata:
+        return self._read_index(None)
+
     def _read_rank_index(self, rank: int, is_alone: bool) -> Metadata:
         return self._read_index(rank)
 

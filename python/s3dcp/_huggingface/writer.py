@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from .. import _native
+from .._compat import WriterTransforms
 from .._progress import Progress, ProgressCallback
 from .._save.files import FilePlan, item_nbytes
 from .._save.resolve import Resolver
@@ -63,6 +64,9 @@ class S3HuggingFaceWriter(FileSystemWriter):
     ``model.safetensors.index.json`` is written when all that it names is there. A save over another deletes the index
     of that one first: until the new one is there, the folder is no model. Files of the earlier save go last.
     """
+
+    # What the writer of an older torch does not have.
+    transforms = WriterTransforms()
 
     def __init__(
         self,

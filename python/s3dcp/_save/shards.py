@@ -9,7 +9,6 @@ conjugates) passes through a few reused staging buffers, a bounded number of row
 from __future__ import annotations
 
 import io
-import json
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +22,7 @@ from .. import _native
 from .._compat import WriterTransforms
 from .._dtypes import NATIVE
 from .._gc import GcPause
-from .._safetensors import file_header
+from .._safetensors import file_header, sharding_metadata
 from .._tensors import PLAIN_TENSORS, is_direct, is_plain
 from ..errors import shown
 from .files import FilePlan
@@ -223,25 +222,10 @@ def _alone(tensor: torch.Tensor) -> torch.Tensor:
 
 def _safetensors_header(items: list[WriteItem], more: dict[str, str]) -> bytes:
     """The length-prefixed JSON header of a safetensors file holding `items` in this order."""
-    from torch.distributed.checkpoint._hf_utils import (
-        CUSTOM_METADATA_KEY,
-        DCP_VERSION_KEY,
-        FORMAT_KEY,
-        FORMAT_VALUE,
-        HF_DCP_VERSION,
-    )
-
-    sharding: dict[str, Any] = {}
-    tensors = []
+    offsets, tensors = {}, []
     for item in items:
         data = item.tensor_data
         assert data is not None
-        sharding[item.index.fqn] = {"saved_offsets": list(data.chunk.offsets)}
+        offsets[item.index.fqn] = list(data.chunk.offsets)
         tensors.append((item.index.fqn, data.properties.dtype, data.chunk.sizes))
-    metadata = {
-        CUSTOM_METADATA_KEY: json.dumps(sharding),
-        DCP_VERSION_KEY: str(HF_DCP_VERSION),
-        FORMAT_KEY: FORMAT_VALUE,
-        **more,
-    }
-    return file_header(tensors, metadata)
+    return file_header(tensors, {**sharding_metadata(offsets), **more})
