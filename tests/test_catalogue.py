@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import random
 import re
+import shutil
 import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from torch.distributed.checkpoint import FileSystemWriter
 from s3dcp import AlreadyExists, ConfigError, Corrupt, HexPrefixStrategy, S3StorageWriter
 from s3dcp.catalogue import keep, list_checkpoints
 from support import jobs
+from support.chance import how_many, new_seed
+from support.command import killed, run, told
 from support.states import training_state, values
 from support.store import REGION, Store
 
@@ -25,15 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:Us
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "s3dcp", *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-def shown(*arguments: str) -> Any:
-    done = command(*arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return run(*arguments, code=None)
 
 
 def small(seed: int = 0) -> dict[str, Any]:
@@ -70,7 +64,7 @@ def save_locally(folder: Path, seed: int = 0) -> None:
 def test_ls_tells_of_every_checkpoint_below_a_path(store: Store) -> None:
     save_epochs(store, range(3))
     jobs.save(training_state(0), f"{store.uri}/export")
-    found = shown("ls", store.uri)["checkpoints"]
+    found = told("ls", store.uri)["checkpoints"]
     assert [(each["uri"].removeprefix(store.uri), each["step"]) for each in found] == [
         ("/export", None),
         ("/epoch_0", 0),
@@ -96,21 +90,21 @@ def test_ls_tells_what_is_missing_and_what_no_index_names(store: Store) -> None:
         Key=f"{store.path}/0000/__0_0-0123456789abcdef.distcp",
     )
     store.client.delete_object(Bucket=store.bucket, Key=lost)
-    found = shown("ls", store.uri)
+    found = told("ls", store.uri)
     assert found["unnamed_files"] == 1
     assert [(each["complete"], each["newest"]) for each in found["checkpoints"]] == [(False, False), (True, True)]
     assert found["checkpoints"][0]["missing"] == [f"s3://{store.bucket}/{lost}"]
-    told = command("ls", store.uri)
-    assert re.search(r"^ +0 .* incomplete +epoch_0$", told.stdout, re.MULTILINE)
-    assert f"1 file missing, such as s3://{store.bucket}/{lost}" in told.stdout
-    assert "1 shard file that no index names" in told.stdout
-    assert "\x1b" not in told.stdout
+    text = command("ls", store.uri)
+    assert re.search(r"^ +0 .* incomplete +epoch_0$", text.stdout, re.MULTILINE)
+    assert f"1 file missing, such as s3://{store.bucket}/{lost}" in text.stdout
+    assert "1 shard file that no index names" in text.stdout
+    assert "\x1b" not in text.stdout
 
 
 def test_an_index_that_cannot_be_read_is_a_fault_of_its_checkpoint(store: Store) -> None:
     save_steps(store, range(1, 3))
     store.client.put_object(Bucket=store.bucket, Key=f"{store.path}/step-1/.metadata", Body=b"no index")
-    found = shown("ls", store.uri)["checkpoints"]
+    found = told("ls", store.uri)["checkpoints"]
     assert found[0]["fault"]
     assert not found[0]["complete"]
     assert found[1]["complete"]
@@ -185,7 +179,7 @@ def test_keep_deletes_what_no_rule_keeps_and_nothing_else(store: Store, save: An
     save(store, range(1, 9), lambda step: {"metrics": {"loss": abs(step - 3.2)}})
     rules = ("--last", "2", "--every", "5", "--best", "loss:min:2")
     before = store.all_keys()
-    choice = shown("keep", store.uri, *rules)
+    choice = told("keep", store.uri, *rules)
     why = {kept["checkpoint"]["step"]: kept["why"] for kept in choice["keep"]}
     assert why == {
         3: ["best loss"],
@@ -293,3 +287,40 @@ def test_a_save_with_the_same_step_goes_on_after_a_retention(store: Store, failu
     assert isinstance(
         failure(jobs.save, small(), f"{store.uri}/step-3", step_folders="step-{}", overwrite=False), AlreadyExists
     )
+
+
+# -- killed
+
+
+@pytest.mark.parametrize("place", ["epochs", "steps", "folder"])
+def test_a_retention_that_is_killed_leaves_no_checkpoint_without_its_files(
+    place: str, store: Store, tmp_path: Path
+) -> None:
+    """What it deleted is gone or found by `prune`; what it had yet to delete, the next one does."""
+    kills, chance, early = how_many("KILLS", 4), random.Random(new_seed()), 0
+    uri = str(tmp_path / "run") if place == "folder" else store.uri
+    for number in range(8):
+        save_locally(tmp_path / f"saved/step-{number}", number)
+    for _ in range(kills):
+        if place == "epochs":
+            save_epochs(store, range(8))
+        elif place == "steps":
+            save_steps(store, range(8))
+        else:
+            shutil.copytree(tmp_path / "saved", uri, dirs_exist_ok=True)
+        early += killed("keep", uri, "--last", "2", "--delete", longest=0.3, chance=chance)
+        found = list_checkpoints(uri)
+        assert [checkpoint for checkpoint in found if not checkpoint.complete] == []
+        assert steps(found)[-2:] == [6, 7]
+        for checkpoint in found:
+            run("verify", checkpoint.uri)
+        keep(uri, last=2, delete=True)
+        run("prune", uri, "--older-than", "0s", "--delete")
+        kept = list_checkpoints(uri)
+        assert steps(kept) == [6, 7]
+        named = sum(checkpoint.files for checkpoint in kept)
+        if place == "folder":
+            assert len(list(Path(uri).rglob("*.distcp"))) == named
+        else:
+            assert len([key for key in store.all_keys() if key.endswith(".distcp")]) == named
+    print(f"{early} of {kills} were killed before their end")
