@@ -1,7 +1,8 @@
-"""Progress of a save or load: a bar on standard error, or the caller's own function."""
+"""Progress of a save or load: a bar on standard error, or the caller's own function; at its end, a line in the log."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -14,13 +15,16 @@ from . import _native
 ProgressCallback = Callable[[int, int], None]
 INTERVAL_SECONDS = 0.1
 
+logger = logging.getLogger("s3dcp")
+
 
 class Progress:
-    """Context manager that reports bytes moved by `client` until it is left, by a thread of its own.
+    """Context manager that reports bytes moved by `client` until it is left, by a thread of its own, and logs them.
 
     Args:
         target: False for nothing, True for a bar, else a callable ``(bytes_done, bytes_total)``.
-        label: what is going on, for the bar.
+        label: what is going on: ``"save"`` or ``"load"``.
+        path: the checkpoint.
         counter: the client's statistic to follow, ``"bytes_sent"`` or ``"bytes_received"``.
         total: bytes expected.
         rank: only rank 0 draws a bar.
@@ -30,11 +34,13 @@ class Progress:
         self,
         target: bool | ProgressCallback,
         label: str,
+        path: str,
         client: _native.Client,
         counter: str,
         total: int,
         rank: int,
     ) -> None:
+        self._what = (label, path, rank)
         self._client = client
         self._counter = counter
         self._total = total
@@ -48,8 +54,8 @@ class Progress:
         self._failure: BaseException | None = None
 
     def __enter__(self) -> Progress:
+        self._began, self._before = time.perf_counter(), self._client.stats()
         if self._report is not None:
-            self._start = self._count()
             self._thread = threading.Thread(target=self._run, name="s3dcp-progress", daemon=True)
             self._thread.start()
         return self
@@ -57,6 +63,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            self._log()
         if self._thread is None or self._report is None:
             return
         self._done.set()
@@ -68,15 +76,26 @@ class Progress:
         if isinstance(self._report, _Bar):
             self._report.close()
 
-    def _count(self) -> int:
-        value: Any = getattr(self._client.stats(), self._counter)
-        return int(value)
+    def _moved(self, after: _native.Stats) -> int:
+        now: Any = getattr(after, self._counter)
+        return int(now - getattr(self._before, self._counter))
+
+    def _log(self) -> None:
+        seconds, after = time.perf_counter() - self._began, self._client.stats()
+        gib = self._moved(after) / 2**30
+        requests, retries = after.requests - self._before.requests, after.retries - self._before.retries
+        slow_downs = after.throttled - self._before.throttled
+        logger.info(
+            "%s of %s, rank %d: %.2f GiB in %.2f s (%.2f GiB/s), %d requests, %d retries, %d SlowDowns",
+            *self._what,
+            *(gib, seconds, gib / max(seconds, 1e-9), requests, retries, slow_downs),
+        )
 
     def _run(self) -> None:
         assert self._report is not None
         try:
             while not self._done.wait(INTERVAL_SECONDS):
-                self._report(min(self._count() - self._start, self._total), self._total)
+                self._report(min(self._moved(self._client.stats()), self._total), self._total)
         except BaseException as failure:
             self._failure = failure
 

@@ -295,7 +295,7 @@ class S3StorageReader(FileSystemReader):
         expected = load.expected_bytes(plan) if self.progress else 0
         try:
             with (
-                Progress(self.progress, "load", self.fs.client, "bytes_received", expected, rank),
+                Progress(self.progress, "load", os.fspath(self.path), self.fs.client, "bytes_received", expected, rank),
                 SharedPace(self.fs.client, False, bucket, path_key),
             ):
                 load.run(plan, planner)

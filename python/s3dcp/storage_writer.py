@@ -16,6 +16,7 @@ import logging
 import os
 import secrets
 import threading
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -350,7 +351,7 @@ class S3StorageWriter(FileSystemWriter):
         total = sum(file.nbytes for file in files)
         (prefix,) = save.prefixes(plan_data.ranks, (save.rank,))
         with (
-            Progress(self.progress, "save", client, "bytes_sent", total, save.rank),
+            Progress(self.progress, "save", save.path, client, "bytes_sent", total, save.rank),
             SharedPace(client, True, save.bucket, save.path_key),
             # Whatever unwinds, also while files are discarded: after this nothing reads the tensors.
             save.native,
@@ -387,6 +388,7 @@ class S3StorageWriter(FileSystemWriter):
         if INDEX_VERSION is not None:
             metadata.version = INDEX_VERSION
         metadata.storage_meta = save.storage_meta()
+        began = time.perf_counter()
         with GcPause(old_at_once=True):
             metadata.storage_data = {
                 result.index: result.storage_data for rank_results in results for result in rank_results
@@ -397,6 +399,8 @@ class S3StorageWriter(FileSystemWriter):
                 discard(save.native, save.bucket, {info.relative_path for info in metadata.storage_data.values()})
                 raise
         warned = save.native.commit(index)
+        seconds = time.perf_counter() - began
+        logger.info("committed %s: an index of %d items in %.2f s", save.path, len(metadata.storage_data), seconds)
         if index.refusal is not None:
             warned.append(
                 f"the index of {save.path} holds what readers refuse unless they are made with "

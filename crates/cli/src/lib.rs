@@ -3,6 +3,7 @@
 //! Everything is here rather than in the binary, so that the Python package's `s3dcp` runs the same code through
 //! [`run`]. Each subcommand is a module.
 
+mod bench;
 mod cp;
 mod diff;
 mod export;
@@ -43,6 +44,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::Arguments),
     Completions(shell::Completions),
     Cp(cp::Arguments),
     Diff(diff::Arguments),
@@ -73,6 +75,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
         }
     };
     let result = match arguments.command {
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Completions(arguments) => shell::complete(&arguments, Arguments::command()),
         Command::Cp(arguments) => cp::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
@@ -123,6 +126,8 @@ mod tests {
         assert_eq!(exit_code(&["verify", ".", "--quick", "--resume", "file"]), 2);
         assert_eq!(exit_code(&["diff", ".", "."]), 3);
         assert_eq!(exit_code(&["diff", "."]), 2);
+        assert_eq!(exit_code(&["bench", "."]), 2);
+        assert_eq!(exit_code(&["bench", "s3://bucket/path", "--connections", "0"]), 2);
         assert_eq!(exit_code(&["plan", "--ranks", "8", "--bytes-per-rank", "64MiB"]), 0);
         assert_eq!(exit_code(&["plan", "--ranks", "0", "--bytes-per-rank", "64MiB"]), 2);
         assert_eq!(exit_code(&["plan", "--ranks", "8", "--bytes-per-rank", "64MiB", "--rounds", "2"]), 2);

@@ -27,12 +27,23 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn client(&self) -> Result<Client, Failure> {
+        Ok(Client::new(self.config())?)
+    }
+
+    /// A client of so many connections.
+    pub(crate) fn client_of(&self, connections: usize) -> Result<Client, Failure> {
+        let mut config = self.config();
+        config.max_connections = Some(connections);
+        Ok(Client::new(config)?)
+    }
+
+    fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::default();
         config.region.clone_from(&self.region);
         config.endpoint_url.clone_from(&self.endpoint_url);
         config.profile.clone_from(&self.profile);
         config.force_path_style = self.force_path_style;
-        Ok(Client::new(config)?)
+        config
     }
 
     /// The place that a URI or a local path names, and the key of its path. A local one is there already.

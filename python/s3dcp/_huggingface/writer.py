@@ -167,7 +167,7 @@ class S3HuggingFaceWriter(FileSystemWriter):
         results: list[WriteResult] = []
         writers: list[tuple[_native.ShardWriter, ShardFile]] = []
         with (
-            Progress(self.progress, "save", client, "bytes_sent", total, data.rank - 1),
+            Progress(self.progress, "save", os.fspath(self.path), client, "bytes_sent", total, data.rank - 1),
             SharedPace(client, True, folder.bucket, folder.key),
         ):
             try:
