@@ -245,7 +245,7 @@ fn tell(out: &mut dyn Write, measured: &Measured) -> io::Result<()> {
         Column::Words(""),
         Column::Numbers("read"),
         Column::Words(""),
-        Column::Numbers("a write's median"),
+        Column::Numbers("write median"),
         Column::Numbers("p99"),
         Column::Numbers("SlowDowns"),
         Column::Numbers("retries"),
@@ -279,7 +279,7 @@ fn tell(out: &mut dyn Write, measured: &Measured) -> io::Result<()> {
 }
 
 fn milliseconds(seconds: f64) -> String {
-    format!("{:.1} ms", seconds * 1e3)
+    format!("{:.2} ms", seconds * 1e3)
 }
 
 #[cfg(test)]
