@@ -299,6 +299,10 @@ def main() -> None:
         job.resume()
     job.train()
     dist.destroy_process_group()
+    # What is sharded holds the group until the interpreter ends; torch aborts if one of its threads is at work then.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
