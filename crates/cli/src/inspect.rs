@@ -53,9 +53,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (storage, path_key) = arguments.service.source(&arguments.uri)?;
     let runtime = runtime()?;
     let checkpoint = Arc::new(runtime.block_on(open_checkpoint(&storage, &path_key))?);
-    let mut found = inspect(&checkpoint, &names);
-    let all = found.tensors.iter().map(|tensor| &tensor.name);
-    names.check(all.chain(found.objects.iter().map(|object| &object.name)))?;
+    let mut found = inspect(&checkpoint, &names)?;
     if arguments.stats {
         let total = found.tensors.iter().map(|tensor| tensor.bytes).fold(0, u64::saturating_add);
         let progress = Progress::new(!arguments.output.json, total);

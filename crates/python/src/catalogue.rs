@@ -68,12 +68,9 @@ fn inspect(
     names: Vec<String>,
     statistics: bool,
 ) -> PyResult<String> {
-    let filter = NameFilter::new(&names).map_err(|error| to_python(py, &error))?;
+    let names = name_filter(py, &names)?;
     let checkpoint = Arc::new(open(py, client, uri)?);
-    let mut found = s3dcp_checkpoint::inspect(&checkpoint, &filter);
-    let all = found.tensors.iter().map(|tensor| &tensor.name);
-    let checked = filter.check(all.chain(found.objects.iter().map(|object| &object.name)));
-    checked.map_err(|error| to_python(py, &error))?;
+    let mut found = s3dcp_checkpoint::inspect(&checkpoint, &names).map_err(|error| to_python(py, &error))?;
     if statistics {
         wait_for(py, || s3dcp_checkpoint::read_statistics(&checkpoint, &mut found, |_| {}))?;
     }
@@ -99,11 +96,7 @@ fn verify(
 /// How two checkpoints differ, as JSON: see `s3dcp_checkpoint::diff`.
 #[entry]
 #[pyfunction]
-fn diff(
-    py: Python<'_>,
-    first: (PyRef<'_, Client>, String),
-    second: (PyRef<'_, Client>, String),
-) -> PyResult<String> {
+fn diff(py: Python<'_>, first: Place<'_>, second: Place<'_>) -> PyResult<String> {
     let first = open(py, &first.0, &first.1)?;
     let second = open(py, &second.0, &second.1)?;
     json(&wait_for(py, || s3dcp_checkpoint::diff(first, second, |_, _| {}))?)
@@ -114,23 +107,22 @@ fn diff(
 #[pyfunction]
 fn copy(
     py: Python<'_>,
-    source: (PyRef<'_, Client>, String),
-    target: (PyRef<'_, Client>, String),
+    source: Place<'_>,
+    target: Place<'_>,
     select: Vec<String>,
     flatten: bool,
     spread: Option<&str>,
     overwrite: bool,
 ) -> PyResult<String> {
     let mut options = CopyOptions::default();
-    options.selection = NameFilter::new(&select).map_err(|error| to_python(py, &error))?;
+    options.selection = name_filter(py, &select)?;
     options.names = match spread {
         Some(strategy) => FileNames::spread(strategy).map_err(|error| to_python(py, &error))?,
         None if flatten => FileNames::Flatten,
         None => FileNames::Keep,
     };
     options.overwrite = overwrite;
-    let ((source, from), (target, to)) =
-        (storage(py, &source.0, &source.1)?, storage(py, &target.0, &target.1)?);
+    let ((source, from), (target, to)) = both(py, &source, &target)?;
     json(&wait_for(py, || async {
         plan_copy(&source, &from, &target, &to, &options).await?.run(&|_| {}).await
     })?)
@@ -144,8 +136,8 @@ fn copy(
 #[expect(clippy::too_many_arguments, reason = "one for each option")]
 fn export(
     py: Python<'_>,
-    source: (PyRef<'_, Client>, String),
-    target: (PyRef<'_, Client>, String),
+    source: Place<'_>,
+    target: Place<'_>,
     format: &str,
     select: Vec<String>,
     names: BTreeMap<String, String>,
@@ -158,13 +150,12 @@ fn export(
     if format == "torch" {
         options.format = ExportFormat::Torch;
     }
-    options.selection = NameFilter::new(&select).map_err(|error| to_python(py, &error))?;
+    options.selection = name_filter(py, &select)?;
     options.renaming = renaming(names, strip_prefixes);
     options.dtype = dtype.and_then(DType::from_torch_name);
     options.max_file_bytes = max_shard_size.unwrap_or(options.max_file_bytes);
     options.overwrite = overwrite;
-    let ((source, from), (target, to)) =
-        (storage(py, &source.0, &source.1)?, storage(py, &target.0, &target.1)?);
+    let ((source, from), (target, to)) = both(py, &source, &target)?;
     json(&wait_for(py, || async {
         plan_export(&source, &from, &target, &to, &options).await?.run(&|_| {}).await
     })?)
@@ -175,22 +166,36 @@ fn export(
 #[pyfunction]
 fn import_model(
     py: Python<'_>,
-    source: (PyRef<'_, Client>, String),
-    target: (PyRef<'_, Client>, String),
+    source: Place<'_>,
+    target: Place<'_>,
     select: Vec<String>,
     names: BTreeMap<String, String>,
     strip_prefixes: Vec<String>,
     overwrite: bool,
 ) -> PyResult<String> {
     let mut options = ImportOptions::default();
-    options.selection = NameFilter::new(&select).map_err(|error| to_python(py, &error))?;
+    options.selection = name_filter(py, &select)?;
     options.renaming = renaming(names, strip_prefixes);
     options.overwrite = overwrite;
-    let ((source, from), (target, to)) =
-        (storage(py, &source.0, &source.1)?, storage(py, &target.0, &target.1)?);
+    let ((source, from), (target, to)) = both(py, &source, &target)?;
     json(&wait_for(py, || async {
         plan_import(&source, &from, &target, &to, &options).await?.run(&|_| {}).await
     })?)
+}
+
+/// A client, and a URI or a local path.
+type Place<'py> = (PyRef<'py, Client>, String);
+
+fn both(
+    py: Python<'_>,
+    source: &Place<'_>,
+    target: &Place<'_>,
+) -> PyResult<((Storage, String), (Storage, String))> {
+    Ok((storage(py, &source.0, &source.1)?, storage(py, &target.0, &target.1)?))
+}
+
+fn name_filter(py: Python<'_>, names: &[String]) -> PyResult<NameFilter> {
+    NameFilter::new(names).map_err(|error| to_python(py, &error))
 }
 
 fn renaming(names: BTreeMap<String, String>, strip_prefixes: Vec<String>) -> Renaming {

@@ -12,14 +12,11 @@ from ..client_config import S3ClientConfig
 Path = str | os.PathLike[str]
 
 
-def client_of(region: str | None, endpoint_url: str | None, s3client_config: S3ClientConfig | None) -> _native.Client:
-    given = {"region": region, "endpoint_url": endpoint_url, "s3client_config": s3client_config}
-    settings = {**client_settings(), **{name: value for name, value in given.items() if value is not None}}
-    return client_for(settings.get("region"), settings.get("endpoint_url"), settings.get("s3client_config"))
-
-
 def reached(
-    path: Path, region: str | None, endpoint_url: str | None, config: S3ClientConfig | None
+    path: Path, region: str | None, endpoint_url: str | None, s3client_config: S3ClientConfig | None
 ) -> tuple[_native.Client, str]:
     """A place as native code takes it."""
-    return client_of(region, endpoint_url, config), os.fspath(path)
+    given = {"region": region, "endpoint_url": endpoint_url, "s3client_config": s3client_config}
+    settings = {**client_settings(), **{name: value for name, value in given.items() if value is not None}}
+    client = client_for(settings.get("region"), settings.get("endpoint_url"), settings.get("s3client_config"))
+    return client, os.fspath(path)

@@ -128,10 +128,9 @@ def copy(
     """
     if flatten and spread is not None:
         raise ConfigError(f"flatten=True, spread={spread!r}: one of them at most")
-    source_place = reached(source, region, endpoint_url, s3client_config)
-    other = (target_region, target_endpoint_url, target_s3client_config)
-    target_place = _target(source_place[0], target, other, (region, endpoint_url, s3client_config))
-    return record(Copied, _native.copy(source_place, target_place, list(select), flatten, spread, overwrite))
+    settings = (region, endpoint_url, s3client_config)
+    places = _places(source, settings, target, (target_region, target_endpoint_url, target_s3client_config))
+    return record(Copied, _native.copy(*places, list(select), flatten, spread, overwrite))
 
 
 def export(
@@ -181,11 +180,9 @@ def export(
         raise ConfigError(f"dtype={dtype!r}: must be one of {', '.join(map(repr, _FLOATS))}")
     if max_shard_size is not None and max_shard_size < 1:
         raise ConfigError(f"max_shard_size={max_shard_size!r}: must be a positive number of bytes")
-    source_place = reached(source, region, endpoint_url, s3client_config)
-    other = (target_region, target_endpoint_url, target_s3client_config)
-    target_place = _target(source_place[0], target, other, (region, endpoint_url, s3client_config))
+    settings = (region, endpoint_url, s3client_config)
+    places = _places(source, settings, target, (target_region, target_endpoint_url, target_s3client_config))
     renaming = (dict(names or {}), list(strip_prefixes))
-    places = (source_place, target_place)
     return record(
         Exported,
         _native.export(*places, format, list(select), *renaming, dtype, max_shard_size, overwrite),
@@ -226,16 +223,18 @@ def import_model(
         Corrupt: the model is damaged.
         ConfigError: it holds more than tensors and plain values, or options do not fit; the message names them.
     """
-    source_place = reached(source, region, endpoint_url, s3client_config)
-    other = (target_region, target_endpoint_url, target_s3client_config)
-    target_place = _target(source_place[0], target, other, (region, endpoint_url, s3client_config))
+    settings = (region, endpoint_url, s3client_config)
+    places = _places(source, settings, target, (target_region, target_endpoint_url, target_s3client_config))
     renaming = (dict(names or {}), list(strip_prefixes))
-    return record(Imported, _native.import_model(source_place, target_place, list(select), *renaming, overwrite))
+    return record(Imported, _native.import_model(*places, list(select), *renaming, overwrite))
 
 
-def _target(client: _native.Client, target: Path, other: _Settings, same: _Settings) -> tuple[_native.Client, str]:
-    """The destination; by the source's client where nothing is said of it, so that the service can copy by itself."""
-    if other == (None, None, None):
-        return client, os.fspath(target)
-    (region, endpoint_url, config), (same_region, same_endpoint_url, same_config) = other, same
-    return reached(target, region or same_region, endpoint_url or same_endpoint_url, config or same_config)
+def _places(
+    source: Path, settings: _Settings, target: Path, target_settings: _Settings
+) -> tuple[tuple[_native.Client, str], tuple[_native.Client, str]]:
+    """Both sides; by one client where nothing is said of the destination, so that the service can copy by itself."""
+    from_place = reached(source, *settings)
+    if target_settings == (None, None, None):
+        return from_place, (from_place[0], os.fspath(target))
+    (region, endpoint_url, config), (same_region, same_endpoint_url, same_config) = target_settings, settings
+    return from_place, reached(target, region or same_region, endpoint_url or same_endpoint_url, config or same_config)

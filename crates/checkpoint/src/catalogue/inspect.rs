@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use s3dcp_s3::Error;
 use serde::Serialize;
 
 use super::bands::byte_count;
@@ -132,8 +133,11 @@ pub struct Total {
 }
 
 /// Lists what an open checkpoint holds, of these names.
-#[must_use]
-pub fn inspect(checkpoint: &OpenCheckpoint, names: &NameFilter) -> Inspection {
+///
+/// # Errors
+/// `Config` for one that means no item.
+pub fn inspect(checkpoint: &OpenCheckpoint, names: &NameFilter) -> Result<Inspection, Error> {
+    names.check(checkpoint.indexes.iter().flat_map(|index| index.load.contents().names()))?;
     let mut inspection = Inspection {
         uri: checkpoint.uri.clone(),
         epoch: checkpoint.indexes.iter().find_map(|index| index.load.facts().epoch),
@@ -157,7 +161,7 @@ pub fn inspect(checkpoint: &OpenCheckpoint, names: &NameFilter) -> Inspection {
     inspection.tensors.sort_by(|one, other| (&one.name, one.rank).cmp(&(&other.name, other.rank)));
     inspection.objects.sort_by(|one, other| (&one.name, one.rank).cmp(&(&other.name, other.rank)));
     inspection.add_up();
-    inspection
+    Ok(inspection)
 }
 
 struct Places<'a> {

@@ -29,6 +29,13 @@ pub struct Contents {
     pub objects: BTreeMap<String, Option<Stored>>,
 }
 
+impl Contents {
+    /// The names of its tensors, then of its objects.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> + Clone {
+        self.tensors.keys().chain(self.objects.keys())
+    }
+}
+
 /// A tensor of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredTensor {

@@ -137,7 +137,7 @@ pub async fn plan_export(
         load => load?,
     };
     let contents = load.contents();
-    options.selection.check(contents.tensors.keys().chain(contents.objects.keys()))?;
+    options.selection.check(contents.names())?;
     let names: Vec<&str> =
         contents.tensors.keys().filter(|name| options.selection.has(name)).map(|name| &name[..]).collect();
     if names.is_empty() {

@@ -44,7 +44,7 @@ pub(crate) fn subset(
     selection: &NameFilter,
     names: &BTreeMap<String, String>,
 ) -> Result<Subset, Error> {
-    selection.check(contents.tensors.keys().chain(contents.objects.keys()))?;
+    selection.check(contents.names())?;
     let mut wanted = Vec::new();
     for (name, tensor) in contents.tensors.iter().filter(|(name, _)| selection.has(name)) {
         for chunk in &tensor.chunks {

@@ -46,7 +46,7 @@ async fn what_a_checkpoint_holds_is_listed_with_totals() {
         let bed = Bed::start().await;
         upload(&bed, writer, "run", |_, _| {}).await;
         let checkpoint = Arc::new(open(&bed, "run").await);
-        let mut found = inspect(&checkpoint, &NameFilter::default());
+        let mut found = inspect(&checkpoint, &NameFilter::default()).unwrap();
         let names: Vec<&str> = found.tensors.iter().map(|tensor| &tensor.name[..]).collect();
         assert_eq!(names, ["empty", "half", "matrix", "scalar", "transposed"], "{writer}");
         assert_eq!((found.total.tensors, found.total.objects), (5, 1));
