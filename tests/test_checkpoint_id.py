@@ -20,8 +20,8 @@ import s3dcp
 import s3dcp_autoload
 from s3dcp import HexPrefixStrategy, S3ClientConfig, S3StorageReader, S3StorageWriter
 from s3dcp.checkpoint_id import storage_for
+from support.scripts import that_ends
 from support.store import Store
-from support.torch_versions import that_ends
 
 PYTHON = Path(s3dcp.__file__).parents[1]
 # To save: at once, in a thread and, from torch 2.7 on, in a process.

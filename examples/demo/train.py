@@ -299,7 +299,7 @@ def main() -> None:
         job.resume()
     job.train()
     dist.destroy_process_group()
-    # What is sharded holds the group until the interpreter ends; torch aborts if one of its threads is at work then.
+    # What is sharded holds the group until the interpreter ends; torch aborts if a thread of it frees a tensor then.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from support import pages
+from support.scripts import that_ends
 from support.store import Store
 
 pytest.importorskip("accelerate", reason="accelerate is installed by `make test-frameworks`")
@@ -24,7 +25,7 @@ def train(cwd: Path, path: str, epochs: int, ranks: int = 1, kill: str = "") -> 
     (cwd / "work").mkdir(exist_ok=True)
     (cwd / "staging").mkdir(exist_ok=True)
     script = cwd / "train.py"
-    script.write_text(kill + EXAMPLE.read_text())
+    script.write_text(that_ends(kill + EXAMPLE.read_text()))
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *launch, str(script), path, str(epochs)],

@@ -22,8 +22,8 @@ from s3dcp.huggingface import (
     consolidate_safetensors_files_on_every_rank,
 )
 from support import pages
+from support.scripts import that_ends
 from support.store import Store
-from support.torch_versions import that_ends
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 ROOT = Path(__file__).parents[2]

@@ -14,6 +14,7 @@ import torch
 
 import s3dcp
 from support import pages
+from support.scripts import that_ends
 from support.store import Store
 
 pytest.importorskip("torch_checkpointing", reason="torch_checkpointing is installed by `make test-frameworks`")
@@ -236,7 +237,7 @@ MEMORY = """
 
 def run(tmp_path: Path, source: str, *arguments: str, ranks: int = 0) -> str:
     script = tmp_path / "job.py"
-    script.write_text(textwrap.dedent(source))
+    script.write_text(that_ends(textwrap.dedent(source)))
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
     command = [sys.executable, "-W", "ignore", *torchrun, str(script), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -19,6 +19,7 @@ import torch
 
 from s3dcp import testing
 from support import pages, torchtitan_on_cpu
+from support.scripts import that_ends
 from support.store import Store
 
 pytest.importorskip("torchtitan", reason="torchtitan is installed by `make test-frameworks`")
@@ -180,7 +181,7 @@ EXPORT = """
 
 def export(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     script = tmp_path / "export.py"
-    script.write_text(textwrap.dedent(EXPORT))
+    script.write_text(that_ends(textwrap.dedent(EXPORT)))
     torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run([*torchrun, str(script), *arguments], capture_output=True, text=True, timeout=300)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from support import pages
+from support.scripts import that_ends
 from support.store import Store
 
 pytest.importorskip("transformers", reason="transformers is installed by `make test-frameworks`")
@@ -143,7 +144,9 @@ def test_the_best_model_is_kept_and_comes_back_at_the_end(store: Store, tmp_path
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_go_on_from_a_path(store: Store, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", str(EXAMPLE)]
+    script = tmp_path / "train.py"
+    script.write_text(that_ends(EXAMPLE.read_text()))
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
     path = f"s3://{store.bucket}/run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
 

@@ -58,17 +58,6 @@ def _known() -> set[str]:
 LACKING = ARGUMENTS.keys() - _known()
 
 
-def that_ends(script: str) -> str:
-    """A script for several ranks, as this torch ends it.
-
-    torch 2.6 alone may hang in ``destroy_process_group``: a group that is freed waits for its thread with the
-    interpreter's lock held, and the thread waits for that lock to free a tensor.
-    """
-    end = "dist.destroy_process_group()"
-    assert end in script
-    return script.replace(end, "import os; sys.stdout.flush(); os._exit(0)") if "no_dist" in LACKING else script
-
-
 def needs(argument: str) -> pytest.MarkDecorator:
     """Skips where torch lacks an argument and a test would end in another way than by a TypeError that says so."""
     return pytest.mark.skipif(argument in LACKING, reason=_lacks(argument))
