@@ -1,5 +1,6 @@
 //! `s3dcp diff`: how two checkpoints differ.
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::io::{self, Write};
 
@@ -10,7 +11,7 @@ use s3dcp_checkpoint::{
 use s3dcp_s3::{Error, ErrorKind};
 use tokio::runtime::Runtime;
 
-use crate::format::{number, printable, shape, size};
+use crate::format::{item_name, number, printable, shape, size};
 use crate::output::{Column, Output, bad, count, faint, good, table};
 use crate::progress::Progress;
 use crate::report::Failure;
@@ -79,9 +80,8 @@ fn faults(found: &Comparison) -> impl Iterator<Item = (&ItemName, &String)> {
     tensors.chain(objects).filter_map(|(item, fault)| fault.as_ref().map(|fault| (item, fault)))
 }
 
-fn named(item: &ItemName) -> String {
-    let name = printable(&item.name);
-    item.rank.map_or_else(|| name.clone(), |rank| format!("{name} (rank {rank})"))
+fn named(item: &ItemName) -> Cow<'_, str> {
+    item_name(&item.name, item.rank)
 }
 
 fn tell(out: &mut dyn Write, found: &Comparison) -> io::Result<()> {
@@ -137,7 +137,7 @@ fn row(tensor: &ComparedTensor) -> Vec<String> {
     let [one, other] = &tensor.dtypes;
     let dtype = both(one.clone(), other.clone());
     let [one, other] = &tensor.shapes;
-    let mut row = vec![named(&tensor.item), dtype, both(shape(one), shape(other))];
+    let mut row = vec![named(&tensor.item).into(), dtype, both(shape(one), shape(other))];
     match tensor.difference {
         Some(Difference { count, differing, not_finite, largest_absolute, largest_relative, .. }) => {
             row.extend([differing.to_string(), count.to_string()]);

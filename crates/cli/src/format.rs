@@ -1,19 +1,30 @@
 //! Names, sizes and times as a person reads them.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 
 /// A name with its control characters escaped, so that a key cannot play with the terminal.
-pub(crate) fn printable(name: &str) -> String {
-    if !name.contains(char::is_control) {
-        return name.to_owned();
+pub(crate) fn printable(name: &str) -> Cow<'_, str> {
+    let is_plain = name.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if is_plain || !name.contains(char::is_control) {
+        return name.into();
     }
     let mut shown = String::with_capacity(name.len() + 8);
     for c in name.chars() {
         if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
     }
-    shown
+    shown.into()
+}
+
+/// The name of an item, with the rank in whose own index it is.
+pub(crate) fn item_name(name: &str, rank: Option<u64>) -> Cow<'_, str> {
+    let name = printable(name);
+    match rank {
+        Some(rank) => format!("{name} (rank {rank})").into(),
+        None => name,
+    }
 }
 
 /// Bytes, in the unit that leaves the fewest digits.

@@ -1,5 +1,6 @@
 //! `s3dcp inspect`: what a checkpoint holds, and where.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -9,9 +10,9 @@ use s3dcp_checkpoint::{
     open_checkpoint, read_statistics,
 };
 
-use crate::format::{number, printable, shape, size, slices};
+use crate::format::{item_name, number, printable, shape, size, slices};
 use crate::names::Names;
-use crate::output::{Column, Output, bad, count, faint, table};
+use crate::output::{Column, Output, Table, bad, count, faint, table};
 use crate::progress::Progress;
 use crate::report::Failure;
 use crate::service::{Service, runtime};
@@ -76,17 +77,11 @@ fn tell(out: &mut dyn Write, found: &Inspection, arguments: &Arguments) -> io::R
             out,
             "{} {}: {}",
             bad("cannot be read"),
-            named(&tensor.name, tensor.rank),
+            item_name(&tensor.name, tensor.rank),
             printable(fault)
         )?;
     }
     totals(out, found)
-}
-
-/// A name, with the rank in whose own index it is.
-fn named(name: &str, rank: Option<u64>) -> String {
-    let name = printable(name);
-    rank.map_or_else(|| name.clone(), |rank| format!("{name} (rank {rank})"))
 }
 
 fn items(out: &mut dyn Write, found: &Inspection) -> io::Result<()> {
@@ -100,31 +95,35 @@ fn items(out: &mut dyn Write, found: &Inspection) -> io::Result<()> {
         Column::Numbers("offset"),
         Column::Words("file"),
     ];
-    let rows = found.tensors.iter().flat_map(|tensor| {
-        let first = [named(&tensor.name, tensor.rank), tensor.dtype.clone(), shape(&tensor.shape)];
-        let none = tensor.chunks.is_empty().then(|| {
-            let mut row = first.to_vec();
-            row.extend(["none", "-", "-", "-"].map(str::to_owned));
-            row
-        });
-        let chunks = tensor.chunks.iter().enumerate().map(move |(number, chunk)| {
-            let mut row = if number == 0 { first.to_vec() } else { vec![String::new(); first.len()] };
-            row.push(part(tensor, chunk));
-            row.extend(files.place(chunk.place.as_ref()));
-            row
-        });
-        chunks.chain(none)
-    });
-    write!(out, "{}", table(&columns, rows))?;
+    let mut tensors = Table::new(&columns);
+    for tensor in &found.tensors {
+        let first = |table: &mut Table<'_>| {
+            table.cell(item_name(&tensor.name, tensor.rank));
+            table.cell(&tensor.dtype);
+            table.cell(shape(&tensor.shape));
+        };
+        if tensor.chunks.is_empty() {
+            first(&mut tensors);
+            ["none", "-", "-", "-"].iter().for_each(|cell| tensors.cell(cell));
+        }
+        for (number, chunk) in tensor.chunks.iter().enumerate() {
+            match number {
+                0 => first(&mut tensors),
+                _ => (0..3).for_each(|_| tensors.cell("")),
+            }
+            tensors.cell(part(tensor, chunk));
+            files.place(chunk.place.as_ref(), &mut tensors);
+        }
+    }
     let columns =
         [Column::Words("object"), Column::Numbers("bytes"), Column::Numbers("offset"), Column::Words("file")];
-    let rows = found.objects.iter().map(|object| {
-        let place = files.place(object.place.as_ref());
-        [vec![named(&object.name, object.rank)], place.to_vec()].concat()
-    });
-    let objects = table(&columns, rows);
-    let gap = if found.tensors.is_empty() || objects.is_empty() { "" } else { "\n" };
-    write!(out, "{gap}{objects}")
+    let mut objects = Table::new(&columns);
+    for object in &found.objects {
+        objects.cell(item_name(&object.name, object.rank));
+        files.place(object.place.as_ref(), &mut objects);
+    }
+    let gap = if found.tensors.is_empty() || found.objects.is_empty() { "" } else { "\n" };
+    write!(out, "{tensors}{gap}{objects}")
 }
 
 /// Which part of its tensor a chunk is.
@@ -138,19 +137,34 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    fn place(self, place: Option<&Place>) -> [String; 3] {
+    /// Adds the cells of a place: bytes, offset, file.
+    fn place(self, place: Option<&Place>, table: &mut Table<'_>) {
         match place {
-            Some(place) => [size(place.length), place.offset.to_string(), self.name(&place.file)],
-            None => ["-".to_owned(), "-".to_owned(), bad("not in the index")],
+            Some(place) => {
+                table.cell(size(place.length));
+                table.cell(place.offset);
+                table.cell(self.name(&place.file));
+            }
+            None => {
+                table.cell("-");
+                table.cell("-");
+                table.cell(bad("not in the index"));
+            }
         }
     }
 
     /// A file as seen from the folder of the index.
-    fn name(self, file: &str) -> String {
+    fn name<'f>(self, file: &'f str) -> Cow<'f, str> {
         let below = |folder: &str| file.strip_prefix(folder).and_then(|rest| rest.strip_prefix('/'));
-        let above = self.folder.rsplit_once('/').map(|(above, _)| above);
-        let beside = || Some(format!("../{}", below(above.filter(|above| !above.ends_with('/'))?)?));
-        printable(&below(self.folder).map(str::to_owned).or_else(beside).unwrap_or_else(|| file.to_owned()))
+        let above =
+            || self.folder.rsplit_once('/').map(|(above, _)| above).filter(|above| !above.ends_with('/'));
+        match below(self.folder) {
+            Some(name) => printable(name),
+            None => match above().and_then(below) {
+                Some(name) => format!("../{}", printable(name)).into(),
+                None => printable(file),
+            },
+        }
     }
 }
 
@@ -185,7 +199,7 @@ fn statistics(found: &Inspection) -> String {
     ];
     let rows = found.tensors.iter().map(|tensor| {
         let found = tensor.statistics.as_ref().map_or_else(|| ["-"; 5].map(str::to_owned), numbers);
-        let first = [named(&tensor.name, tensor.rank), tensor.dtype.clone(), shape(&tensor.shape)];
+        let first = [item_name(&tensor.name, tensor.rank).into(), tensor.dtype.clone(), shape(&tensor.shape)];
         [&first[..], &found[..]].concat()
     });
     table(&columns, rows)
@@ -210,7 +224,7 @@ fn totals(out: &mut dyn Write, found: &Inspection) -> io::Result<()> {
         .iter()
         .map(|total| {
             let mut total = total.clone();
-            total.of = files.name(&total.of);
+            total.of = files.name(&total.of).into();
             total
         })
         .collect();
@@ -223,7 +237,7 @@ fn totals(out: &mut dyn Write, found: &Inspection) -> io::Result<()> {
         ];
         let rows = all.iter().take(TOTALS).map(|total| {
             vec![
-                printable(&total.of),
+                printable(&total.of).into(),
                 total.tensors.to_string(),
                 total.objects.to_string(),
                 size(total.bytes),

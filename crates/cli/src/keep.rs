@@ -106,7 +106,7 @@ fn tell(
     let rows = all.iter().map(|(checkpoint, why)| {
         let step = checkpoint.step.map_or_else(|| "-".to_owned(), |step| step.to_string());
         let bytes = size(checkpoint.bytes - checkpoint.shared_bytes);
-        vec![step, age(checkpoint), bytes, printable(&checkpoint.uri), why.clone()]
+        vec![step, age(checkpoint), bytes, printable(&checkpoint.uri).into(), why.clone()]
     });
     for (number, line) in table(&columns, rows).lines().enumerate() {
         let goes = number > 0 && all[number - 1].1.is_empty();

@@ -106,5 +106,5 @@ fn state(checkpoint: &Checkpoint) -> &'static str {
 fn name(checkpoint: &Checkpoint, below: &str) -> String {
     let folder = below.trim_end_matches('/');
     let name = checkpoint.uri.strip_prefix(folder).and_then(|rest| rest.strip_prefix('/'));
-    printable(name.unwrap_or(&checkpoint.uri))
+    printable(name.unwrap_or(&checkpoint.uri)).into()
 }

@@ -65,7 +65,7 @@ impl Names {
         for (position, (Part(name), node)) in self.below.iter().enumerate() {
             let last = position + 1 == self.below.len();
             let (branch, below) = if last { ("└── ", "    ") } else { ("├── ", "│   ") };
-            let (mut name, mut node) = (printable(name), node);
+            let (mut name, mut node) = (printable(name).into_owned(), node);
             while let (true, Some((Part(only), within)), 1) =
                 (node.is.is_empty(), node.below.iter().next(), node.below.len())
             {

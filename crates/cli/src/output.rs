@@ -1,6 +1,6 @@
 //! What a subcommand tells: a table for a person, or JSON for a program.
 
-use std::fmt::Display;
+use std::fmt::{self, Display, Formatter, Write as _};
 use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
@@ -50,40 +50,70 @@ pub(crate) enum Column {
     Numbers(&'static str),
 }
 
+impl Column {
+    fn name(&self) -> &'static str {
+        match self {
+            Column::Words(name) | Column::Numbers(name) => name,
+        }
+    }
+}
+
 /// Lines of columns under their names; nothing where there are none. As many as a checkpoint has items, 100,000 say, are
-/// written at once.
-pub(crate) fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let rows: Vec<Vec<String>> = rows.into_iter().collect();
-    if rows.is_empty() {
-        return String::new();
+/// written at once: the cells stand in one text.
+pub(crate) struct Table<'a> {
+    columns: &'a [Column],
+    /// What the widest cell of each column takes.
+    widths: Vec<usize>,
+    cells: String,
+    /// Where each cell ends.
+    ends: Vec<usize>,
+}
+
+impl<'a> Table<'a> {
+    pub(crate) fn new(columns: &'a [Column]) -> Table<'a> {
+        let names = columns.iter().map(Column::name);
+        Table { columns, widths: names.map(width_of).collect(), cells: String::new(), ends: Vec::new() }
     }
-    let names = columns.iter().map(|column| match column {
-        Column::Words(name) | Column::Numbers(name) => (*name).to_owned(),
-    });
-    let names: Vec<String> = names.collect();
-    let mut widths = vec![0; columns.len()];
-    for row in rows.iter().chain([&names]) {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = width_of(cell).max(*width);
+
+    /// Adds the next cell: rows are filled from the left.
+    pub(crate) fn cell(&mut self, text: impl Display) {
+        let start = self.cells.len();
+        // writing to a text does not fail
+        let _ = write!(self.cells, "{text}");
+        let width = &mut self.widths[self.ends.len() % self.columns.len()];
+        *width = width_of(&self.cells[start..]).max(*width);
+        self.ends.push(self.cells.len());
+    }
+}
+
+impl Display for Table<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if self.ends.is_empty() {
+            return Ok(());
         }
-    }
-    let mut text = String::new();
-    for row in [&names].into_iter().chain(&rows) {
-        for (place, ((column, cell), &width)) in columns.iter().zip(row).zip(&widths).enumerate() {
+        let starts = [0].into_iter().chain(self.ends.iter().copied());
+        let cells = starts.zip(&self.ends).map(|(start, &end)| &self.cells[start..end]);
+        let names = self.columns.iter().map(|column| -> &str { column.name() });
+        let columns = self.columns.iter().zip(&self.widths).enumerate().cycle();
+        for (cell, (place, (column, &width))) in names.chain(cells).zip(columns) {
             let room = width - width_of(cell);
-            let last = place + 1 == columns.len();
-            let (before, after) = match column {
-                Column::Numbers(_) => (room, 2),
-                Column::Words(_) => (0, room + 2),
-            };
-            let after = if last { 0 } else { after };
-            text.push_str(&" ".repeat(before));
-            text.push_str(cell);
-            text.push_str(&" ".repeat(after));
+            let is_last = place + 1 == self.columns.len();
+            match column {
+                Column::Numbers(_) => write!(f, "{:room$}{cell}", "")?,
+                Column::Words(_) if is_last => f.write_str(cell)?,
+                Column::Words(_) => write!(f, "{cell}{:room$}", "")?,
+            }
+            f.write_str(if is_last { "\n" } else { "  " })?;
         }
-        text.push('\n');
+        Ok(())
     }
-    text
+}
+
+/// A [`Table`] of these rows.
+pub(crate) fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new(columns);
+    rows.into_iter().flatten().for_each(|cell| table.cell(cell));
+    table.to_string()
 }
 
 /// Columns of a terminal that a text takes.

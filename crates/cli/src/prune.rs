@@ -88,7 +88,7 @@ fn table(out: &mut dyn Write, old: &[Leftover], younger: usize, limit: &str) -> 
             LeftoverKind::ShardFile => "shard file",
             LeftoverKind::Probe => "probe",
         };
-        vec![kind.to_owned(), size(leftover.bytes), duration(leftover.age), printable(&leftover.key)]
+        vec![kind.to_owned(), size(leftover.bytes), duration(leftover.age), printable(&leftover.key).into()]
     });
     out.write_all(output::table(&columns, rows).as_bytes())?;
     writeln!(out, "{} at least {limit} old", of(old))?;

@@ -1,5 +1,6 @@
 //! What tensors are called in another format, as options; and the names of what has no place there.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -53,7 +54,7 @@ impl Names {
 
 /// A line on what is left out, as it is no tensor; `None` where nothing is.
 pub(crate) fn left_out(names: &[String], noun: &str) -> Option<String> {
-    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| printable(name)).collect();
+    let shown: Vec<Cow<'_, str>> = names.iter().take(SHOWN).map(|name| printable(name)).collect();
     let more = if names.len() > SHOWN { ", …" } else { "" };
     let count = count(names.len() as u64, noun);
     (!names.is_empty()).then(|| format!("left out, no tensors: {count} ({}{more})", shown.join(", ")))

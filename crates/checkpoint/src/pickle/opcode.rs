@@ -90,21 +90,21 @@ impl<'a> Opcodes<'a> {
         Ok(&left[..count])
     }
 
-    fn number(&mut self, bytes: u64) -> Result<u64, Error> {
-        let taken = self.take(bytes)?;
+    fn number<const BYTES: usize>(&mut self) -> Result<u64, Error> {
+        let taken = self.take(BYTES as u64)?;
         let mut wide = [0; 8];
-        wide[..taken.len()].copy_from_slice(taken);
+        wide[..BYTES].copy_from_slice(taken);
         Ok(u64::from_le_bytes(wide))
     }
 
-    fn counted(&mut self, width: u64) -> Result<&'a [u8], Error> {
-        let length = self.number(width)?;
+    fn counted<const WIDTH: usize>(&mut self) -> Result<&'a [u8], Error> {
+        let length = self.number::<WIDTH>()?;
         self.take(length)
     }
 
-    fn text(&mut self, width: u64) -> Result<Op<'a>, Error> {
+    fn text<const WIDTH: usize>(&mut self) -> Result<Op<'a>, Error> {
         let start = self.position;
-        let bytes = self.counted(width)?;
+        let bytes = self.counted::<WIDTH>()?;
         match std::str::from_utf8(bytes) {
             Ok(text) => Ok(Op::Text(text)),
             Err(_) if is_surrogatepass(bytes) => Ok(Op::Surrogates(bytes)),
@@ -112,8 +112,8 @@ impl<'a> Opcodes<'a> {
         }
     }
 
-    fn long(&mut self, width: u64) -> Result<Op<'a>, Error> {
-        let bytes = self.counted(width)?;
+    fn long<const WIDTH: usize>(&mut self) -> Result<Op<'a>, Error> {
+        let bytes = self.counted::<WIDTH>()?;
         if bytes.len() > 8 {
             return Ok(Op::LongInt(bytes));
         }
@@ -147,7 +147,7 @@ impl<'a> Opcodes<'a> {
         Ok(match code {
             0x80 => Op::Proto(self.take(1)?[0]),
             0x95 => {
-                let length = self.number(8)?;
+                let length = self.number::<8>()?;
                 if length > (self.bytes.len() - self.position) as u64 {
                     return Err(corrupt(format!(
                         "pickle: the frame at byte {start} is longer than the rest"
@@ -163,18 +163,18 @@ impl<'a> Opcodes<'a> {
             b'N' => Op::None,
             0x88 => Op::Bool(true),
             0x89 => Op::Bool(false),
-            b'K' => Op::Int(self.number(1)? as i64),
-            b'M' => Op::Int(self.number(2)? as i64),
-            b'J' => Op::Int(i64::from(self.number(4)? as u32 as i32)),
-            0x8a => self.long(1)?,
-            0x8b => self.long(4)?,
-            b'G' => Op::Float(f64::from_bits(self.number(8)?.swap_bytes())),
-            0x8c => self.text(1)?,
-            b'X' => self.text(4)?,
-            0x8d => self.text(8)?,
-            b'C' => Op::Bytes(self.counted(1)?),
-            b'B' => Op::Bytes(self.counted(4)?),
-            0x8e | 0x96 => Op::Bytes(self.counted(8)?),
+            b'K' => Op::Int(self.number::<1>()? as i64),
+            b'M' => Op::Int(self.number::<2>()? as i64),
+            b'J' => Op::Int(i64::from(self.number::<4>()? as u32 as i32)),
+            0x8a => self.long::<1>()?,
+            0x8b => self.long::<4>()?,
+            b'G' => Op::Float(f64::from_bits(self.number::<8>()?.swap_bytes())),
+            0x8c => self.text::<1>()?,
+            b'X' => self.text::<4>()?,
+            0x8d => self.text::<8>()?,
+            b'C' => Op::Bytes(self.counted::<1>()?),
+            b'B' => Op::Bytes(self.counted::<4>()?),
+            0x8e | 0x96 => Op::Bytes(self.counted::<8>()?),
             b')' => Op::EmptyTuple,
             b't' => Op::Tuple,
             0x85..=0x87 => Op::TupleOf(usize::from(code - 0x84)),
@@ -197,10 +197,10 @@ impl<'a> Opcodes<'a> {
             0x92 => Op::NewObjEx,
             b'b' => Op::Build,
             b'Q' => Op::PersistentId,
-            b'h' => Op::Get(self.number(1)? as u32),
-            b'j' => Op::Get(self.number(4)? as u32),
-            b'q' => Op::Put(self.number(1)? as u32),
-            b'r' => Op::Put(self.number(4)? as u32),
+            b'h' => Op::Get(self.number::<1>()? as u32),
+            b'j' => Op::Get(self.number::<4>()? as u32),
+            b'q' => Op::Put(self.number::<1>()? as u32),
+            b'r' => Op::Put(self.number::<4>()? as u32),
             0x94 => Op::Memoize,
             other => {
                 let name = match other {

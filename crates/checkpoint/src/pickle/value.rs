@@ -1,7 +1,8 @@
 //! A pickle as a tree of plain data: globals stay names, calls stay unexecuted records.
 //!
-//! For the pickles inside tensor archives, and for indexes that have been judged. Values are copied; containers, globals
-//! and calls live in one arena and refer to each other by number, so reference cycles are harmless. Contents of sets are
+//! For the pickles inside tensor archives, and for indexes that have been judged. Containers, globals and calls live in
+//! one arena and refer to each other by number, so reference cycles are harmless; what they hold lies in another, so that
+//! a tree of millions of values takes few allocations. Contents of sets are
 //! not kept: nobody here asks for them.
 
 use std::collections::HashMap;
@@ -26,30 +27,46 @@ pub(crate) enum Value<'a> {
     Other,
 }
 
-#[derive(Debug)]
-enum Node<'a> {
-    Tuple(Box<[Value<'a>]>),
-    List(Vec<Value<'a>>),
-    /// Keys and values take turns.
-    Dict(Vec<Value<'a>>),
-    Set,
-    Global(&'a str, &'a str),
-    Object(Object<'a>),
-    Persistent(Value<'a>),
+/// Values that lie next to each other in [`Tree::values`].
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    start: u32,
+    length: u32,
+}
+
+/// What a list or dict holds. One that is filled at once, as nearly all are, has a run; one that is filled in steps has a
+/// place in [`Tree::grown`].
+#[derive(Clone, Copy, Debug)]
+enum Filled {
+    Once(Run),
+    InSteps(u32),
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Object<'a> {
-    callable: Value<'a>,
-    arguments: Value<'a>,
-    /// What it was built from, last.
-    state: Option<Value<'a>>,
+enum Node {
+    Tuple(Run),
+    List(Filled),
+    /// Keys and values take turns.
+    Dict(Filled),
+    Set,
+    /// A place in [`Tree::globals`].
+    Global(u32),
+    /// Where its callable and its arguments are, then what it was built from last, if it was.
+    Object {
+        start: u32,
+        is_built: bool,
+    },
+    /// Where its id is.
+    Persistent(u32),
 }
 
 /// A whole pickle, read.
 #[derive(Debug)]
 pub(crate) struct Tree<'a> {
-    nodes: Vec<Node<'a>>,
+    nodes: Vec<Node>,
+    values: Vec<Value<'a>>,
+    grown: Vec<Vec<Value<'a>>>,
+    globals: Vec<(&'a str, &'a str)>,
     /// Keys and values that were set in objects, such as an OrderedDict.
     items: HashMap<u32, Vec<Value<'a>>>,
     root: Value<'a>,
@@ -62,7 +79,15 @@ impl<'a> Tree<'a> {
     /// # Errors
     /// `Corrupt` for whatever Python's pickler would not write.
     pub(crate) fn read(bytes: &'a [u8]) -> Result<Tree<'a>, Error> {
-        let mut tree = Tree { nodes: Vec::new(), items: HashMap::new(), root: Value::None, length: 0 };
+        let mut tree = Tree {
+            nodes: Vec::new(),
+            values: Vec::new(),
+            grown: Vec::new(),
+            globals: Vec::new(),
+            items: HashMap::new(),
+            root: Value::None,
+            length: 0,
+        };
         let outcome = machine::run(bytes, &mut tree)?;
         tree.root = outcome.item;
         tree.length = outcome.length;
@@ -79,25 +104,36 @@ impl<'a> Tree<'a> {
         self.length
     }
 
-    fn node(&self, value: Value<'a>) -> Option<&Node<'a>> {
+    fn node(&self, value: Value<'a>) -> Option<Node> {
         match value {
-            Value::Node(place) => self.nodes.get(place as usize),
+            Value::Node(place) => self.nodes.get(place as usize).copied(),
             _ => None,
+        }
+    }
+
+    fn run(&self, run: Run) -> &[Value<'a>] {
+        &self.values[run.start as usize..][..run.length as usize]
+    }
+
+    fn filled(&self, filled: Filled) -> &[Value<'a>] {
+        match filled {
+            Filled::Once(run) => self.run(run),
+            Filled::InSteps(place) => &self.grown[place as usize],
         }
     }
 
     /// The items of a tuple.
     pub(crate) fn tuple(&self, value: Value<'a>) -> Option<&[Value<'a>]> {
-        match self.node(value) {
-            Some(Node::Tuple(items)) => Some(items),
+        match self.node(value)? {
+            Node::Tuple(run) => Some(self.run(run)),
             _ => None,
         }
     }
 
     /// The items of a list.
     pub(crate) fn list(&self, value: Value<'a>) -> Option<&[Value<'a>]> {
-        match self.node(value) {
-            Some(Node::List(items)) => Some(items),
+        match self.node(value)? {
+            Node::List(items) => Some(self.filled(items)),
             _ => None,
         }
     }
@@ -107,8 +143,8 @@ impl<'a> Tree<'a> {
         &self,
         value: Value<'a>,
     ) -> Option<impl DoubleEndedIterator<Item = (Value<'a>, Value<'a>)>> {
-        match self.node(value) {
-            Some(Node::Dict(pairs)) => Some(pairs.chunks_exact(2).map(|pair| (pair[0], pair[1]))),
+        match self.node(value)? {
+            Node::Dict(pairs) => Some(self.filled(pairs).chunks_exact(2).map(|pair| (pair[0], pair[1]))),
             _ => None,
         }
     }
@@ -135,55 +171,82 @@ impl<'a> Tree<'a> {
 
     /// The state of an object.
     pub(crate) fn state(&self, value: Value<'a>) -> Option<Value<'a>> {
-        self.object(value)?.state
-    }
-
-    /// Module and name of a global.
-    pub(crate) fn global(&self, value: Value<'a>) -> Option<(&'a str, &'a str)> {
-        match self.node(value) {
-            Some(Node::Global(module, name)) => Some((module, name)),
+        match self.node(value)? {
+            Node::Object { start, is_built: true } => self.values.get(start as usize + 2).copied(),
             _ => None,
         }
     }
 
-    fn object(&self, value: Value<'a>) -> Option<&Object<'a>> {
-        match self.node(value) {
-            Some(Node::Object(object)) => Some(object),
+    /// Module and name of a global.
+    pub(crate) fn global(&self, value: Value<'a>) -> Option<(&'a str, &'a str)> {
+        match self.node(value)? {
+            Node::Global(place) => self.globals.get(place as usize).copied(),
+            _ => None,
+        }
+    }
+
+    fn call(&self, value: Value<'a>) -> Option<[Value<'a>; 2]> {
+        match self.node(value)? {
+            Node::Object { start, .. } => self.values[start as usize..].first_chunk().copied(),
             _ => None,
         }
     }
 
     /// Module and name of the class or function an object was made by.
     pub(crate) fn maker(&self, value: Value<'a>) -> Option<(&'a str, &'a str)> {
-        self.global(self.object(value)?.callable)
+        let [callable, _] = self.call(value)?;
+        self.global(callable)
     }
 
     /// The arguments an object was made with.
     pub(crate) fn arguments(&self, value: Value<'a>) -> Option<&[Value<'a>]> {
-        self.tuple(self.object(value)?.arguments)
+        let [_, arguments] = self.call(value)?;
+        self.tuple(arguments)
     }
 
     /// The id of a persistent object.
     pub(crate) fn persistent_id(&self, value: Value<'a>) -> Option<Value<'a>> {
-        match self.node(value) {
-            Some(Node::Persistent(id)) => Some(*id),
+        match self.node(value)? {
+            Node::Persistent(place) => self.values.get(place as usize).copied(),
             _ => None,
         }
     }
 
-    fn node_mut(&mut self, value: Value<'a>) -> Option<&mut Node<'a>> {
-        match value {
-            Value::Node(place) => self.nodes.get_mut(place as usize),
-            _ => None,
-        }
-    }
-
-    fn push(&mut self, node: Node<'a>) -> Result<Value<'a>, Error> {
-        let place = u32::try_from(self.nodes.len()).map_err(|_| corrupt("pickle: too many objects"))?;
+    fn push(&mut self, node: Node) -> Result<Value<'a>, Error> {
+        let place = place(self.nodes.len())?;
         self.nodes.push(node);
         Ok(Value::Node(place))
     }
+
+    /// Keeps values next to each other.
+    fn keep(&mut self, values: &[Value<'a>]) -> Result<Run, Error> {
+        let run = Run { start: place(self.values.len())?, length: place(values.len())? };
+        self.values.extend_from_slice(values);
+        Ok(run)
+    }
+
+    fn fill(&mut self, filled: Filled, more: &[Value<'a>]) -> Result<Filled, Error> {
+        match filled {
+            Filled::Once(Run { length: 0, .. }) => Ok(Filled::Once(self.keep(more)?)),
+            Filled::Once(run) => {
+                let grown = [self.run(run), more].concat();
+                self.grown.push(grown);
+                Ok(Filled::InSteps(place(self.grown.len() - 1)?))
+            }
+            Filled::InSteps(place) => {
+                self.grown[place as usize].extend_from_slice(more);
+                Ok(filled)
+            }
+        }
+    }
 }
+
+/// A number of something in the tree.
+fn place(number: usize) -> Result<u32, Error> {
+    u32::try_from(number).map_err(|_| corrupt("pickle: too many objects"))
+}
+
+const EMPTY: Filled = Filled::Once(Run { start: 0, length: 0 });
 
 impl<'a> Builder<'a> for Tree<'a> {
     type Item = Value<'a>;
@@ -195,16 +258,17 @@ impl<'a> Builder<'a> for Tree<'a> {
             Op::Int(value) => Value::Int(value),
             Op::Text(value) => Value::Text(value),
             Op::Bytes(bytes) => Value::Bytes(bytes),
-            Op::EmptyTuple => self.push(Node::Tuple(Box::default()))?,
-            Op::EmptyList => self.push(Node::List(Vec::new()))?,
-            Op::EmptyDict => self.push(Node::Dict(Vec::new()))?,
+            Op::EmptyTuple => self.push(Node::Tuple(Run { start: 0, length: 0 }))?,
+            Op::EmptyList => self.push(Node::List(EMPTY))?,
+            Op::EmptyDict => self.push(Node::Dict(EMPTY))?,
             Op::EmptySet => self.push(Node::Set)?,
             _ => Value::Other,
         })
     }
 
     fn tuple(&mut self, items: &[Value<'a>]) -> Result<Value<'a>, Error> {
-        self.push(Node::Tuple(items.into()))
+        let run = self.keep(items)?;
+        self.push(Node::Tuple(run))
     }
 
     fn frozen_set(&mut self, _items: &[Value<'a>]) -> Result<Value<'a>, Error> {
@@ -212,16 +276,18 @@ impl<'a> Builder<'a> for Tree<'a> {
     }
 
     fn extend(&mut self, target: Value<'a>, items: &[Value<'a>]) -> Result<(), Error> {
-        if let Some(Node::List(list)) = self.node_mut(target) {
-            list.extend_from_slice(items);
+        if let (Value::Node(place), Some(Node::List(list))) = (target, self.node(target)) {
+            self.nodes[place as usize] = Node::List(self.fill(list, items)?);
         }
         Ok(())
     }
 
     fn set_items(&mut self, target: Value<'a>, pairs: &[Value<'a>]) -> Result<(), Error> {
-        match (self.node_mut(target), target) {
-            (Some(Node::Dict(dict)), _) => dict.extend_from_slice(pairs),
-            (Some(Node::Object(_)), Value::Node(place)) => {
+        match (self.node(target), target) {
+            (Some(Node::Dict(dict)), Value::Node(place)) => {
+                self.nodes[place as usize] = Node::Dict(self.fill(dict, pairs)?);
+            }
+            (Some(Node::Object { .. }), Value::Node(place)) => {
                 self.items.entry(place).or_default().extend_from_slice(pairs);
             }
             _ => {}
@@ -230,7 +296,8 @@ impl<'a> Builder<'a> for Tree<'a> {
     }
 
     fn global(&mut self, module: &'a str, name: &'a str) -> Result<Value<'a>, Error> {
-        self.push(Node::Global(module, name))
+        self.globals.push((module, name));
+        self.push(Node::Global(place(self.globals.len() - 1)?))
     }
 
     fn text(&self, item: Value<'a>) -> Option<&'a str> {
@@ -246,17 +313,20 @@ impl<'a> Builder<'a> for Tree<'a> {
         arguments: Value<'a>,
         _keywords: Option<Value<'a>>,
     ) -> Result<Value<'a>, Error> {
-        self.push(Node::Object(Object { callable, arguments, state: None }))
+        let start = self.keep(&[callable, arguments, Value::None])?.start;
+        self.push(Node::Object { start, is_built: false })
     }
 
     fn build(&mut self, object: Value<'a>, state: Value<'a>) -> Result<(), Error> {
-        if let Some(Node::Object(object)) = self.node_mut(object) {
-            object.state = Some(state);
+        if let (Value::Node(place), Some(Node::Object { start, .. })) = (object, self.node(object)) {
+            self.values[start as usize + 2] = state;
+            self.nodes[place as usize] = Node::Object { start, is_built: true };
         }
         Ok(())
     }
 
     fn persistent(&mut self, id: Value<'a>) -> Result<Value<'a>, Error> {
-        self.push(Node::Persistent(id))
+        let start = self.keep(&[id])?.start;
+        self.push(Node::Persistent(start))
     }
 }
