@@ -280,7 +280,7 @@ impl Server {
         &self.region
     }
 
-    /// What clients must trust: a certificate as PEM; None without TLS.
+    /// The certificate, as PEM, that clients must trust; None without TLS.
     #[getter]
     fn authority(&self) -> Option<&str> {
         self.authority.as_deref()
@@ -307,7 +307,7 @@ impl Server {
         })
     }
 
-    /// Adds a fault, such as `error:SlowDown on=UploadPart times=3`, behind those that are there.
+    /// Adds a fault, such as ``error:SlowDown on=UploadPart times=3``, behind those that are there.
     ///
     /// ValueError when it is no rule; RuntimeError when the server has been stopped, or in a forked child.
     fn inject(&self, fault: &str) -> PyResult<()> {
