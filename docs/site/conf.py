@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util import inspect
 
 import s3dcp
 
@@ -49,20 +51,49 @@ default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", r"[a-z_]\w*(=.*)?"),
     # Other projects' names: their pages are not at hand.
-    ("py:.*", r"(?!s3dcp)[\w.]+"),
+    ("py:.*", r"(?!s3dcp)\w+\..+"),
+    ("py:class", r"Path|ReadArgs"),
     # Names of ours that are in a signature and are not public.
     ("py:class", r"s3dcp\.(_native\.|.*\._)\w+"),
     ("py:class", r"s3dcp\.(file_system\.(ObjectWriter|AnyPath)|errors\.AnyError)"),
 ]
 
 
-def set_dashes(app: Sphinx, document: nodes.document) -> None:
-    """Sphinx sets two hyphens between an argument and what it is."""
+def shown_signature(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str, str | None] | None:
+    """Errors take what their base takes; a class over a stand-in takes what it says itself."""
+    if what == "exception" and "__init__" not in vars(thing):
+        return "", None
+    if what == "class" and signature and signature.startswith("(*args") and "__init__" in vars(thing):
+        own = inspect.signature(thing.__init__, bound_method=True)
+        return inspect.stringify_signature(own, unqualified_typehints=True), returned
+    return None
+
+
+def of_the_package(app: Sphinx, env: Any, reference: Any, shown: nodes.Node) -> nodes.Node | None:
+    """A name without its module is one that the package exports."""
+    target = reference.get("reftarget", "")
+    if reference.get("refdomain") != "py" or "." in target:
+        return None
+    found: nodes.Node | None = env.domains.python_domain.resolve_xref(
+        env, reference["refdoc"], app.builder, reference["reftype"], f"s3dcp.{target}", reference, shown
+    )
+    return found
+
+
+def set_prose(app: Sphinx, document: nodes.document) -> None:
+    """Sphinx sets two hyphens between an argument and what it is, and says of a class that it is an object."""
     for text in list(document.findall(nodes.Text)):
         if text == " -- ":
             text.parent.replace(text, nodes.Text(" – "))
+    for paragraph in list(document.findall(nodes.paragraph)):
+        if paragraph.astext() == "Bases: object":
+            paragraph.parent.remove(paragraph)
 
 
 def setup(app: Sphinx) -> None:
     app.connect("config-inited", lambda app, config: lay_out.lay_out(Path(app.srcdir)))
-    app.connect("doctree-read", set_dashes)
+    app.connect("autodoc-process-signature", shown_signature)
+    app.connect("missing-reference", of_the_package)
+    app.connect("doctree-read", set_prose)

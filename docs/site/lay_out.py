@@ -1,8 +1,8 @@
 """Lays the project's pages into the folder that Sphinx reads: those of docs/, those beside it, and one for each module.
 
 Pages are plain Markdown whose links lead to files of the project, so that they read well wherever files are shown. Here
-links between pages follow the pages to where the site has them; a file of the source that a page links to goes along.
-What the site's sidebar shows is what ``docs/README.md`` lists.
+links between pages follow the pages to where the site has them; of a link to a file of the source its path stays. What
+the site's sidebar shows is what ``docs/README.md`` lists.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import s3dcp
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 CONTENTS = "index.md"
+PICTURES = (".png", ".svg")
 # What the frameworks' modules import, which is not installed with the site's tools.
 ABSENT = ["accelerate", "lightning", "pytorch_lightning", "torch_checkpointing", "torchtitan", "transformers"]
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -59,7 +60,7 @@ def lay_out(source: Path) -> None:
         if not target.exists() or target.read_text() != text:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text)
-    for picture in [*DOCS.rglob("*.svg"), *DOCS.rglob("*.png")]:
+    for picture in (path for path in DOCS.rglob("*") if path.suffix in PICTURES):
         target = source / picture.relative_to(DOCS)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(picture, target)
@@ -90,11 +91,13 @@ def relinked(text: str, page: Path, places: dict[Path, str]) -> str:
             target /= "README.md"
         if target in places:
             return f"{picture}[{shown}]({os.path.relpath(places[target], here)}{anchor})"
-        if target.is_relative_to(DOCS) and target.is_file():
+        if target.suffix in PICTURES:
             return f"{picture}[{shown}]({os.path.relpath(target.relative_to(DOCS), here)})"
         # A file or folder of the source, which the site has not.
+        if shown.startswith("`"):
+            return shown
         named = f"`{target.relative_to(ROOT)}`"
-        return named if Path(shown).name == target.name else shown if shown.startswith("`") else f"{shown} ({named})"
+        return named if Path(shown).name == target.name else f"{shown} ({named})"
 
     return LINK.sub(link, text)
 
