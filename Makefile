@@ -126,7 +126,7 @@ deny:
 docs: $(NATIVE) $(DOCS_VENV)/ready
 	$(RUSTDOC_OF_THE_CRATES)
 	@mkdir -p build/docs-source
-	PYTHONPATH=python $(DOCS_VENV)/bin/python -m sphinx -c docs/site -W --keep-going -n -q build/docs-source build/docs
+	PYTHONPATH=python $(DOCS_VENV)/bin/python -m sphinx -c docs/site -E -W --keep-going -n -q build/docs-source build/docs
 	@rm -rf build/docs/rust && cp -r $(CARGO_TARGET_DIR)/doc build/docs/rust
 	@echo "build/docs/index.html"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import inspect
 
 import s3dcp
@@ -67,14 +68,27 @@ def shown_signature(
         return "", None
     if what == "class" and signature and signature.startswith("(*args") and "__init__" in vars(thing):
         own = inspect.signature(thing.__init__, bound_method=True)
-        return inspect.stringify_signature(own, unqualified_typehints=True), returned
+        return inspect.stringify_signature(own, show_return_annotation=False, unqualified_typehints=True), None
     return None
+
+
+def public_bases(app: Sphinx, name: str, thing: Any, options: Any, bases: list[Any]) -> None:
+    """What a class inherits from that nobody else is to know of goes unsaid."""
+    bases[:] = [base for base in bases if not getattr(base, "__name__", "").startswith("_")] or [object]
+
+
+def stub_for_source(app: Sphinx, module: str) -> tuple[str, dict[str, tuple[str, int, int]]] | None:
+    """The source of the native module is its stub."""
+    if module != "s3dcp._native":
+        return None
+    stub = (Path(s3dcp.__path__[0]) / "_native.pyi").read_text()
+    return stub, ModuleAnalyzer.for_string(stub, module).find_tags()
 
 
 def of_the_package(app: Sphinx, env: Any, reference: Any, shown: nodes.Node) -> nodes.Node | None:
     """A name without its module is one that the package exports."""
     target = reference.get("reftarget", "")
-    if reference.get("refdomain") != "py" or "." in target:
+    if reference.get("refdomain") != "py" or target not in s3dcp.__all__:
         return None
     found: nodes.Node | None = env.domains.python_domain.resolve_xref(
         env, reference["refdoc"], app.builder, reference["reftype"], f"s3dcp.{target}", reference, shown
@@ -95,5 +109,7 @@ def set_prose(app: Sphinx, document: nodes.document) -> None:
 def setup(app: Sphinx) -> None:
     app.connect("config-inited", lambda app, config: lay_out.lay_out(Path(app.srcdir)))
     app.connect("autodoc-process-signature", shown_signature)
+    app.connect("autodoc-process-bases", public_bases)
+    app.connect("viewcode-find-source", stub_for_source)
     app.connect("missing-reference", of_the_package)
     app.connect("doctree-read", set_prose)
