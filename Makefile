@@ -1,5 +1,5 @@
 # `make demo` shows the main job, `make test` runs every test; both install what they need into .venv and target.
-# `make check` is the loop before a commit, `make bench` measures beside the peers.
+# `make check` is the loop before a commit, `make docs` builds the site, `make bench` measures beside the peers.
 
 PYTHON ?= python3
 VENV := .venv
