@@ -64,7 +64,7 @@ struct Partitions {
     split_after: f64,
     /// Seconds that neighbours are cold before they merge.
     merge_after: f64,
-    /// Where partitions begin from the start, as `<bucket>/<key>`.
+    /// Where partitions begin from the start, as ``<bucket>/<key>``.
     first_keys: Vec<String>,
 }
 
@@ -132,7 +132,7 @@ impl Partitions {
 #[pyclass(module = "s3dcp._native", frozen, get_all)]
 #[derive(Debug, Clone)]
 struct PartitionView {
-    /// Its first key as `<bucket>/<key>`; empty for the lowest.
+    /// Its first key as ``<bucket>/<key>``; empty for the lowest.
     first_key: String,
     /// Where the next one begins; None for the highest.
     end_key: Option<String>,
