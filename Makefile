@@ -1,11 +1,12 @@
 # `make demo` shows the main job, `make test` runs every test; both install what they need into .venv and target.
-# `make check` is the loop before a commit, `make bench` measures beside the peers.
+# `make check` is the loop before a commit, `make docs` builds the site, `make bench` measures beside the peers.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH_VENV := .cache/bench
 FRAMEWORKS_VENV := .cache/frameworks
+DOCS_VENV := .cache/docs
 GARAGE := .cache/garage
 NATIVE := python/s3dcp/_native.abi3.so
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
@@ -15,7 +16,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # $(call quietly,log,command): what installers say of themselves goes to the log, which is shown where they fail.
 quietly = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 $(2) >$(1) 2>&1 || { cat $(1); exit 1; }
 
-.PHONY: help demo test test-rust test-python test-torch test-real-s3 test-frameworks check check-rust check-python check-targets format deny bench bench-micro \
+.PHONY: help demo test test-rust test-python test-torch test-real-s3 test-frameworks check check-rust check-python check-targets format deny docs bench bench-micro \
 	fuzz sanitize clean
 
 help:
@@ -80,13 +81,15 @@ $(TORCH_VENV)/ready: $(VENV)/ready
 	@mkdir -p .cache && echo "torch==$(TORCH).*" >.cache/torch-$(TORCH).txt
 	$(call beside,$(TORCH_VENV),.cache/torch-$(TORCH).txt)
 
+RUSTDOC_OF_THE_CRATES := RUSTDOCFLAGS="-D warnings" cargo doc --locked --release --no-deps --quiet -p s3dcp-prefix -p s3dcp-s3 -p s3dcp-checkpoint
+
 check: check-rust check-python
 
 check-rust:
 	cargo fmt --all --check
 	cargo clippy --locked --release --workspace --all-targets --quiet -- -D warnings
 	cargo clippy --locked --release -p s3dcp-s3 --no-default-features --all-targets --quiet -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --release --no-deps --quiet -p s3dcp-prefix -p s3dcp-s3 -p s3dcp-checkpoint
+	$(RUSTDOC_OF_THE_CRATES)
 	@for crate in libfuzzer models; do \
 		cargo update --workspace --locked --quiet --manifest-path fuzz/$$crate/Cargo.toml || exit 1; \
 	done # their locks follow the workspace's
@@ -98,6 +101,7 @@ check-python: $(NATIVE)
 	$(BIN)/python -m mypy.stubtest s3dcp._native
 	$(BIN)/python checks/circles.py
 	$(BIN)/python checks/api.py
+	$(BIN)/python checks/command.py
 
 # Compiles for other machines, where rustup has their standard library. Nothing is linked, so `true` stands for their C
 # compiler.
@@ -117,6 +121,14 @@ format: $(VENV)/ready
 # Licences, sources and doubled versions of the dependencies; needs cargo-deny (cargo install cargo-deny).
 deny:
 	cargo deny --locked check licenses bans sources
+
+# The site of the pages in docs/, with the references of Python, Rust and the command: build/docs/index.html.
+docs: $(NATIVE) $(DOCS_VENV)/ready
+	$(RUSTDOC_OF_THE_CRATES)
+	@mkdir -p build/docs-source
+	PYTHONPATH=python $(DOCS_VENV)/bin/python -m sphinx -c docs/site -E -W --keep-going -n -q build/docs-source build/docs
+	@rm -rf build/docs/rust && cp -r $(CARGO_TARGET_DIR)/doc build/docs/rust
+	@echo "build/docs/index.html"
 
 bench: $(NATIVE) $(BENCH_VENV)/ready
 	cargo build --locked --release --quiet -p s3dcp-bench-server
@@ -182,6 +194,10 @@ $(BENCH_VENV)/ready: bench/requirements.txt $(VENV)/ready
 	@echo "Installing the benchmark's peers into $(BENCH_VENV)"
 	$(call beside,$(BENCH_VENV),$<)
 
+$(DOCS_VENV)/ready: docs/site/requirements.txt $(VENV)/ready
+	@echo "Installing what makes the site into $(DOCS_VENV)"
+	$(call beside,$(DOCS_VENV),$<)
+
 $(FRAMEWORKS_VENV)/ready: tests/frameworks/requirements.txt $(VENV)/ready
 	@echo "Installing the frameworks into $(FRAMEWORKS_VENV)"
 	$(call beside,$(FRAMEWORKS_VENV),$<)
@@ -194,4 +210,4 @@ $(NATIVE): $(VENV)/ready $(RUST_SOURCES)
 	@touch $@
 
 clean:
-	rm -rf target $(VENV) $(BENCH_VENV) $(FRAMEWORKS_VENV) .cache/torch-* $(NATIVE)
+	rm -rf target build $(VENV) $(BENCH_VENV) $(FRAMEWORKS_VENV) $(DOCS_VENV) .cache/torch-* $(NATIVE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from s3dcp.planner._check import replacements
 from support import fault_matrix, pages, torch_versions
 from support.pages import ROOT, constant
 
-REFERENCE = "docs/reference.md"
+SETTINGS = "docs/settings.md"
+TROUBLESHOOTING = "docs/troubleshooting.md"
 MIB, GIB = 1 << 20, 1 << 30
 
 
@@ -54,7 +57,7 @@ def test_every_page_is_linked_to() -> None:
 
 def defaults(heading: str) -> dict[str, str]:
     """Name and default of every setting of a table; several names in a cell share a row."""
-    rows = pages.table(REFERENCE, heading)
+    rows = pages.table(SETTINGS, heading)
     return {name: default.strip("`") for names, default, _ in rows for name in pages.names(names)}
 
 
@@ -97,7 +100,7 @@ def test_the_arguments_are_those_of_the_class(heading: str, cls: type) -> None:
 
 
 def test_what_strategies_take_is_what_the_page_says() -> None:
-    told = {pages.names(name)[0]: arguments for name, arguments in pages.table(REFERENCE, "strategy")}
+    told = {pages.names(name)[0]: arguments for name, arguments in pages.table(SETTINGS, "strategy")}
     exported = {name for name in s3dcp.__all__ if "PrefixStrategy" in name}
     assert set(told) == exported
     for name, arguments in told.items():
@@ -105,7 +108,7 @@ def test_what_strategies_take_is_what_the_page_says() -> None:
             continue
         assert arguments == (f"`{signature(getattr(s3dcp, name))}`" if name != "DefaultPrefixStrategy" else "none")
     described = signature(s3dcp.S3PrefixStrategyBase.describe)
-    assert f"`describe({described})`" in pages.text(REFERENCE)
+    assert f"`describe({described})`" in pages.text(SETTINGS)
 
 
 def signature(function: Any) -> str:
@@ -120,7 +123,7 @@ def signature(function: Any) -> str:
 def test_the_planners_take_torchs_arguments() -> None:
     for ours in (s3dcp.FastSavePlanner, s3dcp.FastLoadPlanner):
         assert inspect.signature(ours) == inspect.signature(ours.__base__)
-        assert f"`{ours.__name__}`" in pages.text(REFERENCE)
+        assert f"`{ours.__name__}`" in pages.text(SETTINGS)
 
 
 # -- variables
@@ -136,13 +139,13 @@ def variables_read() -> set[str]:
 
 
 def test_the_variables_on_the_page_are_those_that_are_read() -> None:
-    told = [name for names, _ in pages.table(REFERENCE, "variable") for name in pages.names(names)]
+    told = [name for names, _ in pages.table(SETTINGS, "variable") for name in pages.names(names)]
     assert len(told) == len(set(told))
     assert set(told) == variables_read()
 
 
 def test_the_settings_without_a_writer_are_those_of_configure() -> None:
-    whole = pages.text(REFERENCE).partition("## Without a writer or reader")[2].partition("\n## ")[0]
+    whole = pages.text(SETTINGS).partition("## Without a writer or reader")[2].partition("\n## ")[0]
     arguments, variables = whole.split("\n\n")[1:3]
     named = re.findall(r"`(\w+)`", arguments.partition(", for\n")[0])
     assert set(named) == {*inspect.signature(s3dcp.configure).parameters}
@@ -163,17 +166,27 @@ def test_no_page_names_a_variable_that_nobody_reads(page: str) -> None:
 
 
 def test_the_errors_are_those_of_the_module() -> None:
-    told = {row[0].strip("`"): row[1:3] for row in pages.table(REFERENCE, "class")}
-    classes = {name for name in s3dcp.errors.__all__ if name != "S3DcpError"}
-    assert set(told) == classes
+    told = {pages.names(row[0])[0]: row[1:3] for row in pages.table(TROUBLESHOOTING, "class")}
+    assert set(told) == error_classes()
     for name, (kind, bases) in told.items():
         cls = getattr(s3dcp, name)
         assert kind == f'`"{cls.kind}"`'
         assert pages.names(bases) == [base.__name__ for base in cls.__bases__ if base is not s3dcp.S3DcpError]
 
 
+def error_classes() -> set[str]:
+    return {name for name in s3dcp.errors.__all__ if name != "S3DcpError"}
+
+
+def test_every_error_has_a_section_that_says_what_to_do() -> None:
+    sections = re.split(r"^## ", pages.text(TROUBLESHOOTING), flags=re.MULTILINE)[1:]
+    told = {heading: text.split() for heading, _, text in (section.partition("\n") for section in sections)}
+    assert error_classes() <= set(told)
+    assert [name for name in error_classes() if len(told[name]) < 20] == []
+
+
 def test_what_an_error_carries_is_what_the_page_says() -> None:
-    sentence = pages.text(REFERENCE).split("An error has", 1)[1].split(". ", 1)[0]
+    sentence = pages.text(TROUBLESHOOTING).split("An error has", 1)[1].split(". ", 1)[0]
     carried = {*inspect.signature(s3dcp.S3DcpError).parameters, "kind"}
     assert set(pages.names(sentence)) == carried
 
@@ -181,21 +194,20 @@ def test_what_an_error_carries_is_what_the_page_says() -> None:
 # -- the command
 
 
-def test_the_options_on_the_page_are_those_of_the_command() -> None:
-    told = {pages.names(name)[0].split()[1]: pages.names(options) for name, _, options in subcommands()}
+def test_the_page_of_the_command_is_what_the_command_says_of_itself() -> None:
+    done = subprocess.run([sys.executable, "checks/command.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_subcommand_is_on_its_page_with_all_its_options() -> None:
+    sections = re.split(r"^## s3dcp ", pages.text("docs/command.md"), flags=re.MULTILINE)[1:]
+    told = {name: text for name, _, text in (section.partition("\n") for section in sections)}
     listed = re.findall(r"^  ([a-z]+)  ", pages.command("--help"), re.MULTILINE)
     assert set(told) == set(listed) - {"help"}
-    # `those of plan but --within; …`
-    but, *own = (option for option in told["simulate"] if option.startswith("--"))
-    told["simulate"] = [*(option for option in told["plan"] if option != but), *own]
-    strategies = re.findall(r"^  ([a-z-]+)  ", pages.command("strategies", "--help"), re.MULTILINE)
-    assert told.pop("strategies") == [name for name in strategies if name != "help"]
-    for subcommand, options in told.items():
-        assert set(options) == pages.options(subcommand), subcommand
-
-
-def subcommands() -> list[list[str]]:
-    return pages.table(REFERENCE, "subcommand")
+    for name, text in told.items():
+        rows = re.findall(r"^\| `(--[a-z0-9-]+)[ `]", text, re.MULTILINE)
+        assert pages.options(name) <= set(rows), name
+        assert "```sh\ns3dcp " in text, name
 
 
 @pytest.mark.parametrize("page", pages.PAGES)
@@ -224,31 +236,31 @@ CLI, PYTHON = "crates/cli/src", "python/s3dcp"
 
 # Page, what it says with the number in brackets, where the code has it, its name there, and what to multiply that by.
 NUMBERS = [
-    (REFERENCE, r"multipart upload, (\d+) MiB", S3, "MIN_PART_SIZE", 1 / MIB),
-    (REFERENCE, r"5 MiB to (\d+) GiB", S3, "MAX_PART_SIZE", 1 / GIB),
-    (REFERENCE, r"nothing else \| (\d+) MiB", S3, "DEFAULT_PART_SIZE", 1 / MIB),
-    (REFERENCE, r"without `part_size`, about \| ([\d,]+)", S3, "USUAL_PARTS", 1),
-    (REFERENCE, r"parts of one upload \| ([\d,]+)", S3, "MAX_PARTS", 1),
-    (REFERENCE, r"latency alone \| (\d+) MiB", S3, "MAX_FOR_LATENCY", 1 / MIB),
-    (REFERENCE, r"climbs to (twice) that", S3, "CONNECTIONS_AT_MOST", 1),
-    (REFERENCE, r"doubles \| (\d+) ms", S3, "SHORTEST_BOUND", 1000),
-    (REFERENCE, r"at first, (\d+) s at most", S3, "LONGEST_PAUSE", 1),
-    (REFERENCE, r"`Retry-After`\) \| (\d+) s at most", S3, "LONGEST_ASKED", 1),
-    (REFERENCE, r"refusal of a folder of keys \| (half) of what", PACING, "FIRST_SHARE", 1),
-    (REFERENCE, r"of what it was, at least (\d+) a second", PACING, "FIRST_LEAST", 1),
-    (REFERENCE, r"slowest rate of a folder of keys \| ([\d.]+) a second", PACING, "SLOWEST", 1),
-    (REFERENCE, r"ranks \| every (\d+) ms", PACING, "PERIOD", 1000),
-    (REFERENCE, r"rates, up to ([\d,]+) ranks", PACING, "LOOKS_PER_SECOND", 1 / 2),
-    (REFERENCE, r"neighbouring folders for \| (\d+) minutes", PACING, "SAID_FOR", 1 / 60),
-    (REFERENCE, r"checksum of its own \| (\d+) MiB", CHECKPOINT, "SLICE_SIZE", 1 / MIB),
-    (REFERENCE, r"before they expire \| (\d+) s", S3, "REFRESH_BEFORE_EXPIRY", 1),
-    (REFERENCE, r"after a failed save \| (\d+) s", CHECKPOINT, "DISCARD_LIMIT", 1),
-    (REFERENCE, r"that has none \| (\d+) s", CHECKPOINT, "LIMIT", 1),
-    (REFERENCE, r"size of an index \| (\d+) GiB", CHECKPOINT, "MAX_INDEX_BYTES", 1 / GIB),
-    (REFERENCE, r"next caller \| (\d+)", f"{PYTHON}/_client.py", "_CLIENTS_KEPT", 1),
-    (REFERENCE, r"The latest (\d+) are kept", f"{PYTHON}/_client.py", "_CLIENTS_KEPT", 1),
-    (REFERENCE, r"`base` is (\d+) to 36", PREFIX, "MIN_BASE", 1),
-    (REFERENCE, r"`base` is 2 to (\d+)", PREFIX, "MAX_BASE", 1),
+    (SETTINGS, r"multipart upload, (\d+) MiB", S3, "MIN_PART_SIZE", 1 / MIB),
+    (SETTINGS, r"5 MiB to (\d+) GiB", S3, "MAX_PART_SIZE", 1 / GIB),
+    (SETTINGS, r"nothing else \| (\d+) MiB", S3, "DEFAULT_PART_SIZE", 1 / MIB),
+    (SETTINGS, r"without `part_size`, about \| ([\d,]+)", S3, "USUAL_PARTS", 1),
+    (SETTINGS, r"parts of one upload \| ([\d,]+)", S3, "MAX_PARTS", 1),
+    (SETTINGS, r"latency alone \| (\d+) MiB", S3, "MAX_FOR_LATENCY", 1 / MIB),
+    (SETTINGS, r"climbs to (twice) that", S3, "CONNECTIONS_AT_MOST", 1),
+    (SETTINGS, r"doubles \| (\d+) ms", S3, "SHORTEST_BOUND", 1000),
+    (SETTINGS, r"at first, (\d+) s at most", S3, "LONGEST_PAUSE", 1),
+    (SETTINGS, r"`Retry-After`\) \| (\d+) s at most", S3, "LONGEST_ASKED", 1),
+    (SETTINGS, r"refusal of a folder of keys \| (half) of what", PACING, "FIRST_SHARE", 1),
+    (SETTINGS, r"of what it was, at least (\d+) a second", PACING, "FIRST_LEAST", 1),
+    (SETTINGS, r"slowest rate of a folder of keys \| ([\d.]+) a second", PACING, "SLOWEST", 1),
+    (SETTINGS, r"ranks \| every (\d+) ms", PACING, "PERIOD", 1000),
+    (SETTINGS, r"rates, up to ([\d,]+) ranks", PACING, "LOOKS_PER_SECOND", 1 / 2),
+    (SETTINGS, r"neighbouring folders for \| (\d+) minutes", PACING, "SAID_FOR", 1 / 60),
+    (SETTINGS, r"checksum of its own \| (\d+) MiB", CHECKPOINT, "SLICE_SIZE", 1 / MIB),
+    (SETTINGS, r"before they expire \| (\d+) s", S3, "REFRESH_BEFORE_EXPIRY", 1),
+    (SETTINGS, r"after a failed save \| (\d+) s", CHECKPOINT, "DISCARD_LIMIT", 1),
+    (SETTINGS, r"that has none \| (\d+) s", CHECKPOINT, "LIMIT", 1),
+    (SETTINGS, r"size of an index \| (\d+) GiB", CHECKPOINT, "MAX_INDEX_BYTES", 1 / GIB),
+    (SETTINGS, r"next caller \| (\d+)", f"{PYTHON}/_client.py", "_CLIENTS_KEPT", 1),
+    (SETTINGS, r"The latest (\d+) are kept", f"{PYTHON}/_client.py", "_CLIENTS_KEPT", 1),
+    (SETTINGS, r"`base` is (\d+) to 36", PREFIX, "MIN_BASE", 1),
+    (SETTINGS, r"`base` is 2 to (\d+)", PREFIX, "MAX_BASE", 1),
     ("README.md", r"about ([\d,]+) writes a second", "crates/partition/src/limits.rs", "writes_per_second", 1),
     ("README.md", r"every (\d+) MiB of a large one", CHECKPOINT, "SLICE_SIZE", 1 / MIB),
     ("DESIGN.md", r"slice \| (\d+) MiB of an item", CHECKPOINT, "SLICE_SIZE", 1 / MIB),
@@ -259,10 +271,10 @@ NUMBERS = [
     ("DESIGN.md", r"of (\d+) settings at most", f"{PYTHON}/_client.py", "_CLIENTS_KEPT", 1),
     ("DESIGN.md", r"S3's\s+([\d,]+) bytes", PREFIX, "MAX_KEY_BYTES", 1),
     ("DESIGN.md", r"for any base 2 to (\d+)", PREFIX, "MAX_BASE", 1),
-    ("docs/checkpoints.md", r"every (\d+) MiB of a", CHECKPOINT, "SLICE_SIZE", 1 / MIB),
-    ("docs/checkpoints.md", r"again every (\d+) s", CHECKPOINT, "LEASE_BEAT", 1),
-    ("docs/checkpoints.md", r"after (three) times that", CHECKPOINT, "SILENT_BEATS", 1),
-    ("docs/tools.md", r"JSON can hold, (\d+) KiB", CHECKPOINT, "MAX_NOTES_BYTES", 1 / 1024),
+    ("docs/concepts.md", r"every (\d+) MiB of a", CHECKPOINT, "SLICE_SIZE", 1 / MIB),
+    ("docs/resume.md", r"again every (\d+) s", CHECKPOINT, "LEASE_BEAT", 1),
+    ("docs/resume.md", r"after (three) times that", CHECKPOINT, "SILENT_BEATS", 1),
+    ("docs/save.md", r"JSON can hold, (\d+) KiB", CHECKPOINT, "MAX_NOTES_BYTES", 1 / 1024),
     ("docs/operations.md", r"younger than (\d+) hours", CLI, "USUAL_LIMIT", 1 / 3600),
     ("docs/prefixes.md", r"more than ([\d,]+) bytes", PREFIX, "MAX_KEY_BYTES", 1),
     ("docs/servers.md", r"waits (\d+) s, or a quarter", S3, "LONGEST_ASKED", 1),
@@ -299,8 +311,8 @@ NUMBERS = [
 ]
 # The same with a value that has no name of its own.
 DERIVED: list[tuple[str, str, Callable[[], float]]] = [
-    (REFERENCE, r"that 10 Gbit/s ask for \| (\d+)", lambda: 10 / constant(S3, "GBPS_PER_CONNECTION")),
-    (REFERENCE, r"and a (quarter) of the time left", lambda: 1 / constant(S3, "ASKED_OF_THE_REST")),
+    (SETTINGS, r"that 10 Gbit/s ask for \| (\d+)", lambda: 10 / constant(S3, "GBPS_PER_CONNECTION")),
+    (SETTINGS, r"and a (quarter) of the time left", lambda: 1 / constant(S3, "ASKED_OF_THE_REST")),
     ("docs/servers.md", r"or a (quarter) of the time left", lambda: 1 / constant(S3, "ASKED_OF_THE_REST")),
     ("DESIGN.md", r"1,000 shard files, or a (tenth)\)", lambda: 1 / constant(CHECKPOINT, "ROUNDS")),
     ("docs/decisions/pacing.md", r"first (four) refusals", lambda: constant(PACING, "FEW") - 1),
@@ -368,15 +380,15 @@ def test_a_number_on_a_page_follows_from_the_code(page: str, pattern: str, expec
 
 def test_every_number_of_the_sizes_is_held() -> None:
     """A row without an entry in `NUMBERS` would be a claim that nothing checks."""
-    patterns = [row[1] for row in (*NUMBERS, *DERIVED) if row[0] == REFERENCE]
+    patterns = [row[1] for row in (*NUMBERS, *DERIVED) if row[0] == SETTINGS]
     unchecked = [
         row[0]
-        for row in pages.table(REFERENCE, "what")
+        for row in pages.table(SETTINGS, "what")
         if not any(re.search(pattern, f"| {row[0]} | {row[1]} |") for pattern in patterns)
     ]
     assert unchecked == ["connections that any `throughput_target_gbps` asks for"]
     source = (ROOT / S3 / "config/mod.rs").read_text()
-    low, high = map(int, re.search(r"asks for \| (\d+) to (\d+)", pages.text(REFERENCE)).groups())  # type: ignore[union-attr]
+    low, high = map(int, re.search(r"asks for \| (\d+) to (\d+)", pages.text(SETTINGS)).groups())  # type: ignore[union-attr]
     assert f".clamp({low}.0, {high}.0)" in source
 
 
@@ -402,6 +414,20 @@ def test_the_assumptions_of_the_model_are_its_constants(
     found = re.search(pattern, told)
     assert found
     assert float(found[1].replace(",", "")) == pytest.approx(unit * pages.default(path, name))
+
+
+# -- others
+
+
+def test_the_releases_that_are_compared_with_are_those_that_are_measured_and_tested() -> None:
+    pins = "\n".join(
+        (ROOT / place).read_text()
+        for place in ("requirements-dev.txt", "bench/requirements.txt", "tests/frameworks/requirements.txt")
+    )
+    told = {row[0].split()[-1]: row[1] for row in pages.table("docs/comparison.md", "project")}
+    pinned = {name: re.search(rf"^{name}(?:\[\w+\])?==([\w.]+)", pins, re.MULTILINE) for name in told}
+    assert {name for name, pin in pinned.items() if pin is None} == {"s3dcp", "Orbax"}
+    assert {name: told[name] for name, pin in pinned.items() if pin} == {n: pin[1] for n, pin in pinned.items() if pin}
 
 
 # -- the house

@@ -22,7 +22,20 @@ PREFIXES = pages.text("docs/prefixes.md")
 # A screen has some fifty lines.
 SCREEN = 50
 # Pages whose snippets go on from the README's, with the fewest that each must have.
-GO_ON = {"docs/checkpoints.md": 2, "docs/tools.md": 3, "docs/prefixes.md": 2, "docs/testing.md": 1}
+GO_ON = {
+    "docs/README.md": 1,
+    "docs/async.md": 2,
+    "docs/export.md": 1,
+    "docs/first-steps.md": 2,
+    "docs/prefixes.md": 2,
+    "docs/reshard.md": 1,
+    "docs/resume.md": 2,
+    "docs/retention.md": 1,
+    "docs/save.md": 5,
+    "docs/testing.md": 1,
+    "docs/tools.md": 1,
+    "docs/troubleshooting.md": 1,
+}
 
 
 def test_the_readme_fits_in_three_screens() -> None:
@@ -57,6 +70,28 @@ def test_the_python_snippets_run_in_order(namespace: dict[str, Any], page: str) 
     assert run(page, namespace) >= GO_ON[page]
     if "PerNode" in namespace:
         assert namespace["PerNode"]()(17) == "node-2/__17_"
+
+
+def test_the_commands_of_the_first_steps_find_what_its_snippets_saved(namespace: dict[str, Any]) -> None:
+    run("docs/first-steps.md", namespace)
+    lines = [
+        line.split("#")[0].split() for text in pages.blocks("docs/first-steps.md", "sh") for line in text.splitlines()
+    ]
+    looks = [words[1:] for words in lines if words[0] == "s3dcp" and words[1] != "serve"]
+    assert len(looks) >= 3
+    for words in looks:
+        assert pages.command(*words)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_example_of_resharding_loads_with_other_ranks(s3dcp_bucket: str) -> None:
+    for what, ranks in (("save", 4), ("load", 2)):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        job = [*torchrun, str(ROOT / "examples/reshard.py"), what, f"s3://{s3dcp_bucket}/sharded"]
+        done = subprocess.run(job, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(f"of {ranks}: {what} of") == ranks
 
 
 def test_no_page_has_snippets_that_do_not_run() -> None:

@@ -12,7 +12,7 @@ __all__ = ["S3Checkpoint"]
 
 
 class S3Checkpoint:
-    """One file with a whole state, on S3; drop-in for the class of this name in ``s3torchconnector``.
+    """One file with a whole state, on S3; drop-in for the class of this name in ``s3torchconnector``::
 
         checkpoint = S3Checkpoint("us-east-1")
         with checkpoint.writer("s3://bucket/model.pt") as writer:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+__all__ = ["S3ClientConfig"]
+
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from . import _native
 
+__all__ = ["Description", "describe"]
+
 if TYPE_CHECKING:
     from .s3_prefix_strategy import S3PrefixStrategyBase
 

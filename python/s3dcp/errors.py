@@ -44,7 +44,8 @@ class S3DcpError(Exception):
         kind: the kind as a word, e.g. ``"NotFound"``; each kind has a class of its own.
         retryable: whether trying again later can help (the engine's own retries are already spent).
         maybe_applied: whether the request may have taken effect although it failed.
-        bucket, key: where, if the error concerns an object.
+        bucket: of the object that the error concerns, if it does.
+        key: that object's.
         part: number of the part of a multipart upload, from 1.
         attempts: how many times the request was sent.
         elapsed: seconds from the first attempt to the failure.

@@ -80,7 +80,7 @@ class SaveReport:
 
 
 class CheckpointManager:
-    """Saves, restores and keeps the checkpoints of one training on one path.
+    """Saves, restores and keeps the checkpoints of one training on one path::
 
         with CheckpointManager("s3://bucket/run", keep=Keep(last=3), async_=True) as manager:
             found = manager.restore(state)

@@ -1,4 +1,4 @@
-"""An S3 endpoint for tests and experiments, in this process.
+"""An S3 endpoint for tests and experiments, in this process::
 
     from s3dcp import testing
 

@@ -131,7 +131,7 @@ class S3Storage(Storage):  # type: ignore[misc]
 
     @property
     def mmap_fill_workers(self) -> int:
-        """One: each read is fetched in as many ranges at once as the client finds useful."""
+        """Always one, as each read is fetched in as many ranges at once as the client finds useful."""
         return 1
 
     # -- paths

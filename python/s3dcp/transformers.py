@@ -1,6 +1,6 @@
 """``import s3dcp.transformers`` makes ``Trainer`` work with ``output_dir="s3://…"``.
 
-Trainer writes local files, and makes a folder ``s3:`` of an S3 URI. From the import on a `Trainer`, or a subclass,
+Trainer writes local files, and makes a folder ``s3:`` of an S3 URI. From the import on a ``Trainer``, or a subclass,
 whose ``output_dir`` is on S3 works in a staging directory. Each checkpoint goes up when Trainer has written it, its
 ``trainer_state.json`` last, and its local files go. Empty folders stand for the checkpoints on S3, so that it is
 Trainer who says which of them are kept and which is the best; files are fetched when Trainer is about to read them.

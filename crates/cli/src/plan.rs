@@ -17,6 +17,9 @@ use crate::report::Failure;
 /// Compares strategies, numbers of patterns and part sizes with `s3dcp simulate`, says what a save or load takes with the
 /// partitions that S3 has now and with as many as the time wanted needs, and gives code to paste.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  s3dcp plan --ranks 512 --bytes-per-rank 10GiB --within 30s\n  s3dcp plan --ranks 512 --bytes-per-rank 10GiB --load --partitions 4"
+)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     fleet: Fleet,

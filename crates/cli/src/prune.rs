@@ -23,6 +23,9 @@ const USUAL_LIMIT: Duration = Duration::from_secs(24 * 3600);
 ///
 /// Credentials come from the usual AWS places: environment, profile, web identity, container, instance.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  s3dcp prune s3://bucket/run\n  s3dcp prune s3://bucket/run --older-than 2h --delete"
+)]
 pub(crate) struct Arguments {
     /// Where to look: s3://bucket/path, s3://bucket for all of it, or a local folder
     uri: String,

@@ -18,6 +18,9 @@ const SECRET_KEY_VARIABLE: &str = "S3DCP_SECRET_KEY";
 /// Signatures and checksums are verified and conditional writes hold, but it is a development endpoint: one pair of keys,
 /// no fsync. Stop it with Ctrl-C.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  s3dcp serve --bucket checkpoints\n  s3dcp serve --data /data/s3 --bucket checkpoints --tls authority.pem\n  s3dcp serve --bucket checkpoints --partitions 0.01\n  s3dcp serve --bucket checkpoints --fault 'error:SlowDown on=UploadPart times=3'"
+)]
 pub(crate) struct Arguments {
     /// Address and port to listen on; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:9000", value_name = "HOST:PORT")]

@@ -22,6 +22,9 @@ const FIGURES: &str = "/*figures*/";
 /// Prefixes, part sizes and pacing are the shipped code, S3 is a model of its partitions: what it assumes stands in
 /// `docs/partitions.md`. Times are virtual; equal seeds give equal results.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  s3dcp simulate --ranks 512 --bytes-per-rank 10GiB\n  s3dcp simulate --ranks 4096 --bytes-per-rank 1GiB --strategy hex --part-size 8MiB,64MiB --html report.html"
+)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     fleet: Fleet,

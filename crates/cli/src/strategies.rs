@@ -14,6 +14,9 @@ use crate::report::Failure;
 
 /// Show the prefix that a strategy gives each rank
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  s3dcp strategies hex --ranks 4 --epoch 5\n  s3dcp strategies numeric --help"
+)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     strategy: Strategy,

@@ -16,6 +16,7 @@ use crate::service::{Service, not_there, runtime};
 ///
 /// Credentials come from the usual AWS places: environment, profile, web identity, container, instance.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  s3dcp tree s3://bucket/run --depth 2\n  s3dcp tree /data/run --json")]
 pub(crate) struct Arguments {
     /// What to show: s3://bucket, s3://bucket/path, or a local folder
     uri: String,

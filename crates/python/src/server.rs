@@ -64,7 +64,7 @@ struct Partitions {
     split_after: f64,
     /// Seconds that neighbours are cold before they merge.
     merge_after: f64,
-    /// Where partitions begin from the start, as `<bucket>/<key>`.
+    /// Where partitions begin from the start, as ``<bucket>/<key>``.
     first_keys: Vec<String>,
 }
 
@@ -132,7 +132,7 @@ impl Partitions {
 #[pyclass(module = "s3dcp._native", frozen, get_all)]
 #[derive(Debug, Clone)]
 struct PartitionView {
-    /// Its first key as `<bucket>/<key>`; empty for the lowest.
+    /// Its first key as ``<bucket>/<key>``; empty for the lowest.
     first_key: String,
     /// Where the next one begins; None for the highest.
     end_key: Option<String>,
@@ -280,7 +280,7 @@ impl Server {
         &self.region
     }
 
-    /// What clients must trust: a certificate as PEM; None without TLS.
+    /// The certificate, as PEM, that clients must trust; None without TLS.
     #[getter]
     fn authority(&self) -> Option<&str> {
         self.authority.as_deref()
@@ -307,7 +307,7 @@ impl Server {
         })
     }
 
-    /// Adds a fault, such as `error:SlowDown on=UploadPart times=3`, behind those that are there.
+    /// Adds a fault, such as ``error:SlowDown on=UploadPart times=3``, behind those that are there.
     ///
     /// ValueError when it is no rule; RuntimeError when the server has been stopped, or in a forked child.
     fn inject(&self, fault: &str) -> PyResult<()> {
