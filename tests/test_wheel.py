@@ -46,9 +46,7 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
 @pytest.mark.parametrize(("machine", "elf"), [("x86_64", EM_X86_64), ("aarch64", EM_AARCH64)])
 def test_each_machines_wheel_asks_for_no_newer_glibc_than_it_says(machine: str, elf: int) -> None:
     wheel = packages.built(f"*_{machine}.whl")
-    assert wheel.name == (
-        f"s3dcp-{__version__}-cp310-abi3-manylinux_2_17_{machine}.manylinux2014_{machine}.whl"
-    )
+    assert wheel.name == f"s3dcp-{__version__}-cp310-abi3-manylinux2014_{machine}.manylinux_2_17_{machine}.whl"
     holds_the_package_and_nothing_else(wheel)
     with zipfile.ZipFile(wheel) as archive:
         module = archive.read("s3dcp/_native.abi3.so")
@@ -69,7 +67,7 @@ def test_the_command_needs_no_torch_and_the_quickstart_runs_with_it(wheel: Path,
     assert run(python, "-c", "import s3dcp; print(s3dcp.__version__)").strip() == __version__
     # torch, as it is installed beside.
     (site,) = (tmp_path / "empty/lib").glob("python*/site-packages")
-    (site / "torch.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "torch.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     with testing.server(buckets=["checkpoints"], environment=True):
         run(python, ROOT / "examples/quickstart.py")
         assert "1 shard file" not in run(command, "ls", "s3://checkpoints/quickstart")
