@@ -1,5 +1,5 @@
 # `make demo` shows the main job, `make test` runs every test; both install what they need into .venv and target.
-# `make check` is the loop before a commit, `make bench` measures beside the peers.
+# `make check` is the loop before a commit, `make bench` measures beside the peers, `make wheels` builds what is released.
 
 PYTHON ?= python3
 VENV := .venv
@@ -161,17 +161,19 @@ sanitize: $(VENV)/ready
 # dist/: the source distribution, and a wheel for each of these machines, linked by zig against the oldest glibc that Rust works
 # with: docs/decisions/packages.md.
 MACHINES ?= x86_64 aarch64
-wheels: export PATH := $(CURDIR)/$(RELEASE_VENV)/bin:$(PATH)
 wheels: $(RELEASE_VENV)/ready
 	@rm -rf dist
 	@$(call quietly,$(RELEASE_VENV)/build.log,$(BIN)/maturin sdist --out dist)
 	@for machine in $(MACHINES); do \
 		echo "Building the wheel for $$machine (a first build takes some minutes)"; \
 		rustup target add $$machine-unknown-linux-gnu >/dev/null 2>&1; \
-		{ $(call quietly,$(RELEASE_VENV)/build.log,$(BIN)/maturin build --locked --release --quiet --out dist --zig \
-			--compatibility manylinux_2_17 --auditwheel check --target $$machine-unknown-linux-gnu); } || exit 1; \
+		$(call quietly,$(RELEASE_VENV)/build.log,PATH="$(CURDIR)/$(RELEASE_VENV)/bin:$$PATH" \
+			$(BIN)/maturin build --locked --release --quiet --out dist --zig --compatibility manylinux_2_17 \
+			--auditwheel check --target $$machine-unknown-linux-gnu); \
 	done
-	@twine check --strict dist/* && abi3audit --strict dist/*.whl && ls -l dist
+	@$(RELEASE_VENV)/bin/twine check --strict dist/*
+	@$(RELEASE_VENV)/bin/abi3audit --strict dist/*.whl
+	@ls -l dist
 
 # What lies in dist, in environments that hold nothing else; the source distribution is built there too.
 test-wheels: $(NATIVE)
