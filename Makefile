@@ -1,5 +1,6 @@
 # `make demo` shows the main job, `make test` runs every test; both install what they need into .venv and target.
-# `make check` is the loop before a commit, `make docs` builds the site, `make bench` measures beside the peers.
+# `make check` is the loop before a commit, `make docs` builds the site, `make bench` measures beside the peers, `make wheels` builds
+# what is released.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,6 +8,7 @@ BIN := $(VENV)/bin
 BENCH_VENV := .cache/bench
 FRAMEWORKS_VENV := .cache/frameworks
 DOCS_VENV := .cache/docs
+RELEASE_VENV := .cache/release
 GARAGE := .cache/garage
 NATIVE := python/s3dcp/_native.abi3.so
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
@@ -16,11 +18,11 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # $(call quietly,log,command): what installers say of themselves goes to the log, which is shown where they fail.
 quietly = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 $(2) >$(1) 2>&1 || { cat $(1); exit 1; }
 
-.PHONY: help demo test test-rust test-python test-torch test-real-s3 test-frameworks check check-rust check-python check-targets format deny docs bench bench-micro \
-	fuzz sanitize clean
+.PHONY: help demo test test-rust test-python test-torch test-real-s3 test-frameworks check check-rust check-python check-targets format \
+	deny docs bench bench-micro fuzz sanitize wheels test-wheels version clean
 
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 
 demo: $(NATIVE)
 	@$(BIN)/python examples/demo/run.py
@@ -169,6 +171,35 @@ sanitize: $(VENV)/ready
 		tests/test_sanitizer.py tests/test_batches.py tests/test_state_kinds.py tests/test_interrupts.py
 	CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/models cargo run --locked --release --quiet --manifest-path fuzz/models/Cargo.toml
 
+# dist/: the source distribution, and a wheel for each of these machines, linked by zig against the oldest glibc that Rust works
+# with: docs/decisions/packages.md.
+MACHINES ?= x86_64 aarch64
+wheels: $(RELEASE_VENV)/ready
+	@rm -rf dist
+	@$(call quietly,$(RELEASE_VENV)/build.log,$(BIN)/maturin sdist --out dist)
+	@for machine in $(MACHINES); do \
+		echo "Building the wheel for $$machine (a first build takes some minutes)"; \
+		rustup target add $$machine-unknown-linux-gnu >/dev/null 2>&1; \
+		$(call quietly,$(RELEASE_VENV)/build.log,PATH="$(CURDIR)/$(RELEASE_VENV)/bin:$$PATH" \
+			$(BIN)/maturin build --locked --release --quiet --out dist --zig --compatibility manylinux_2_17 \
+			--auditwheel check --target $$machine-unknown-linux-gnu); \
+	done
+	@$(RELEASE_VENV)/bin/twine check --strict dist/*
+	@$(RELEASE_VENV)/bin/abi3audit --strict dist/*.whl
+	@ls -l dist
+
+# What lies in dist, in environments that hold nothing else; the source distribution is built there too.
+test-wheels: $(NATIVE)
+	S3DCP_DIST=$(CURDIR)/dist $(BIN)/python -m pytest tests/test_wheel.py tests/test_sdist.py $(PYTEST)
+
+# `make version VERSION=1.2.3` writes it wherever it stands.
+version:
+	@[ -n "$(VERSION)" ] || { echo "which? make version VERSION=1.2.3"; exit 1; }
+	sed -i -E '/^(version|s3dcp-)/s/"(=?)[0-9][^"]*"/"\1$(VERSION)"/' Cargo.toml
+	@for crate in . fuzz/libfuzzer fuzz/models; do \
+		cargo update --workspace --quiet --manifest-path $$crate/Cargo.toml || exit 1; \
+	done
+
 $(VENV)/ready: requirements-dev.txt
 	@echo "Installing Python packages into $(VENV) (torch is large: some minutes)"
 	@$(PYTHON) -m venv $(VENV)
@@ -202,6 +233,10 @@ $(FRAMEWORKS_VENV)/ready: tests/frameworks/requirements.txt $(VENV)/ready
 	@echo "Installing the frameworks into $(FRAMEWORKS_VENV)"
 	$(call beside,$(FRAMEWORKS_VENV),$<)
 
+$(RELEASE_VENV)/ready: requirements-release.txt $(VENV)/ready
+	@echo "Installing what releases are made with into $(RELEASE_VENV)"
+	$(call beside,$(RELEASE_VENV),$<)
+
 # Stripped and installed in place; Python sources are used where they are.
 $(NATIVE): $(VENV)/ready $(RUST_SOURCES)
 	@echo "Building the native module (a first build takes some minutes)"
@@ -210,4 +245,4 @@ $(NATIVE): $(VENV)/ready $(RUST_SOURCES)
 	@touch $@
 
 clean:
-	rm -rf target build $(VENV) $(BENCH_VENV) $(FRAMEWORKS_VENV) $(DOCS_VENV) .cache/torch-* $(NATIVE)
+	rm -rf target build dist $(VENV) $(BENCH_VENV) $(FRAMEWORKS_VENV) $(DOCS_VENV) $(RELEASE_VENV) .cache/torch-* $(NATIVE)

@@ -1,4 +1,6 @@
-//! The layout of `torch.distributed.checkpoint` on S3.
+#![doc = include_str!("../README.md")]
+//!
+//! What is in it:
 //!
 //! - Names: [`Layout`] writes, parses and checks every name of a checkpoint's objects; [`Location`] is where one save puts its index.
 //!   [`StepFolders`] finds the step in a path.

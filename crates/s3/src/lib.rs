@@ -1,27 +1,8 @@
-//! The S3 engine of s3dcp: owned uploads without copies, ranged downloads into the caller's memory, checksums,
-//! conditional writes, and retries with a deadline.
-//!
-//! ```no_run
-//! # async fn example() -> Result<(), s3dcp_s3::Error> {
-//! use s3dcp_s3::{Client, ClientConfig, Payload, PutOptions};
-//!
-//! let mut config = ClientConfig::default();
-//! config.region = Some("eu-central-1".into());
-//! let client = Client::new(config)?;
-//! client.put_object("models", "run7/note", Payload::from(b"step 12".to_vec()), &PutOptions::default()).await?;
-//! assert_eq!(&client.get_range("models", "run7/note", 5..7).await?[..], b"12");
-//! # Ok(()) }
-//! ```
+#![doc = include_str!("../README.md")]
 //!
 //! The layers, from the outside in, each a folder: an operation ([`Client::put_object`]) or a transfer ([`Client::upload`],
-//! [`Client::assemble`], [`Client::download`]), admission (its retries, pacing after a SlowDown, the limit on connections), one HTTP request. A client does no I/O before its first request, and belongs to the tokio runtime and the process of that
-//! request.
-//!
-//! The feature `credential-chain`, on by default, is AWS's own code for credentials (profiles, SSO, web identity, containers,
-//! instances) and for the files of profiles: with what it needs 87 of the 205 crates that this one is built of. Without it credentials are those
-//! of [`ClientConfig::credentials`] or of `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`.
-//!
-//! Not here: HTTP proxies, S3 Express session authentication, object versions.
+//! [`Client::assemble`], [`Client::download`]), admission (its retries, pacing after a SlowDown, the limit on connections), one HTTP
+//! request. A client does no I/O before its first request, and belongs to the tokio runtime and the process of that request.
 
 mod admission;
 mod auth;
