@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -119,3 +120,38 @@ def test_the_command_puts_partitions_in_front() -> None:
         process.terminate()
     assert figures["writes_per_second"] == 3.5
     assert [partition["first_key"] for partition in figures["partitions"]] == ["", f"{BUCKET}/8"]
+
+
+SAMPLE = re.compile(r'(\w+?)(?:\{(\w+)="((?:[^"\\]|\\.)*)"\})? (\d+)')
+
+
+def metrics(server: testing.Server) -> dict[tuple[str, str, str], int]:
+    """Each sample by its name, its label and the label's value."""
+    with urllib.request.urlopen(f"{server.endpoint_url}/_s3dcp/metrics") as answer:
+        assert answer.headers["content-type"] == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        *lines, end = answer.read().decode().splitlines()
+    assert end == "# EOF"
+    found = [SAMPLE.fullmatch(line) for line in lines if not line.startswith("#")]
+    assert all(found), lines
+    return {(each[1], each[2] or "", each[3] or ""): int(each[4]) for each in found if each}
+
+
+def test_prometheus_is_told_what_the_server_did() -> None:
+    first_key = f'{BUCKET}/"8'
+    with testing.server([BUCKET], partitions=testing.Partitions(2, 50, first_keys=[first_key])) as server:
+        assert refused(client(), "put_object", 5, lambda turn: "k") == 3
+        client().get_object(Bucket=BUCKET, Key="k")["Body"].read()
+        told, stats = metrics(server), server.stats()
+        for operation, count in stats.requests.items():
+            assert told["s3dcp_server_requests_total", "operation", operation] == count
+        for status, count in stats.responses.items():
+            assert told["s3dcp_server_responses_total", "status", str(status)] == count
+        assert told["s3dcp_server_responses_total", "status", "503"] == 3
+        assert told["s3dcp_server_received_bytes_total", "", ""] == stats.bytes_received > 0
+        assert told["s3dcp_server_sent_bytes_total", "", ""] == stats.bytes_sent > 0
+        for partition in server.partitions():
+            label = partition.first_key.replace('"', '\\"')
+            assert told["s3dcp_server_partition_admitted_total", "first_key", label] == partition.admitted
+            assert told["s3dcp_server_partition_refused_total", "first_key", label] == partition.refused
+    with testing.server([BUCKET]) as server:
+        assert not [name for name, _, _ in metrics(server) if "partition" in name]

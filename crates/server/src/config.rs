@@ -45,7 +45,7 @@ pub struct ServerConfig {
     /// [`Server::authority`](crate::Server::authority). Default `false`.
     pub tls: bool,
     /// A model of S3's partitions in front, with `503 SlowDown` for what is too much. A page at `/_s3dcp/` draws it, and
-    /// `/_s3dcp/partitions` is the same as JSON, both without a signature. Default `None`.
+    /// `/_s3dcp/partitions` is the same as JSON, both without a signature, as is `/_s3dcp/metrics`. Default `None`.
     pub partitions: Option<Partitions>,
     /// Faults from the start; [`Server::inject`](crate::Server::inject) adds more. Default none.
     pub faults: Vec<Fault>,

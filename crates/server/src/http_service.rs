@@ -26,6 +26,7 @@ use crate::connection::Connection;
 use crate::faults::{Dropped, Faults, InjectedError, Target};
 use crate::host::Domains;
 use crate::ids::Ids;
+use crate::metrics;
 use crate::partitions::{self, PartitionGate};
 use crate::signature::{self, Refusal};
 use crate::stats::Counters;
@@ -70,7 +71,13 @@ impl HttpService {
         request: Request<Incoming>,
         connection: &Connection,
     ) -> Result<Response<Body>, Dropped> {
-        if let Some(gate) = &self.inner.partitions
+        let partitions = self.inner.partitions.as_deref();
+        let figures =
+            || (self.inner.counters.snapshot(), partitions.map(PartitionGate::views).unwrap_or_default());
+        if let Some(page) = metrics::page(request.uri().path(), figures) {
+            return Ok(page);
+        }
+        if let Some(gate) = partitions
             && let Some(page) = partitions::page(gate, request.uri().path())
         {
             return Ok(page);

@@ -43,6 +43,7 @@ mod http_service;
 mod ids;
 mod list;
 mod memory;
+mod metrics;
 mod multipart;
 mod object;
 mod partitions;

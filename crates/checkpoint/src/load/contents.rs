@@ -180,7 +180,7 @@ impl<'a> Reader<'a, '_> {
         entries: impl Iterator<Item = (Value<'a>, Value<'a>)>,
     ) -> Result<HashMap<Place<'a>, Stored>, Error> {
         let tree = self.tree;
-        let mut places = HashMap::new();
+        let mut places = HashMap::with_capacity(entries.size_hint().0);
         for (index, info) in entries {
             let (Some(index), Some(info)) = (tree.state(index), tree.state(info)) else {
                 return Err(malformed("an entry of storage_data"));
