@@ -72,14 +72,14 @@ def test_the_sdist_is_a_workspace_of_its_own_with_the_versions_of_ours(unpacked:
 @pytest.mark.slow
 def test_the_sdist_builds_the_same_wheel_where_nothing_else_is(sdist: Path, tmp_path: Path) -> None:
     programs = packages.empty_environment(tmp_path / "empty")
-    options = ("--quiet", "--no-deps", "--no-binary", "s3dcp", "--wheel-dir", tmp_path / "wheels")
+    options = ("--quiet", "--no-cache-dir", "--no-deps", "--no-binary", "s3dcp", "--wheel-dir", tmp_path / "wheels")
     run(programs / "python", "-m", "pip", "wheel", *options, sdist, timeout=3600)
     (wheel,) = (tmp_path / "wheels").iterdir()
     other, ours = (packages.checksums(each) for each in (wheel, packages.built(f"*_{platform.machine()}.whl")))
     assert set(other) == set(ours)
-    # The module is linked elsewhere, and two files of the metadata tell.
+    # The module is linked elsewhere, and the metadata says where and when.
     differ = {name.rpartition("/")[2] for name in ours if ours[name] != other[name]}
-    assert differ <= {"_native.abi3.so", "RECORD", "WHEEL"}
+    assert differ <= {"_native.abi3.so", "RECORD", "WHEEL", "s3dcp-python.cyclonedx.json"}
 
 
 def test_the_crates_hold_what_builds_them_and_their_licence(tmp_path: Path) -> None:
