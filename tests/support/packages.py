@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 # What `make wheels` built, where its tests run.
 DIST = Path(os.environ["S3DCP_DIST"]) if "S3DCP_DIST" in os.environ else None
 needs_dist = pytest.mark.skipif(DIST is None, reason="`make test-wheels` runs it")
@@ -42,8 +43,7 @@ def built(pattern: str) -> Path:
 
 def maturin(*arguments: object, out: Path) -> Path:
     """The one file that maturin builds; dependencies that the tests' own build compiled are not compiled again."""
-    target = os.environ.get("CARGO_TARGET_DIR", str(ROOT / "target"))
-    run(sys.executable, "-m", "maturin", *arguments, "--out", out, CARGO_TARGET_DIR=target)
+    run(sys.executable, "-m", "maturin", *arguments, "--out", out, CARGO_TARGET_DIR=str(TARGET))
     (file,) = out.iterdir()
     return file
 
