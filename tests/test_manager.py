@@ -67,6 +67,19 @@ def test_a_training_saves_keeps_and_restores(store: Store) -> None:
     assert not [key for key in store.all_keys() if key.endswith(".s3dcp-writer")]
 
 
+def test_a_report_says_how_long_s3_took_to_answer(store: Store, s3dcp_server: Any) -> None:
+    with manager(store) as checkpoints:
+        checkpoints.save(0, state_of(0))
+        s3dcp_server.inject("delay:700ms on=PutObject key=*.metadata times=1")
+        slow = checkpoints.save(1, state_of(1)).result()
+        assert 0 < slow.latency.p50 < 0.5
+        assert 0.69 < slow.latency.max < slow.seconds
+        assert slow.latency.p50 <= slow.latency.p90 <= slow.latency.p99 <= slow.latency.max
+        assert f"(median {slow.latency.p50:.3f} s, 99 % {slow.latency.p99:.3f} s)" in str(slow)
+        after = checkpoints.save(2, state_of(2)).result()
+        assert after.latency.max < 0.69, "of this save alone"
+
+
 def test_an_asynchronous_save_ends_in_the_background(store: Store) -> None:
     with manager(store, async_=True, keep=Keep(last=1)) as checkpoints:
         state = state_of(1)

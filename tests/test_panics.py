@@ -80,7 +80,7 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     index = _native.write_index(metadata, "id")
     partitions = _native.Partitions()
     layout = _native.Layout("a")
-    view, stats = server.partitions()[0], server.stats()
+    view, stats, client_stats = server.partitions()[0], server.stats(), client.stats()
     return {
         "Client.new": lambda: _native.Client(None, None, S3ClientConfig()),
         "Client.get_object": lambda: client.get_object(bucket, "k"),
@@ -181,6 +181,8 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "Partitions.new": lambda: _native.Partitions(),
         "Partitions.__repr__": lambda: repr(partitions),
         "PartitionView.__repr__": lambda: repr(view),
+        "Stats.since": lambda: client_stats.since(client_stats),
+        "Stats.latency": lambda: client_stats.latency(0.5),
         "ServerStats.__repr__": lambda: repr(stats),
         "Server.new": lambda: _native.Server(),
         "Server.endpoint_url": lambda: server.endpoint_url,

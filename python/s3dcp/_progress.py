@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 from . import _native
 
@@ -77,18 +76,15 @@ class Progress:
             self._report.close()
 
     def _moved(self, after: _native.Stats) -> int:
-        now: Any = getattr(after, self._counter)
-        return int(now - getattr(self._before, self._counter))
+        return int(getattr(after.since(self._before), self._counter))
 
     def _log(self) -> None:
-        seconds, after = time.perf_counter() - self._began, self._client.stats()
-        gib = self._moved(after) / 2**30
-        requests, retries = after.requests - self._before.requests, after.retries - self._before.retries
-        slow_downs = after.throttled - self._before.throttled
+        seconds, used = time.perf_counter() - self._began, self._client.stats().since(self._before)
+        gib = getattr(used, self._counter) / 2**30
         logger.info(
             "%s of %s, rank %d: %.2f GiB in %.2f s (%.2f GiB/s), %d requests, %d retries, %d SlowDowns",
             *self._what,
-            *(gib, seconds, gib / max(seconds, 1e-9), requests, retries, slow_downs),
+            *(gib, seconds, gib / max(seconds, 1e-9), used.requests, used.retries, used.throttled),
         )
 
     def _run(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import socket
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -29,7 +30,7 @@ from .s3_prefix_strategy import HexPrefixStrategy, S3PrefixStrategyBase
 from .storage_reader import S3StorageReader
 from .storage_writer import S3StorageWriter
 
-__all__ = ["CheckpointManager", "Keep", "SaveReport"]
+__all__ = ["CheckpointManager", "Keep", "Latency", "SaveReport"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,33 @@ class Keep:
     younger: timedelta | None = None
 
 
+class Latency(NamedTuple):
+    """Seconds until the answers to some requests began; NaN where there were none.
+
+    It counts from the first byte of a request that sends a body, and from the end of every other. Two digits are right.
+
+    Attributes:
+        p50: what half of the answers did not exceed.
+        p90: what 90 of 100 did not exceed.
+        p99: what 99 of 100 did not exceed.
+        max: the longest.
+    """
+
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, used: _native.Stats) -> Latency:
+        """Those of the requests that these statistics count."""
+        found = (used.latency(part) for part in (0.5, 0.9, 0.99, 1.0))
+        return cls(*(math.nan if seconds is None else seconds for seconds in found))
+
+    def __str__(self) -> str:
+        return f"median {self.p50:.3f} s, 99 % {self.p99:.3f} s"
+
+
 @dataclasses.dataclass(frozen=True)
 class SaveReport:
     """What a save took on this rank.
@@ -57,6 +85,7 @@ class SaveReport:
         requests: requests that it sent.
         retries: of these, those that repeated a failed one.
         slow_downs: answers that asked for fewer requests.
+        latency: how long the answers to them took to begin.
         seconds: from the call to the end of the commit and of the retention.
         stall_seconds: of these, how long the caller waited.
     """
@@ -67,6 +96,7 @@ class SaveReport:
     requests: int
     retries: int
     slow_downs: int
+    latency: Latency
     seconds: float
     stall_seconds: float
 
@@ -74,7 +104,7 @@ class SaveReport:
         speed = self.bytes / max(self.seconds, 1e-9) / (1 << 30)
         return (
             f"step {self.step}: {self.bytes / (1 << 30):.2f} GiB in {self.seconds:.1f} s ({speed:.2f} GiB/s), "
-            f"stalled for {self.stall_seconds:.2f} s, {self.requests} requests, {self.retries} retries, "
+            f"stalled for {self.stall_seconds:.2f} s, {self.requests} requests ({self.latency}), {self.retries} retries, "
             f"{self.slow_downs} SlowDowns"
         )
 
@@ -301,15 +331,16 @@ class CheckpointManager:
             retention = keep(self.uri, delete=True, **vars(self.keep), **self._client_settings)
             for failure in retention.failed:
                 logger.warning(failure)
-        after = self._writer.fs.client.stats()
+        used = self._writer.fs.client.stats().since(before)
         seconds = time.monotonic() - began
         report = SaveReport(
             step=step,
             uri=f"{self.uri.rstrip('/')}/epoch_{step}",
-            bytes=after.bytes_sent - before.bytes_sent,
-            requests=after.requests - before.requests,
-            retries=after.retries - before.retries,
-            slow_downs=after.throttled - before.throttled,
+            bytes=used.bytes_sent,
+            requests=used.requests,
+            retries=used.retries,
+            slow_downs=used.throttled,
+            latency=Latency.of(used),
             seconds=seconds,
             stall_seconds=seconds if stalled is None else stalled,
         )

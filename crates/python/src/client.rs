@@ -41,13 +41,46 @@ impl From<s3dcp_s3::ObjectInfo> for ObjectInfo {
 }
 
 /// Counters of a client since it was made.
-#[pyclass(frozen, get_all, module = "s3dcp._native")]
+#[pyclass(frozen, module = "s3dcp._native")]
 pub(crate) struct Stats {
+    #[pyo3(get)]
     requests: u64,
+    #[pyo3(get)]
     retries: u64,
+    #[pyo3(get)]
     throttled: u64,
+    #[pyo3(get)]
     bytes_sent: u64,
+    #[pyo3(get)]
     bytes_received: u64,
+    inner: s3dcp_s3::Stats,
+}
+
+impl From<s3dcp_s3::Stats> for Stats {
+    fn from(inner: s3dcp_s3::Stats) -> Self {
+        Self {
+            requests: inner.requests,
+            retries: inner.retries,
+            throttled: inner.throttled,
+            bytes_sent: inner.bytes_sent,
+            bytes_received: inner.bytes_received,
+            inner,
+        }
+    }
+}
+
+#[entry]
+#[pymethods]
+impl Stats {
+    /// What the client did since `before`, an earlier snapshot of it.
+    fn since(&self, before: &Stats) -> Stats {
+        self.inner.since(&before.inner).into()
+    }
+
+    /// Seconds that this part of the answers, from 0 to 1, did not take longer to begin; None where there was none.
+    fn latency(&self, part: f64) -> Option<f64> {
+        self.inner.latencies.quantile(part).map(|time| time.as_secs_f64())
+    }
 }
 
 /// A client's part in a pace that the clients of a job agree on: see `s3dcp_pacing::Share`.
@@ -231,14 +264,7 @@ impl Client {
     }
 
     fn stats(&self, py: Python<'_>) -> PyResult<Stats> {
-        let stats = self.engine(py)?.stats();
-        Ok(Stats {
-            requests: stats.requests,
-            retries: stats.retries,
-            throttled: stats.throttled,
-            bytes_sent: stats.bytes_sent,
-            bytes_received: stats.bytes_received,
-        })
+        Ok(self.engine(py)?.stats().into())
     }
 }
 

@@ -11,6 +11,7 @@ mod clock;
 mod config;
 mod error;
 mod http;
+mod latencies;
 mod operation;
 mod protocol;
 mod stats;
@@ -22,6 +23,7 @@ pub use config::{
     ClientConfig, DEFAULT_PART_SIZE, MAX_PART_SIZE, MIN_PART_SIZE, ServerSideEncryption, StaticCredentials,
 };
 pub use error::{Error, ErrorKind};
+pub use latencies::Latencies;
 pub use operation::conditions::Found;
 pub use operation::copy::CopySource;
 pub use operation::delete::DeleteFailure;

@@ -1,9 +1,13 @@
 //! Counters of what a client has done.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::latencies::Latencies;
 
 /// A snapshot of a client's counters since it was made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Requests sent, repeated ones included.
@@ -16,10 +20,28 @@ pub struct Stats {
     pub bytes_sent: u64,
     /// Object bytes received, repeated ones included.
     pub bytes_received: u64,
+    /// How long answers took to begin.
+    pub latencies: Latencies,
+}
+
+impl Stats {
+    /// What the client did since an earlier snapshot of it.
+    #[must_use]
+    pub fn since(&self, before: &Stats) -> Stats {
+        Stats {
+            requests: self.requests.saturating_sub(before.requests),
+            retries: self.retries.saturating_sub(before.retries),
+            throttled: self.throttled.saturating_sub(before.throttled),
+            bytes_sent: self.bytes_sent.saturating_sub(before.bytes_sent),
+            bytes_received: self.bytes_received.saturating_sub(before.bytes_received),
+            latencies: self.latencies.since(&before.latencies),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    latencies: Mutex<Latencies>,
     requests: AtomicU64,
     retries: AtomicU64,
     throttled: AtomicU64,
@@ -48,6 +70,10 @@ impl Counters {
         self.bytes_received.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    pub(crate) fn add_latency(&self, time: Duration) {
+        self.latencies.lock().unwrap_or_else(PoisonError::into_inner).add(time);
+    }
+
     pub(crate) fn snapshot(&self) -> Stats {
         Stats {
             requests: self.requests.load(Ordering::Relaxed),
@@ -55,6 +81,7 @@ impl Counters {
             throttled: self.throttled.load(Ordering::Relaxed),
             bytes_sent: self.bytes_sent.load(Ordering::Relaxed),
             bytes_received: self.bytes_received.load(Ordering::Relaxed),
+            latencies: self.latencies.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }

@@ -158,6 +158,7 @@ impl Client {
         let sent = clock::now();
         let response = session.transport.send(request, &progress, limits.clone()).await?;
         let time = clock::now().duration_since(sent);
+        inner.counters.add_latency(time);
         match call.body.len() {
             0 => inner.network.answered(time),
             bytes => inner.network.carried(bytes, time),
