@@ -104,8 +104,8 @@ class SaveReport:
         speed = self.bytes / max(self.seconds, 1e-9) / (1 << 30)
         return (
             f"step {self.step}: {self.bytes / (1 << 30):.2f} GiB in {self.seconds:.1f} s ({speed:.2f} GiB/s), "
-            f"stalled for {self.stall_seconds:.2f} s, {self.requests} requests ({self.latency}), {self.retries} retries, "
-            f"{self.slow_downs} SlowDowns"
+            f"stalled for {self.stall_seconds:.2f} s, {self.requests} requests ({self.latency}), "
+            f"{self.retries} retries, {self.slow_downs} SlowDowns"
         )
 
 
