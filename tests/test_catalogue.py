@@ -261,6 +261,29 @@ def test_keep_works_on_local_folders(tmp_path: Path) -> None:
     assert torch.equal(state["weight"], small(300)["weight"])
 
 
+@pytest.mark.parametrize("strategy", [None, "hex"])
+def test_keep_takes_the_peers_checkpoints_whole_and_the_peer_reads_what_stays(
+    store: Store, strategy: str | None
+) -> None:
+    from s3torchconnector.dcp import HexPrefixStrategy as PeersHex
+    from s3torchconnector.dcp import S3StorageReader as PeersReader
+    from s3torchconnector.dcp import S3StorageWriter as PeersWriter
+
+    config = {"s3client_config": jobs.peer_config()}
+    for step in (1, 2, 3):
+        path = f"{store.uri}/step-{step}"
+        writer = PeersWriter(REGION, path, prefix_strategy=PeersHex() if strategy else None, **config)
+        dcp.save(small(step), storage_writer=writer, no_dist=True)
+    assert [each.complete for each in list_checkpoints(store.uri)] == [True] * 3
+    done = command("keep", store.uri, "--last", "1", "--delete")
+    assert done.returncode == 0, done.stderr
+    assert {key.split("/")[-2 if strategy is None else -3] for key in store.all_keys() if "distcp" in key} == {"step-3"}
+    assert not [key for key in store.all_keys() if "step-1/" in key or "step-2/" in key]
+    state = {name: torch.zeros_like(tensor) for name, tensor in small().items()}
+    dcp.load(state, storage_reader=PeersReader(REGION, f"{store.uri}/step-3", **config), no_dist=True)
+    assert torch.equal(state["weight"], small(3)["weight"])
+
+
 @pytest.mark.parametrize(
     ("rules", "names"),
     [
