@@ -264,7 +264,7 @@ def test_a_path_without_leftovers_is_told(store: Store) -> None:
     jobs.save({"x": values((3,))}, store.uri)
     for uri in (store.uri, f"s3://{store.bucket}/nowhere"):
         done = prune(uri, "--older-than", "7d", "--delete")
-        assert done.stdout == "0 leftovers of 0 B at least 7days old\n"
+        assert done.stdout == "0 leftovers of 0 B at least 7d old\n"
         assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -57,6 +57,7 @@ pub(crate) fn number(value: f64) -> String {
 /// A time in its two largest units, as `--older-than` takes them.
 pub(crate) fn duration(time: Duration) -> String {
     let whole = humantime::format_duration(Duration::from_secs(time.as_secs())).to_string();
+    let whole = whole.replace("days", "d").replace("day", "d");
     whole.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
@@ -156,10 +157,10 @@ mod tests {
             (60, "1m"),
             (61, "1m 1s"),
             (3600, "1h"),
-            (86_400, "1day"),
-            (90_061, "1day 1h"),
-            (172_800, "2days"),
-            (200_000, "2days 7h"),
+            (86_400, "1d"),
+            (90_061, "1d 1h"),
+            (172_800, "2d"),
+            (200_000, "2d 7h"),
         ] {
             assert_eq!(duration(Duration::from_secs(seconds)), text);
         }
