@@ -76,7 +76,12 @@ def test_bytes_are_those_written_whatever_the_sizes(store: Store) -> None:
         assert reader.read() == whole[-3:]
 
 
-def test_a_file_larger_than_the_memory_that_is_left_is_written_and_read(store: Store) -> None:
+@pytest.mark.parametrize("answers", ["at once", "late"])
+def test_a_file_larger_than_the_memory_that_is_left_is_written_and_read(
+    store: Store, s3dcp_server: Any, answers: str
+) -> None:
+    if answers == "late":
+        s3dcp_server.inject("delay:300ms on=UploadPart times=200")
     script = """
 import resource, sys
 from s3dcp import S3Checkpoint
@@ -95,9 +100,11 @@ with checkpoint.reader(uri) as reader:
         pass
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script, f"s3://{store.bucket}/large"], check=True, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", script, f"s3://{store.bucket}/large"]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    finally:
+        s3dcp_server.clear_faults()
     assert int(done.stdout) < 256 * 1024, "KiB, of 768 MiB"
 
 

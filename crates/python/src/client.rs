@@ -243,10 +243,18 @@ impl Client {
     }
 
     /// A writer of one object that belongs to no save.
-    fn object_writer(&self, py: Python<'_>, bucket: &str, key: String) -> PyResult<ShardWriter> {
+    #[pyo3(signature = (bucket, key, max_in_flight_bytes=None))]
+    fn object_writer(
+        &self,
+        py: Python<'_>,
+        bucket: &str,
+        key: String,
+        max_in_flight_bytes: Option<u64>,
+    ) -> PyResult<ShardWriter> {
         let name = ShardName { relative_path: key.clone(), key };
-        let shard =
-            s3dcp_checkpoint::ShardWriter::new(&self.engine(py)?, bucket, name, UploadOptions::default());
+        let mut options = UploadOptions::default();
+        options.max_in_flight_bytes = max_in_flight_bytes;
+        let shard = s3dcp_checkpoint::ShardWriter::new(&self.engine(py)?, bucket, name, options);
         Ok(ShardWriter::new(shard))
     }
 

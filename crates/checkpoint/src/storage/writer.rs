@@ -8,6 +8,8 @@ use super::disk::DiskFile;
 
 /// Bytes of a part of a file; of an object the upload says it.
 const FILE_PART: u64 = 64 << 20;
+/// Most bytes on their way to a bucket: they are what a writer was given, and nobody else holds them.
+const MOST_IN_FLIGHT: u64 = 128 << 20;
 
 /// What [`Storage::writer`] makes. Nothing is under its key before it is finished; dropped before, nothing stays.
 #[derive(Debug)]
@@ -18,7 +20,8 @@ pub(crate) enum Writer {
 
 impl Storage {
     /// Begins an object or a file.
-    pub(crate) fn writer(&self, key: &str, options: UploadOptions) -> Result<Writer, Error> {
+    pub(crate) fn writer(&self, key: &str, mut options: UploadOptions) -> Result<Writer, Error> {
+        options.max_in_flight_bytes.get_or_insert(MOST_IN_FLIGHT);
         Ok(match self {
             Storage::Bucket { client, bucket } => {
                 Writer::Upload(Box::new(client.upload(bucket, key, options)))

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 
+use crate::admission::in_flight::InFlight;
 use crate::admission::pacing::Keys;
 use crate::client::Client;
 use crate::clock;
@@ -37,6 +38,9 @@ pub struct UploadOptions {
     /// Writes per second that the upload may send without passing its share of its keys' budget; parts of no given
     /// size grow to stay within it, and within what the service turns out to take.
     pub requests_per_second: Option<f64>,
+    /// Most of its bytes that are handed to the network and not acknowledged, but for one part: for bytes that it alone holds.
+    /// `None`: what the client allows.
+    pub max_in_flight_bytes: Option<u64>,
 }
 
 /// The result of [`Upload::finish`].
@@ -62,6 +66,7 @@ pub struct Upload {
     key: String,
     plan: PartPlan,
     size_hint: Option<u64>,
+    in_flight: Option<InFlight>,
     current: CurrentPart,
     /// Bytes of all parts before the current one, and their CRC-32.
     offset: u64,
@@ -98,6 +103,7 @@ impl Client {
             key: key.to_owned(),
             plan,
             size_hint: options.size_hint,
+            in_flight: options.max_in_flight_bytes.map(InFlight::new),
             current: CurrentPart::new(1, plan.part_size(1, 0)),
             offset: 0,
             crc32: 0,
@@ -254,6 +260,10 @@ impl Upload {
             let text = format!("part_size is too small: the object needs more than {MAX_PARTS} parts");
             return Err(self.locate(Error::new(ErrorKind::Config, text)));
         }
+        let own = match &self.in_flight {
+            Some(in_flight) => Some(in_flight.take(self.current.len).await?),
+            None => None,
+        };
         let in_flight = self.client.inner.admission.in_flight(self.current.len).await?;
         self.check()?;
         let offset = self.offset + self.current.len;
@@ -270,7 +280,7 @@ impl Upload {
         let (client, id) = (self.client.clone(), begun.id.clone());
         let (bucket, key) = (self.bucket.clone(), self.key.clone());
         let send = async move {
-            let _in_flight = in_flight;
+            let _in_flight = (in_flight, own);
             let id = id.await?;
             let body = Payload::from(part.segments);
             client.upload_part(&bucket, &key, &id, part.number, body, part.crc32).await
