@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from circles import ROOT, paths, without_tests
+from page import hold
 
 PAGE = ROOT / "docs/rust.md"
 CRATES = ("prefix", "s3", "checkpoint")
@@ -73,17 +74,5 @@ def written(page: str) -> str:
     return page
 
 
-def main() -> int:
-    """Compare, or write."""
-    page = PAGE.read_text()
-    true = written(page)
-    if "--write" in sys.argv:
-        PAGE.write_text(true)
-        return 0
-    for line in sorted(set(true.splitlines()) ^ set(page.splitlines())):
-        print("docs/rust.md and the code differ:", line)
-    return true != page
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(hold(PAGE, written))

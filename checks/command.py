@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+from page import hold
 
 PAGE = Path(__file__).parents[1] / "docs/command.md"
 BEGIN = "<!-- what the command says of itself -->\n"
@@ -83,17 +84,5 @@ def written(page: str) -> str:
     return head + BEGIN + "\n" + "\n".join(described(name) for name in commands).rstrip() + "\n"
 
 
-def main() -> int:
-    """Compare, or write."""
-    page = PAGE.read_text()
-    true = written(page)
-    if "--write" in sys.argv:
-        PAGE.write_text(true)
-        return 0
-    for line in difflib.unified_diff(page.splitlines(), true.splitlines(), "docs/command.md", "the command", "", "", 0):
-        print(line.rstrip())
-    return true != page
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(hold(PAGE, written))

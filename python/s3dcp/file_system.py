@@ -21,8 +21,6 @@ __all__ = ["S3FileSystem"]
 
 READ_AHEAD_BYTES = 8 * 1024 * 1024
 WRITE_BUFFER_BYTES = 1024 * 1024
-# Copies of what was written, until S3 has them.
-MOST_IN_FLIGHT_BYTES = 128 * 1024 * 1024
 
 
 AnyPath = TypeVar("AnyPath", bound="str | os.PathLike[str]")
@@ -266,7 +264,7 @@ class ObjectWriter(WriteStream):
     """One object, written through a small buffer."""
 
     def __init__(self, client: _native.Client, bucket: str, key: str) -> None:
-        self._native = client.object_writer(bucket, key, MOST_IN_FLIGHT_BYTES)
+        self._native = client.object_writer(bucket, key, copies=True)
         self._native.begin_raw()
         self._buffer = bytearray()
 

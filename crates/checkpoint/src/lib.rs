@@ -91,6 +91,7 @@ pub use save::tensor_index::TensorIndex;
 pub use step_folder::{StepFolder, StepFolders};
 pub use storage::Storage;
 pub use storage::disk::Disk;
+pub use storage::writer::MOST_IN_FLIGHT;
 pub use transfer::copy::{Copied, CopyOptions, CopyPlan, plan_copy};
 pub use transfer::export::{ExportFormat, ExportOptions, ExportPlan, Exported, plan_export};
 pub use transfer::import::{ImportOptions, ImportPlan, Imported, plan_import};

@@ -5,7 +5,7 @@ use std::time::UNIX_EPOCH;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
-use s3dcp_checkpoint::{MAX_INDEX_BYTES, ShardName, Storage, nearby_checkpoints, remove};
+use s3dcp_checkpoint::{MAX_INDEX_BYTES, MOST_IN_FLIGHT, ShardName, Storage, nearby_checkpoints, remove};
 use s3dcp_entry::entry;
 use s3dcp_s3::{ClientConfig, CopySource, UploadOptions};
 
@@ -242,18 +242,18 @@ impl Client {
         Ok(Load::new(&self.engine(py)?, bucket, path_key, verify, ranks))
     }
 
-    /// A writer of one object that belongs to no save.
-    #[pyo3(signature = (bucket, key, max_in_flight_bytes=None))]
+    /// A writer of one object that belongs to no save; of `copies`, which fill memory until S3 has them, few are on their way.
+    #[pyo3(signature = (bucket, key, copies=false))]
     fn object_writer(
         &self,
         py: Python<'_>,
         bucket: &str,
         key: String,
-        max_in_flight_bytes: Option<u64>,
+        copies: bool,
     ) -> PyResult<ShardWriter> {
         let name = ShardName { relative_path: key.clone(), key };
         let mut options = UploadOptions::default();
-        options.max_in_flight_bytes = max_in_flight_bytes;
+        options.max_in_flight_bytes = copies.then_some(MOST_IN_FLIGHT);
         let shard = s3dcp_checkpoint::ShardWriter::new(&self.engine(py)?, bucket, name, options);
         Ok(ShardWriter::new(shard))
     }

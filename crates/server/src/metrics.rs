@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderValue, Response};
+use http::Response;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, MetricEncoder, text};
 use prometheus_client::metrics::MetricType;
@@ -12,6 +11,7 @@ use prometheus_client::registry::{Registry, Unit};
 use s3dcp_partition::PartitionView;
 use s3s::Body;
 
+use crate::partitions::shown;
 use crate::stats::ServerStats;
 
 /// Where they are, below a name that no bucket can have.
@@ -31,11 +31,7 @@ pub(crate) fn page(
     let mut body = String::new();
     // writing to a text does not fail
     let _ = text::encode(&mut body, &registry);
-    let mut response = Response::new(Body::from(body));
-    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Some(response)
+    Some(shown("application/openmetrics-text; version=1.0.0; charset=utf-8", body))
 }
 
 #[derive(Debug)]

@@ -87,15 +87,19 @@ fn slow_down(retry_after: Duration) -> S3Error {
 
 /// What is served beside S3, below a name that no bucket can have: the page, and its figures as JSON.
 pub(crate) fn page(gate: &PartitionGate, path: &str) -> Option<Response<Body>> {
-    let (kind, body) = match path {
-        "/_s3dcp/" | "/_s3dcp" => ("text/html; charset=utf-8", PAGE.to_owned()),
-        "/_s3dcp/partitions" => ("application/json", figures(gate).to_string()),
-        _ => return None,
-    };
+    match path {
+        "/_s3dcp/" | "/_s3dcp" => Some(shown("text/html; charset=utf-8", PAGE.to_owned())),
+        "/_s3dcp/partitions" => Some(shown("application/json", figures(gate).to_string())),
+        _ => None,
+    }
+}
+
+/// A response that is true only now.
+pub(crate) fn shown(kind: &'static str, body: String) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Some(response)
+    response
 }
 
 fn figures(gate: &PartitionGate) -> serde_json::Value {

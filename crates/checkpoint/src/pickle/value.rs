@@ -2,8 +2,7 @@
 //!
 //! For the pickles inside tensor archives, and for indexes that have been judged. Containers, globals and calls live in
 //! one arena and refer to each other by number, so reference cycles are harmless; what they hold lies in another, so that
-//! a tree of millions of values takes few allocations. Contents of sets are
-//! not kept: nobody here asks for them.
+//! a tree of millions of values takes few allocations. Contents of sets are not kept: nobody here asks for them.
 
 use std::collections::HashMap;
 

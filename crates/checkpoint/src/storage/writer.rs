@@ -8,8 +8,8 @@ use super::disk::DiskFile;
 
 /// Bytes of a part of a file; of an object the upload says it.
 const FILE_PART: u64 = 64 << 20;
-/// Most bytes on their way to a bucket: they are what a writer was given, and nobody else holds them.
-const MOST_IN_FLIGHT: u64 = 128 << 20;
+/// Most bytes of a stream that are on their way to a bucket: copies, which nobody else holds.
+pub const MOST_IN_FLIGHT: u64 = 128 << 20;
 
 /// What [`Storage::writer`] makes. Nothing is under its key before it is finished; dropped before, nothing stays.
 #[derive(Debug)]
