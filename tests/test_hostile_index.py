@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from s3dcp._load.index import read_index, unpickled
+from s3dcp._native import StoredIndex
 from s3dcp.errors import Corrupt
 from support.hostile import CASES
 
@@ -53,12 +54,12 @@ def test_the_unpickler_alone_refuses(body: bytes) -> None:
 @pytest.mark.parametrize("body", cases("refused", "refused by the walk"))
 def test_the_reader_refuses(body: bytes) -> None:
     with pytest.raises(Corrupt):
-        read_index(body, "here", frozenset())
+        read_index(StoredIndex(body), "here", frozenset())
 
 
 @pytest.mark.parametrize("body", cases("accepted"))
 def test_the_reader_takes_what_only_looks_odd(body: bytes) -> None:
-    assert read_index(body, "here", frozenset()).state_dict_metadata == {}
+    assert read_index(StoredIndex(body), "here", frozenset()).state_dict_metadata == {}
 
 
 CARELESS = """

@@ -101,7 +101,7 @@ def test_an_index_unpickles_to_what_pickle_makes_of_the_same_metadata(seed: int)
     assert_same(pickle.loads(body), expected)
     # without frames, through Python's own unpickler, and by our reader
     assert_same(pickle._loads(body), expected)  # type: ignore[attr-defined]
-    assert_same(read_index(body, "here", frozenset()), expected)
+    assert_same(read_index(_native.StoredIndex(body), "here", frozenset()), expected)
     assert len(body) < len(pickle.dumps(metadata))
 
 
@@ -117,7 +117,7 @@ def test_seen_from_an_epoch_only_the_names_of_shard_files_differ(seed: int) -> N
     expected = pickle.loads(pickle.dumps(below))
     index = _native.write_index(metadata, "save")
     assert_same(pickle.loads(index.seal("../")), expected)
-    assert_same(read_index(index.seal("../"), "here", frozenset()), expected)
+    assert_same(read_index(_native.StoredIndex(index.seal("../")), "here", frozenset()), expected)
     assert_same(pickle.loads(index.seal("")), pickle.loads(pickle.dumps(metadata)))
 
 
@@ -176,8 +176,8 @@ def test_planner_data_of_any_kind_is_kept() -> None:
 def test_a_class_the_reader_was_not_told_of_is_refused_there() -> None:
     body = written(Metadata({}, planner_data=Opaque(1), storage_data={}))
     with pytest.raises(Corrupt, match="Opaque"):
-        read_index(body, "here", frozenset())
-    assert read_index(body, "here", frozenset({(__name__, "Opaque")})).planner_data.value == 1
+        read_index(_native.StoredIndex(body), "here", frozenset())
+    assert read_index(_native.StoredIndex(body), "here", frozenset({(__name__, "Opaque")})).planner_data.value == 1
 
 
 def test_storage_data_that_names_no_shard_file_is_refused() -> None:

@@ -78,12 +78,15 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     metadata = Metadata({}, None, {})
     stored = tensor_at(load, "file")
     index = _native.write_index(metadata, "id")
+    stored_index = _native.StoredIndex(index.seal(""))
+    stored_index.check_and_outline("x")
     partitions = _native.Partitions()
     layout = _native.Layout("a")
     view, stats, client_stats = server.partitions()[0], server.stats(), client.stats()
     return {
         "Client.new": lambda: _native.Client(None, None, S3ClientConfig()),
         "Client.get_object": lambda: client.get_object(bucket, "k"),
+        "Client.get_index": lambda: client.get_index(bucket, "k"),
         "Client.head_object": lambda: client.head_object(bucket, "k"),
         "Client.list_folder": lambda: client.list_folder(bucket, "", 10),
         "Client.list_objects": lambda: client.list_objects(bucket, ""),
@@ -153,7 +156,17 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "StagingBuffer.memory": lambda: buffer.memory,
         "Index.seal": lambda: index.seal(""),
         "write_index": lambda: _native.write_index(metadata, "id"),
-        "check_index": lambda: _native.check_index(b"", "x", []),
+        "StoredIndex.of": lambda: _native.StoredIndex(b""),
+        "StoredIndex.body": lambda: stored_index.body(),
+        "StoredIndex.__len__": lambda: len(stored_index),
+        "StoredIndex.check": lambda: stored_index.check("x", []),
+        "StoredIndex.check_and_outline": lambda: stored_index.check_and_outline("x"),
+        "StoredIndex.count": lambda: stored_index.count(0),
+        "StoredIndex.find": lambda: stored_index.find(0, "x"),
+        "StoredIndex.entry": lambda: stored_index.entry(0, 0),
+        "StoredIndex.value": lambda: stored_index.value(0),
+        "StoredIndex.mapping": lambda: stored_index.mapping(0),
+        "StoredIndex.frame": lambda: stored_index.frame(),
         "default_globals": _native.default_globals,
         "dtype_names": _native.dtype_names,
         "join_key": lambda: _native.join_key("a", "b"),

@@ -1,6 +1,8 @@
 //! Indexes, which a stranger may have written.
 
-use s3dcp_checkpoint::{AllowList, Layout, check_index, read_contents, read_facts, scan_index, seal_index};
+use s3dcp_checkpoint::{
+    AllowList, Layout, MAPPINGS, Outline, check_index, read_contents, read_facts, scan_index, seal_index,
+};
 use s3dcp_s3::crc32;
 
 /// An index that may be unpickled is whole, names nothing that is not in it, and stays the same under a trailer that
@@ -31,6 +33,9 @@ pub fn index(data: &[u8]) {
     for path in facts.relative_paths.iter().take(8) {
         assert!(path.is_empty() || data.windows(path.len()).any(|window| window == path.as_bytes()));
     }
+    if let Some(outline) = Outline::of(data, &allow).expect("what may be unpickled") {
+        outlined(data, &outline, facts.item_count);
+    }
     let mut sealed = seal_index(data.to_vec());
     check_index(&sealed, &allow).expect("an index under a trailer");
     assert_eq!(read_facts(&sealed).expect("an index under a trailer"), facts);
@@ -38,4 +43,25 @@ pub fn index(data: &[u8]) {
     sealed[crc32(data) as usize % data.len()] ^= 0x40;
     check_index(&sealed, &allow).expect_err("a damaged index under a trailer");
     read_facts(&sealed).expect_err("a damaged index under a trailer");
+}
+
+/// What is cut out of an index is an index without entries, and pickles of their own.
+fn outlined(data: &[u8], outline: &Outline, item_count: u64) {
+    let frame = outline.frame(data).expect("the pickle that was outlined");
+    let allow = AllowList::default_globals();
+    check_index(&seal_index(frame), &allow).expect("an index without entries");
+    assert!(outline.count(1).is_none_or(|count| count as u64 == item_count || count == 0));
+    for mapping in 0..MAPPINGS.len() {
+        if outline.count(mapping) != Some(0) {
+            let whole = outline.mapping(data, mapping).expect("the pickle that was outlined");
+            assert!(whole.is_empty() || whole.len() <= 8 * data.len() + 16);
+        }
+        for number in (0..).take(4) {
+            let Some(entry) = outline.entry(data, mapping, number).expect("the pickle that was outlined")
+            else {
+                break;
+            };
+            assert_eq!(entry.last(), Some(&b'.'));
+        }
+    }
 }

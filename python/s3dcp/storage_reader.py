@@ -215,10 +215,11 @@ class S3StorageReader(FileSystemReader):
         bucket, path_key = split_path(self.path)
         key = _index_key(path_key, rank)
         try:
-            body, self._etag = self.fs.client.get_object(bucket, key)
+            index = self.fs.client.get_index(bucket, key)
         except NotFound as error:
             raise error.with_message(f"no checkpoint at {self.path}: {error}") from error
-        metadata = read_index(body, f"s3://{bucket}/{key}", self._allowed_globals)
+        self._etag = index.etag
+        metadata = read_index(index, f"s3://{bucket}/{key}", self._allowed_globals)
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id  # type: ignore[union-attr]

@@ -597,7 +597,7 @@ class _WriteStream(WriteStream):
 
 def _files_of(body: bytes, bucket: str, folder: str) -> dict[str, _Found]:
     """The files that the index of a checkpoint names; none where it is not one of this storage."""
-    metadata = read_index(body, f"s3://{bucket}/{_native.join_key(folder, _INDEX)}", frozenset())
+    metadata = read_index(_native.StoredIndex(body), f"s3://{bucket}/{_native.join_key(folder, _INDEX)}", frozenset())
     layout = _native.Layout(folder)
     files = {}
     for index, info in metadata.storage_data.items():

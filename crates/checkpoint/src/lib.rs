@@ -62,6 +62,7 @@ pub use index::checksums::{ItemChecksums, SLICE_SIZE};
 pub use index::facts::IndexFacts;
 pub use index::judge::{check_index, read_facts};
 pub use index::notes::{MAX_NOTES_BYTES, Notes};
+pub use index::outline::{MAPPINGS, Outline};
 pub use index::read::{MAX_INDEX_BYTES, SeenIndex};
 pub use index::scan::scan_index;
 pub use index::seal::seal_index;

@@ -10,6 +10,7 @@ use s3dcp_entry::entry;
 use s3dcp_s3::{ClientConfig, CopySource, UploadOptions};
 
 use crate::errors::{about, to_python};
+use crate::index::StoredIndex;
 use crate::load::{Download, Found, Load, read_ranges};
 use crate::plan_items::chunks_hold;
 use crate::runtime::{OfProcess, wait};
@@ -168,6 +169,13 @@ impl Client {
         let engine = self.engine(py)?;
         let output = wait(py, engine.get_object_within(bucket, key, MAX_INDEX_BYTES))?;
         Ok((PyBytes::new(py, &output.body), output.info.etag))
+    }
+
+    /// An index.
+    fn get_index(&self, py: Python<'_>, bucket: &str, key: &str) -> PyResult<StoredIndex> {
+        let engine = self.engine(py)?;
+        let output = wait(py, engine.get_object_within(bucket, key, MAX_INDEX_BYTES))?;
+        Ok(StoredIndex::new(output.body, output.info.etag))
     }
 
     fn head_object(&self, py: Python<'_>, bucket: &str, key: &str) -> PyResult<ObjectInfo> {

@@ -1,9 +1,16 @@
 //! The index functions of `s3dcp-checkpoint`, for Python.
 
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyFrozenSet};
-use s3dcp_checkpoint::{AllowList, DType};
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyFrozenSet, PyString, PyTuple};
+use s3dcp_checkpoint::{AllowList, DType, MAPPINGS, Outline};
 use s3dcp_entry::entry;
+use s3dcp_s3::Error;
 
 use crate::errors::{about, to_python};
 use crate::index_writer;
@@ -34,20 +41,123 @@ fn write_index(metadata: &Bound<'_, PyAny>, save_id: &str) -> PyResult<Index> {
     Ok(Index { inner, refusal })
 }
 
-/// See that an index may be unpickled and is one; every opcode has been checked then.
+/// The bytes of an index that was read, and where its entries stand in them.
+#[pyclass(frozen, module = "s3dcp._native")]
+pub(crate) struct StoredIndex {
+    body: Bytes,
+    /// The ETag of its object, where the service gave one.
+    #[pyo3(get)]
+    etag: Option<String>,
+    outline: OnceLock<Outline>,
+}
+
+impl StoredIndex {
+    pub(crate) fn new(body: Bytes, etag: Option<String>) -> Self {
+        Self { body, etag, outline: OnceLock::new() }
+    }
+
+    fn outline(&self, mapping: usize) -> PyResult<&Outline> {
+        if mapping >= MAPPINGS.len() {
+            return Err(PyValueError::new_err(format!(
+                "mapping must be below {}, not {mapping}",
+                MAPPINGS.len()
+            )));
+        }
+        self.outline.get().ok_or_else(|| PyRuntimeError::new_err("the index has no outline"))
+    }
+}
+
+fn pickle<'py>(py: Python<'py>, pickle: Result<Vec<u8>, Error>) -> PyResult<Bound<'py, PyBytes>> {
+    Ok(PyBytes::new(py, &pickle.map_err(|error| to_python(py, &error))?))
+}
+
 #[entry]
-#[pyfunction]
-fn check_index(
-    py: Python<'_>,
-    body: &[u8],
-    location: &str,
-    extra_globals: Vec<(String, String)>,
-) -> PyResult<()> {
-    py.detach(|| {
-        let allow = AllowList::default_globals().with(extra_globals);
-        s3dcp_checkpoint::check_index(body, &allow)
-    })
-    .map_err(|error: s3dcp_s3::Error| to_python(py, &about(location, error)))
+#[pymethods]
+impl StoredIndex {
+    #[new]
+    fn of(body: PyBackedBytes) -> Self {
+        Self::new(Bytes::from_owner(body), None)
+    }
+
+    /// Its bytes.
+    fn body<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.body)
+    }
+
+    fn __len__(&self) -> usize {
+        self.body.len()
+    }
+
+    /// See that it may be unpickled and is an index; every opcode has been checked then.
+    fn check(&self, py: Python<'_>, location: &str, extra_globals: Vec<(String, String)>) -> PyResult<()> {
+        py.detach(|| {
+            let allow = AllowList::default_globals().with(extra_globals);
+            s3dcp_checkpoint::check_index(&self.body, &allow)
+        })
+        .map_err(|error| to_python(py, &about(location, error)))
+    }
+
+    /// The same by what every index may hold; whether its entries can be asked for one by one then, by the methods below.
+    fn check_and_outline(&self, py: Python<'_>, location: &str) -> PyResult<bool> {
+        let outline = py.detach(|| Outline::of(&self.body, &AllowList::default_globals()));
+        let outline = outline.map_err(|error| to_python(py, &about(location, error)))?;
+        Ok(outline.is_some_and(|outline| self.outline.set(outline).is_ok()))
+    }
+
+    /// How many entries of a mapping, which is a place in `MAPPINGS`, can be asked for: all or none. None where only a dict of
+    /// them can tell.
+    fn count(&self, mapping: usize) -> PyResult<Option<usize>> {
+        Ok(self.outline(mapping)?.count(mapping))
+    }
+
+    /// The numbers of the entries that may have this key; None for a key of a kind that only Python can compare.
+    fn find(&self, mapping: usize, key: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u32>>> {
+        let py = key.py();
+        let outline = self.outline(mapping)?;
+        let name =
+            |name: &Bound<'_, PyAny>| name.cast_exact::<PyString>().ok()?.to_str().ok().map(str::to_owned);
+        if let Some(key) = name(key) {
+            return Ok(outline.find_text(mapping, &key));
+        }
+        let class = py.import(intern!(py, "torch.distributed.checkpoint.metadata"))?;
+        if !key.get_type().is(&class.getattr(intern!(py, "MetadataIndex"))?) {
+            return Ok(None);
+        }
+        let Some(name) = name(&key.getattr(intern!(py, "fqn"))?) else { return Ok(None) };
+        let offset = key.getattr(intern!(py, "offset"))?;
+        if offset.is_none() {
+            return Ok(outline.find_item(mapping, &name, None));
+        }
+        let numbers = offset.cast::<PyTuple>().ok().and_then(|offset| offset.extract::<Vec<i64>>().ok());
+        Ok(numbers.and_then(|offset| outline.find_item(mapping, &name, Some(&offset))))
+    }
+
+    /// A pickle of (key, value) of the entry of this number; persistent ids in it are numbers for `value`.
+    fn entry<'py>(&self, py: Python<'py>, mapping: usize, number: u32) -> PyResult<Bound<'py, PyBytes>> {
+        let entry = self.outline(mapping)?.entry(&self.body, mapping, number).transpose();
+        let missing = || PyValueError::new_err(format!("number={number}: there is no such entry"));
+        pickle(py, entry.ok_or_else(missing)?)
+    }
+
+    /// A pickle of a value that entries refer to.
+    fn value<'py>(&self, py: Python<'py>, number: u32) -> PyResult<Bound<'py, PyBytes>> {
+        let value = self.outline(0)?.value(&self.body, number).transpose();
+        pickle(
+            py,
+            value.ok_or_else(|| PyValueError::new_err(format!("number={number}: there is no such value")))?,
+        )
+    }
+
+    /// A pickle of a whole mapping.
+    fn mapping<'py>(&self, py: Python<'py>, mapping: usize) -> PyResult<Bound<'py, PyBytes>> {
+        let outline = self.outline(mapping)?;
+        pickle(py, py.detach(|| outline.mapping(&self.body, mapping)))
+    }
+
+    /// A pickle of the index, whose mappings are empty.
+    fn frame<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        pickle(py, self.outline(0)?.frame(&self.body))
+    }
 }
 
 /// The (module, name) pairs that an index may hold.
@@ -67,8 +177,9 @@ fn dtype_names(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("SLICE_BYTES", s3dcp_checkpoint::SLICE_SIZE)?;
+    module.add("MAPPINGS", MAPPINGS)?;
     module.add_class::<Index>()?;
-    module.add_function(wrap_pyfunction!(check_index, module)?)?;
+    module.add_class::<StoredIndex>()?;
     module.add_function(wrap_pyfunction!(write_index, module)?)?;
     module.add_function(wrap_pyfunction!(default_globals, module)?)?;
     module.add_function(wrap_pyfunction!(dtype_names, module)?)

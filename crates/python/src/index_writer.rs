@@ -147,7 +147,7 @@ impl<'py> Walk<'py> {
         for (name, value) in metadata.getattr("__dict__")?.cast_into::<PyDict>()? {
             let name = name.cast_into::<PyString>()?;
             self.name(&name)?;
-            match (name.to_str().unwrap_or_default(), value.cast::<PyDict>()) {
+            match (name.to_str().unwrap_or_default(), value.cast_exact::<PyDict>()) {
                 ("storage_data", Ok(items)) => self.storage_data(items)?,
                 ("storage_meta", _) if is_plain(&value.get_type(), false)? && !value.is_none() => {
                     self.object_of(&value.get_type())?;

@@ -291,7 +291,7 @@ impl<'py, 'l> Finder<'py, 'l> {
 
     /// What the index says of a name.
     fn content(&self, name: &Bound<'py, PyString>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        if let Ok(contents) = self.contents.cast::<PyDict>() {
+        if let Ok(contents) = self.contents.cast_exact::<PyDict>() {
             return contents.get_item(name);
         }
         match self.contents.get_item(name) {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::dtype::DType;
+use crate::pickle::value::PLAIN_DICT;
 
 /// Where torch keeps the classes of an index.
 pub(crate) const METADATA: &str = "torch.distributed.checkpoint.metadata";
@@ -80,6 +81,7 @@ impl AllowList {
             list.insert("torch", name, Trust::Shared);
         }
         list.insert("collections", "OrderedDict", Trust::Maker);
+        list.insert(PLAIN_DICT.0, PLAIN_DICT.1, Trust::Maker);
         for module in ["pathlib", "pathlib._local"] {
             for name in PATHS {
                 list.insert(module, name, Trust::Maker);

@@ -5,6 +5,7 @@ pub(crate) mod checksums;
 pub(crate) mod facts;
 pub(crate) mod judge;
 pub(crate) mod notes;
+pub(crate) mod outline;
 pub(crate) mod read;
 pub(crate) mod rename;
 pub(crate) mod scan;

@@ -19,6 +19,7 @@ use crate::index::allow::{AllowList, FILE_SYSTEM, METADATA, Trust};
 use crate::index::facts::IndexFacts;
 use crate::pickle::machine::{self, Builder};
 use crate::pickle::opcode::Op;
+use crate::pickle::value::PLAIN_DICT;
 
 /// Deepest nesting of tuples and frozen sets, which Python hashes by recursion.
 const MAX_DEPTH: u8 = 100;
@@ -82,6 +83,7 @@ enum Class {
     MetadataIndex,
     StorageMeta,
     StorageInfo,
+    PlainDict,
     Other,
 }
 
@@ -92,6 +94,7 @@ impl Class {
             (METADATA, "MetadataIndex") => Class::MetadataIndex,
             (METADATA, "StorageMeta") => Class::StorageMeta,
             (FILE_SYSTEM, "_StorageInfo") => Class::StorageInfo,
+            PLAIN_DICT => Class::PlainDict,
             _ => Class::Other,
         }
     }
@@ -189,6 +192,7 @@ impl<'a> Survey<'a> {
             texts: Vec::new(),
             longs: Vec::new(),
             dicts: Vec::new(),
+            first_unshared: 0,
             objects: Vec::new(),
             attributes: Vec::new(),
             files: BTreeSet::new(),
@@ -300,6 +304,8 @@ struct Judge<'a> {
     /// Integers beyond 32 bits.
     longs: Vec<i64>,
     dicts: Vec<Dict>,
+    /// From this place on, each dict is referred to once.
+    first_unshared: u32,
     objects: Vec<Object>,
     /// Values of the few attributes that are asked for by name: dict, name, value.
     attributes: Vec<(u32, Attribute, Abstract)>,
@@ -455,6 +461,14 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// Forgets a dict that nothing refers to any more, where it is the last: the states of items are the most that there is.
+    fn forget(&mut self, dict: u32) {
+        if dict >= self.first_unshared && dict as usize + 1 == self.dicts.len() {
+            self.dicts.pop();
+            while self.attributes.pop_if(|known| known.0 == dict).is_some() {}
+        }
+    }
+
     /// Notes the state that an object gets from a dict.
     fn built(&mut self, class: Class, object: u32, state: u32) -> Result<(), Error> {
         let dict = self.dicts[state as usize];
@@ -521,6 +535,7 @@ struct Walk<'a, 'l> {
 impl<'a> Builder<'a> for Walk<'a, '_> {
     type Item = Abstract;
 
+    #[inline(always)]
     fn plain(&mut self, op: Op<'a>) -> Result<Abstract, Error> {
         let judge = &mut self.judge;
         Ok(match op {
@@ -550,6 +565,7 @@ impl<'a> Builder<'a> for Walk<'a, '_> {
         })
     }
 
+    #[inline(always)]
     fn tuple(&mut self, items: &[Abstract]) -> Result<Abstract, Error> {
         self.judge.fixed(items)
     }
@@ -609,6 +625,7 @@ impl<'a> Builder<'a> for Walk<'a, '_> {
         self.judge.text_of(Some(item))
     }
 
+    #[inline(always)]
     fn call(
         &mut self,
         callable: Abstract,
@@ -626,6 +643,12 @@ impl<'a> Builder<'a> for Walk<'a, '_> {
             if keywords.is_some() {
                 return Err(corrupt("index: a call with keyword arguments"));
             }
+            if class == Class::PlainDict {
+                return match copied {
+                    1 => self.plain(Op::EmptyDict),
+                    _ => Err(corrupt("index: a dict that is made of arguments")),
+                };
+            }
             self.judge.pay(copied)?;
             weight = copied;
         }
@@ -633,6 +656,7 @@ impl<'a> Builder<'a> for Walk<'a, '_> {
         Ok(Abstract::Object(trust, class, place(self.judge.objects.len() - 1)?))
     }
 
+    #[inline(always)]
     fn build(&mut self, object: Abstract, state: Abstract) -> Result<(), Error> {
         match (object, state) {
             (
@@ -643,7 +667,9 @@ impl<'a> Builder<'a> for Walk<'a, '_> {
                     self.judge.is_fresh(object)?;
                     self.judge.pay(self.judge.dicts[state as usize].length)?;
                 }
-                self.judge.built(class, object, state)
+                self.judge.built(class, object, state)?;
+                self.judge.forget(state);
+                Ok(())
             }
             (Abstract::Object(Trust::Caller, _, _), _) => Ok(()),
             (
@@ -666,5 +692,12 @@ impl<'a> Builder<'a> for Walk<'a, '_> {
 
     fn persistent(&mut self, _id: Abstract) -> Result<Abstract, Error> {
         Err(corrupt("index: a persistent id"))
+    }
+
+    #[inline(always)]
+    fn shared(&mut self, item: Abstract) {
+        if let Abstract::Dict(place) = item {
+            self.judge.first_unshared = self.judge.first_unshared.max(place + 1);
+        }
     }
 }

@@ -36,6 +36,8 @@ pub(crate) trait Builder<'a> {
     ) -> Result<Self::Item, Error>;
     fn build(&mut self, object: Self::Item, state: Self::Item) -> Result<(), Error>;
     fn persistent(&mut self, id: Self::Item) -> Result<Self::Item, Error>;
+    /// There are more references to this item from now on than one.
+    fn shared(&mut self, _item: Self::Item) {}
 }
 
 /// The item a pickle leaves, and the pickle's length with its STOP.
@@ -99,6 +101,7 @@ impl<I: Copy> Machine<I> {
         self.marks.pop().ok_or_else(|| corrupt("pickle: a mark is missing"))
     }
 
+    #[inline(always)]
     fn step<'a, B: Builder<'a, Item = I>>(&mut self, op: Op<'a>, builder: &mut B) -> Result<(), Error> {
         match op {
             Op::Proto(2..=5) => {}
@@ -124,7 +127,10 @@ impl<I: Copy> Machine<I> {
                 let start = self.unmark()?;
                 self.stack.truncate(start);
             }
-            Op::Dup => self.stack.push(self.top()?),
+            Op::Dup => {
+                builder.shared(self.top()?);
+                self.stack.push(self.top()?);
+            }
             Op::Tuple => {
                 let start = self.unmark()?;
                 let item = builder.tuple(&self.stack[start..])?;
@@ -205,6 +211,7 @@ impl<I: Copy> Machine<I> {
             }
             Op::Put(index) => {
                 let item = self.top()?;
+                builder.shared(item);
                 let index = index as usize;
                 if index > self.memo.len() {
                     return Err(corrupt(format!("pickle: memo {index} is set before those below it")));
@@ -214,7 +221,10 @@ impl<I: Copy> Machine<I> {
                     None => self.memo.push(item),
                 }
             }
-            Op::Memoize => self.memo.push(self.top()?),
+            Op::Memoize => {
+                builder.shared(self.top()?);
+                self.memo.push(self.top()?);
+            }
             plain => self.stack.push(builder.plain(plain)?),
         }
         Ok(())

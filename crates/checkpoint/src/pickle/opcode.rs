@@ -72,7 +72,12 @@ pub(crate) struct Opcodes<'a> {
 
 impl<'a> Opcodes<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Opcodes { bytes, position: 0 }
+        Opcodes::at(bytes, 0)
+    }
+
+    /// Those from `position` on, which must be the front of one.
+    pub(crate) fn at(bytes: &'a [u8], position: usize) -> Self {
+        Opcodes { bytes, position }
     }
 
     /// How many bytes have been read.
@@ -80,6 +85,7 @@ impl<'a> Opcodes<'a> {
         self.position
     }
 
+    #[inline(always)]
     fn take(&mut self, count: u64) -> Result<&'a [u8], Error> {
         let left = &self.bytes[self.position..];
         let count = usize::try_from(count).ok().filter(|&count| count <= left.len());
@@ -90,6 +96,7 @@ impl<'a> Opcodes<'a> {
         Ok(&left[..count])
     }
 
+    #[inline(always)]
     fn number<const BYTES: usize>(&mut self) -> Result<u64, Error> {
         let taken = self.take(BYTES as u64)?;
         let mut wide = [0; 8];
@@ -97,11 +104,13 @@ impl<'a> Opcodes<'a> {
         Ok(u64::from_le_bytes(wide))
     }
 
+    #[inline(always)]
     fn counted<const WIDTH: usize>(&mut self) -> Result<&'a [u8], Error> {
         let length = self.number::<WIDTH>()?;
         self.take(length)
     }
 
+    #[inline(always)]
     fn text<const WIDTH: usize>(&mut self) -> Result<Op<'a>, Error> {
         let start = self.position;
         let bytes = self.counted::<WIDTH>()?;
@@ -112,6 +121,7 @@ impl<'a> Opcodes<'a> {
         }
     }
 
+    #[inline(always)]
     fn long<const WIDTH: usize>(&mut self) -> Result<Op<'a>, Error> {
         let bytes = self.counted::<WIDTH>()?;
         if bytes.len() > 8 {
@@ -141,6 +151,7 @@ impl<'a> Opcodes<'a> {
     ///
     /// # Errors
     /// `Corrupt` for bytes that end too early or an opcode that is unknown or refused.
+    #[inline(always)]
     pub(crate) fn next(&mut self) -> Result<Op<'a>, Error> {
         let start = self.position;
         let code = self.take(1)?[0];

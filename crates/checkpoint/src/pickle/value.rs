@@ -12,6 +12,9 @@ use super::machine::{self, Builder};
 use super::opcode::Op;
 use crate::error::corrupt;
 
+/// Called without arguments it makes an empty dict: so are dicts pickled that are of a class of their own.
+pub(crate) const PLAIN_DICT: (&str, &str) = ("builtins", "dict");
+
 /// One datum of a pickle.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Value<'a> {
@@ -312,6 +315,10 @@ impl<'a> Builder<'a> for Tree<'a> {
         arguments: Value<'a>,
         _keywords: Option<Value<'a>>,
     ) -> Result<Value<'a>, Error> {
+        let is_empty = Tree::tuple(self, arguments).is_some_and(<[_]>::is_empty);
+        if is_empty && Tree::global(self, callable) == Some(PLAIN_DICT) {
+            return self.plain(Op::EmptyDict);
+        }
         let start = self.keep(&[callable, arguments, Value::None])?.start;
         self.push(Node::Object { start, is_built: false })
     }
