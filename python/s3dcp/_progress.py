@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from . import _native
+from ._usage import UsageMeter
 
 ProgressCallback = Callable[[int, int], None]
 INTERVAL_SECONDS = 0.1
@@ -53,7 +54,7 @@ class Progress:
         self._failure: BaseException | None = None
 
     def __enter__(self) -> Progress:
-        self._began, self._before = time.perf_counter(), self._client.stats()
+        self._meter, self._before = UsageMeter(self._client), self._client.stats()
         if self._report is not None:
             self._thread = threading.Thread(target=self._run, name="s3dcp-progress", daemon=True)
             self._thread.start()
@@ -79,12 +80,12 @@ class Progress:
         return int(getattr(after.since(self._before), self._counter))
 
     def _log(self) -> None:
-        seconds, used = time.perf_counter() - self._began, self._client.stats().since(self._before)
+        used = self._meter.read()
         gib = getattr(used, self._counter) / 2**30
         logger.info(
             "%s of %s, rank %d: %.2f GiB in %.2f s (%.2f GiB/s), %d requests, %d retries, %d SlowDowns",
             *self._what,
-            *(gib, seconds, gib / max(seconds, 1e-9), used.requests, used.retries, used.throttled),
+            *(gib, used.seconds, gib / max(used.seconds, 1e-9), used.requests, used.retries, used.slow_downs),
         )
 
     def _run(self) -> None:
