@@ -57,6 +57,10 @@ class UsageMeter:
         self._client = client
         self._began, self._before = time.perf_counter(), client.stats()
 
+    def count(self, counter: str) -> int:
+        """One of its statistics so far, such as ``"bytes_sent"``."""
+        return int(getattr(self._client.stats().since(self._before), counter))
+
     def read(self) -> Usage:
         """What it did so far."""
         used = self._client.stats().since(self._before)

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from . import _native
 from ._compat import takes_no_dist
+from ._progress import ProgressCallback
 from ._ranks import is_distributed, on_first_rank, this_rank
 from ._usage import Latency, UsageMeter
 from .catalogue import Checkpoint, keep, list_checkpoints
@@ -226,12 +227,15 @@ class CheckpointManager:
         found = self._on_first_rank(lambda: [each for each in self._list() if each.newest])
         return found[0] if found else None
 
-    def restore(self, state: dict[str, Any], step: int | None = None) -> Checkpoint | None:
+    def restore(
+        self, state: dict[str, Any], step: int | None = None, *, progress: bool | ProgressCallback = False
+    ) -> Checkpoint | None:
         """Load a checkpoint into `state`, as ``dcp.load`` does.
 
         Args:
             state: what to load, in place.
             step: which; None for the complete one that was committed last.
+            progress: as for `S3StorageReader`.
 
         Returns:
             The checkpoint, with its ``step`` and ``notes``; None where there is none yet and `step` is None.
@@ -251,7 +255,7 @@ class CheckpointManager:
             if not several:
                 raise NotFound(f"step={step}: there is no complete checkpoint of it below {self.uri}")
             found = several[0]
-        reader = S3StorageReader(path=found.uri, **self._client_settings)
+        reader = S3StorageReader(path=found.uri, progress=progress, **self._client_settings)
         load(state, storage_reader=reader, planner=FastLoadPlanner(), process_group=self._group, **_alone(load))
         return found
 

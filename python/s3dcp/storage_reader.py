@@ -23,7 +23,7 @@ from . import _native
 from ._compat import HAS_RANK_INDEXES, ExtensionRegistry, ReaderTransforms
 from ._load.index import allowed_global_names, index_facts, read_index
 from ._load.rank_load import RankLoad
-from ._progress import Progress, ProgressCallback
+from ._progress import ProgressCallback, checked_progress, transfer_progress
 from ._ranks import this_rank, world_size
 from ._shared_pace import SharedPace
 from ._telemetry import Operation
@@ -119,7 +119,7 @@ class S3StorageReader(FileSystemReader):
         self.path = self.fs.init_path(path)
         self.verify = verify
         self.weights_only = weights_only
-        self.progress = progress
+        self.progress = checked_progress(progress)
         self._allowed_globals = allowed_global_names(allowed_globals)
         self.sync_files = False
         self._index_error: Exception | None = None
@@ -337,7 +337,9 @@ class S3StorageReader(FileSystemReader):
         expected = load.expected_bytes(plan) if self.progress else 0
         try:
             with (
-                Progress(self.progress, "load", os.fspath(self.path), self.fs.client, "bytes_received", expected, rank),
+                transfer_progress(
+                    self.progress, "load", os.fspath(self.path), self.fs.client, "bytes_received", expected, rank
+                ),
                 SharedPace(self.fs.client, False, bucket, path_key),
             ):
                 load.run(plan, planner)

@@ -32,7 +32,7 @@ from torch.futures import Future
 from . import _native
 from ._compat import INDEX_VERSION, SerializationFormat, WriterTransforms, copies_when_staged
 from ._gc import GcPause
-from ._progress import Progress, ProgressCallback
+from ._progress import ProgressCallback, checked_progress, transfer_progress
 from ._ranks import this_rank, world_size
 from ._save.files import split_into_files
 from ._save.resolve import Resolver
@@ -202,7 +202,7 @@ class S3StorageWriter(FileSystemWriter):
         self.conditional_commit = conditional_commit
         self.step_folders = step_folders
         self.notes = notes
-        self.progress = progress
+        self.progress = checked_progress(progress)
         self._last_plan_data: _PlanData | None = None
         # Since when, in nanoseconds, the caller of the next asynchronous save waits, where that is before it is staged.
         self._awaited_since: int | None = None
@@ -387,7 +387,7 @@ class S3StorageWriter(FileSystemWriter):
         save.operation.note(rank=save.rank, world_size=plan_data.ranks, items=len(plan.items), bytes=total)
         (prefix,) = save.prefixes(plan_data.ranks, (save.rank,))
         with (
-            Progress(self.progress, "save", save.path, client, "bytes_sent", total, save.rank),
+            transfer_progress(self.progress, "save", save.path, client, "bytes_sent", total, save.rank),
             SharedPace(client, True, save.bucket, save.path_key),
             # Whatever unwinds, also while files are discarded: after this nothing reads the tensors.
             save.native,

@@ -21,7 +21,7 @@ from torch.futures import Future
 
 from .. import _native
 from .._compat import WriterTransforms
-from .._progress import Progress, ProgressCallback
+from .._progress import ProgressCallback, checked_progress, transfer_progress
 from .._ranks import world_size
 from .._save.files import FilePlan, item_nbytes
 from .._save.resolve import Resolver
@@ -104,7 +104,7 @@ class S3HuggingFaceWriter(FileSystemWriter):
         self._settings = {"region": region, "s3client_config": s3client_config, "endpoint_url": endpoint_url}
         self.fs: S3FileSystem = S3FileSystem(**self._settings)  # type: ignore[assignment,arg-type]
         self._go_to(os.fspath(path))
-        self.progress = progress
+        self.progress = checked_progress(progress)
         self._plan_data: _PlanData | None = None
         self._staged: Staged | None = None
         self._operation: Operation | None = None
@@ -209,7 +209,7 @@ class S3HuggingFaceWriter(FileSystemWriter):
         results: list[WriteResult] = []
         writers: list[tuple[_native.ShardWriter, ShardFile]] = []
         with (
-            Progress(self.progress, "save", os.fspath(self.path), client, "bytes_sent", total, data.rank - 1),
+            transfer_progress(self.progress, "save", os.fspath(self.path), client, "bytes_sent", total, data.rank - 1),
             SharedPace(client, True, folder.bucket, folder.key),
         ):
             try:

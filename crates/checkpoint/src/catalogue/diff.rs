@@ -189,6 +189,7 @@ pub async fn diff(
     });
     let stored = by_bytes.iter().flat_map(|(_, _, entries)| entries).map(|[entry, _]| entry.length);
     let total = value_bytes.chain(stored).fold(0, u64::saturating_add);
+    read(0, total);
     let mut read_bytes = 0u64;
     let of = pairs.clone();
     let read_bands: ReadBands<Difference> = Arc::new(move |bands| {
