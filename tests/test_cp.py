@@ -60,6 +60,66 @@ def test_a_service_copies_by_itself(store: Store, s3dcp_server: testing.Server) 
     jobs.check(f"s3://{store.bucket}/copy", state)
 
 
+REFUSALS = ["AccessDenied", "NoSuchBucket", "NoSuchKey", "NotImplemented", "InvalidRequest"]
+COPIES = "on=CopyObject,UploadPartCopy"
+
+
+def test_from_region_to_region_a_service_copies_by_itself(store: Store, s3dcp_server: testing.Server) -> None:
+    state = {"large": values((9 * MIB,)), "small": values((3,), 1)}
+    jobs.save(state, store.uri)
+    before = s3dcp_server.stats()
+    told = command.told("cp", store.uri, f"s3://{store.bucket}/copy", "--to-region", "eu-west-1")
+    taken = command.told("cp", store.uri, f"s3://{store.bucket}/some", "--select", "large", "--to-region", "eu-west-1")
+    after = s3dcp_server.stats()
+    assert told["bytes_by_service"] == told["bytes"] > 36 * MIB
+    assert taken["bytes_by_service"] > 36 * MIB
+    assert after.bytes_sent + after.bytes_received - before.bytes_sent - before.bytes_received < MIB
+    jobs.check(f"s3://{store.bucket}/copy", state)
+    jobs.check(f"s3://{store.bucket}/some", {"large": state["large"]})
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_what_a_service_does_not_copy_from_region_to_region_is_streamed(
+    store: Store, s3dcp_server: testing.Server, code: str
+) -> None:
+    state = {"large": values((9 * MIB,)), "small": values((3,), 1)}
+    jobs.save(state, store.uri, thread_count=2)
+    s3dcp_server.inject(f"error:{code} {COPIES}")
+    try:
+        for number, select in enumerate(([], ["--select", "large"])):
+            copy = f"s3://{store.bucket}/copy{number}"
+            told = command.told("cp", store.uri, copy, "--to-region", "eu-west-1", *select)
+            assert told["bytes_by_service"] == 0
+            assert told["bytes_through_client"] > told["bytes"]
+            jobs.check(copy, {"large": state["large"]} if select else state)
+    finally:
+        s3dcp_server.clear_faults()
+    assert store.uploads() == []
+
+
+def test_what_a_service_refuses_its_own_client_is_an_error(store: Store, s3dcp_server: testing.Server) -> None:
+    jobs.save({"large": values((9 * MIB,))}, store.uri)
+    s3dcp_server.inject(f"error:AccessDenied {COPIES}")
+    try:
+        done = command.run("cp", store.uri, f"s3://{store.bucket}/copy", code=1)
+    finally:
+        s3dcp_server.clear_faults()
+    assert "AccessDenied" in done.stderr
+    assert store.all_keys("copy") == []
+
+
+def test_a_source_that_changes_while_another_region_copies_it_is_an_error(
+    store: Store, s3dcp_server: testing.Server
+) -> None:
+    jobs.save({"large": values((9 * MIB,))}, store.uri)
+    s3dcp_server.inject(f"error:PreconditionFailed {COPIES}")
+    try:
+        done = command.run("cp", store.uri, f"s3://{store.bucket}/copy", "--to-region", "eu-west-1", code=1)
+    finally:
+        s3dcp_server.clear_faults()
+    assert "changed while it was copied" in done.stderr
+
+
 def test_between_services_bytes_are_streamed(store: Store, tmp_path: Path) -> None:
     state = {"large": values((9 * MIB,)), "small": values((3,), 1)}
     jobs.save(state, store.uri)

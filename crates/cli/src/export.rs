@@ -14,7 +14,7 @@ use crate::service::{Other, Service, run_until_stopped};
 
 /// Write the tensors of a checkpoint as a Hugging Face model or a torch.save file
 ///
-/// Safetensors files get Hugging Face's names and index. From bucket to bucket of one service with the same credentials the service
+/// Safetensors files get Hugging Face's names and index. From bucket to bucket of one service the service
 /// copies the values of row shards by itself; what is small, sharded by columns or converted goes through this machine.
 /// The index goes last. Objects that are no tensors are left out.
 #[derive(Debug, Args)]

@@ -109,7 +109,8 @@ struct FoundIndex {
 
 /// Looks at a checkpoint and at where it is to be copied to. Nothing is written yet.
 ///
-/// Both sides of a copy that the service makes by itself are reached by clones of one client.
+/// Of one service, it is the service that copies. Where another client reaches the destination, of another region or with other
+/// credentials, that is tried, and what it refuses goes through this process.
 ///
 /// # Errors
 /// `NotFound` where no checkpoint is, or one that lacks a file; `Corrupt` for an index that is damaged or holds what none
@@ -355,7 +356,8 @@ impl CopyPlan {
     /// meanwhile, `AlreadyExists` for a destination that did.
     pub async fn run(mut self, on_bytes: OnBytes<'_>) -> Result<Copied, Error> {
         self.withdraw_index().await?;
-        let mover = Mover::new(&self.source, &self.target, std::mem::take(&mut self.sources), on_bytes);
+        let mover =
+            Mover::new(&self.source, &self.target, std::mem::take(&mut self.sources), on_bytes).await?;
         let mut written = pin!(
             stream::iter(&self.files)
                 .map(async |file| {

@@ -304,7 +304,8 @@ impl ExportPlan {
     /// # Errors
     /// The first failure; no index was written then. `PreconditionFailed` for a source that changed meanwhile.
     pub async fn run(self, on_bytes: OnBytes<'_>) -> Result<Exported, Error> {
-        let mover = Mover::new(self.load.storage(), &self.target, self.sources.iter().cloned(), on_bytes);
+        let mover =
+            Mover::new(self.load.storage(), &self.target, self.sources.iter().cloned(), on_bytes).await?;
         match self.format {
             ExportFormat::Torch => write_torch_file(&mover, &self.target_key, &self.tensors).await?,
             ExportFormat::Safetensors => self.write_files(&mover).await?,
