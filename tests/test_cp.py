@@ -17,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from s3dcp import S3ClientConfig, testing
-from support import command, hostile, jobs, saved
+from support import command, hostile, jobs, parts, saved
 from support.chance import how_many, new_seed
 from support.states import assert_same, blank, training_state, values
 from support.store import Store, boto_client
@@ -139,6 +139,24 @@ def test_a_checkpoint_of_each_ranks_own_indexes_is_copied(store: Store, groups: 
     copy = f"s3://{store.bucket}/copy"
     assert command.told("cp", store.uri, copy)["files"] == 4
     ranks.run(jobs.check_training_state, copy)
+
+
+@pytest.mark.distributed
+def test_items_selected_of_each_ranks_own_index_are_such_a_checkpoint(
+    store: Store, groups: Any, tmp_path: Path
+) -> None:
+    ranks = groups(2)
+    ranks.run(parts.save, store.uri)
+    for number, (select, names) in enumerate(
+        {("layers", "own.1"): ("layers", "own.1"), ("own.0",): ("own.0",)}.items()
+    ):
+        copy = f"s3://{store.bucket}/copy{number}"
+        told = command.told("cp", store.uri, copy, "--select", *select)
+        assert told["items"] == {0: 3, 1: 1}[number]
+        assert command.told("cp", store.uri, copy, "--select", *select)["skipped_files"] == told["files"]
+        ranks.run(parts.check, copy, names)
+        assert command.told("verify", copy)["good"]
+    assert "no such item" in command.refused("cp", store.uri, tmp_path / "copy", "--select", "own.2", code=2)
 
 
 # -- what is there

@@ -159,8 +159,10 @@ def export(
 ) -> Exported:
     """Write the tensors of a checkpoint as a model: on S3 out of ranges of its shard files, where they fit.
 
+    Of a checkpoint with an index for each rank it is what all of them saved; different tensors of one name are refused.
+
     Args:
-        source: the checkpoint.
+        source: the checkpoint; or the index of one of its ranks.
         target: the folder of the model, or its file.
         format: safetensors files with Hugging Face's names, or one file of `torch.save`.
         select: only these items: names, dotted prefixes or globs.
