@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import logging
+import re
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,10 @@ import pytest
 import torch.distributed.checkpoint as dcp
 from opentelemetry import trace
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import SavePlan
 
-from s3dcp import CheckpointManager, HexPrefixStrategy, S3StorageReader, S3StorageWriter, _telemetry
-from support import async_jobs, jobs
+from s3dcp import AlreadyExists, CheckpointManager, HexPrefixStrategy, S3StorageReader, S3StorageWriter, _telemetry
+from support import async_jobs, jobs, pages
 from support.spans import Told, in_files
 from support.states import blank, values
 from support.store import REGION, Store
@@ -160,6 +165,23 @@ def test_a_failed_save_tells_its_error(store: Store, told: Told) -> None:
     assert told.metric("s3dcp.failures", operation="save", error="AlreadyExists") == 1
 
 
+def test_a_failed_save_is_told_once_and_keeps_nothing_alive(store: Store, told: Told) -> None:
+    jobs.save(STATE, store.uri)
+    told.forget()
+    writer = S3StorageWriter(REGION, store.uri, overwrite=False)
+    state = {"w": values((1000,))}
+    tensor = weakref.ref(state["w"])
+    with contextlib.suppress(CheckpointException):
+        dcp.save(state, storage_writer=writer)
+    del state
+    gc.collect()
+    assert tensor() is None
+    with pytest.raises(AlreadyExists):
+        writer.prepare_local_plan(SavePlan([]))
+    _telemetry._give_up()
+    assert len(told.spans("s3dcp.save")) == 1
+
+
 def test_a_save_that_s3_refuses_tells_the_request(store: Store, told: Told, s3dcp_server: Any) -> None:
     s3dcp_server.inject("error:AccessDenied on=PutObject key=*.distcp times=1")
     with pytest.raises(CheckpointException):
@@ -272,6 +294,22 @@ def test_every_rank_tells_of_its_own_part(store: Store, groups: Any) -> None:
         phases = ["s3dcp.plan", "s3dcp.write", *(["s3dcp.finish"] if rank == 0 else [])]
         assert [name for name, _, _ in spans] == [*phases, "s3dcp.save"]
         assert spans[-1][1:] == (rank, 2)
+
+
+def test_the_page_names_all_spans_attributes_and_metrics(store: Store, told: Told) -> None:
+    writer = S3StorageWriter(REGION, store.uri, prefix_strategy=HexPrefixStrategy(epoch_num=7))
+    dcp.async_save(STATE, storage_writer=writer).result()
+    jobs.check(f"{store.uri}/epoch_7", STATE)
+    spans = [span for name in ("s3dcp.save", "s3dcp.load") for span in told.spans(name)]
+    names = {name for span in spans for name in (span.name, *span.attributes)}
+    names |= {child.name for span in spans for child in told.children(span)} | told.metrics()
+    section = pages.text("docs/operations.md").split("## Spans and metrics", 1)[1]
+    said = set(re.findall(r"`((?:s3dcp|aws|error)\.[a-z0-9_.]+)`", section))
+    said |= {f"s3dcp.request.latency{end}" for end in re.findall(r"`(\.[a-z0-9]+)`", section)}
+    assert names - said == set()
+    of_failures = {"s3dcp.failures", "error.type", "aws.request_id"}
+    of_metrics = {"s3dcp.operation", "s3dcp.percentile"}
+    assert said - names == of_failures | of_metrics
 
 
 WITHOUT = """

@@ -117,6 +117,9 @@ class Operation:
             name: what the step is called; one that goes on under this name is the same.
             goes_on: what comes until the next phase, between two calls of torch, belongs to this one.
         """
+        if self.is_over:  # it has been told
+            yield
+            return
         _begin(self)
         phase = self._enter(name)
         try:
@@ -158,12 +161,14 @@ class Operation:
         if self._meter is not None:
             self.usage, self._meter = self._meter.read(), None
         _tell(self, error)
+        self.phases = []  # a traceback would keep alive what its frames hold
 
     def give_up(self) -> None:
         """Tell of it as one that nobody went on with, until where it came."""
         last = max([self.began, *(phase.ended or phase.began for phase in self.phases)])
         self.ended, self.is_over, self._meter = last, True, None
         _tell(self, Unfinished(f"the {self.kind} ended elsewhere: another rank failed, or the job ended"))
+        self.phases = []
 
 
 # What each thread works at. torch does not tell a rank whose own part went well that the whole failed.

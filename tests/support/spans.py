@@ -66,6 +66,10 @@ class Told:
                         found[key] = point.count if hasattr(point, "count") else point.value
         return found
 
+    def metrics(self) -> set[str]:
+        """The names of the metrics that changed since the test began."""
+        return {key[0] for key, value in self._read().items() if value != self._before.get(key, 0)}
+
     def metric(self, name: str, **attributes: str) -> float:
         """What a counter rose by since the test began, or how often a histogram was told."""
         names = {"operation": "s3dcp.operation", "error": "error.type", "bucket": "aws.s3.bucket"}
