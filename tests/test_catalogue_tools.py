@@ -116,8 +116,11 @@ def test_copies_and_models_hold_what_was_saved(place: Any, tmp_path: Path) -> No
 
 def test_a_service_copies_by_itself(store: Store) -> None:
     jobs.save({"w": values((3 << 20,))}, f"{store.uri}/run")
-    copied = catalogue.copy(f"{store.uri}/run", f"{store.uri}/copy")
-    assert copied.bytes_by_service == copied.bytes > 3 << 20
+    for region in (None, "eu-west-1"):
+        copied = catalogue.copy(f"{store.uri}/run", f"{store.uri}/copy to {region}", target_region=region)
+        assert copied.bytes_by_service == copied.bytes > 3 << 20
+        model = catalogue.export(f"{store.uri}/run", f"{store.uri}/model for {region}", target_region=region)
+        assert model.bytes_by_service > 3 << 20
 
 
 def test_errors_name_the_argument(place: Any, tmp_path: Path) -> None:

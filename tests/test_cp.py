@@ -17,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from s3dcp import S3ClientConfig, testing
-from support import command, hostile, jobs, saved
+from support import command, hostile, jobs, parts, saved
 from support.chance import how_many, new_seed
 from support.states import assert_same, blank, training_state, values
 from support.store import Store, boto_client
@@ -60,6 +60,66 @@ def test_a_service_copies_by_itself(store: Store, s3dcp_server: testing.Server) 
     jobs.check(f"s3://{store.bucket}/copy", state)
 
 
+REFUSALS = ["AccessDenied", "NoSuchBucket", "NoSuchKey", "NotImplemented", "InvalidRequest"]
+COPIES = "on=CopyObject,UploadPartCopy"
+
+
+def test_from_region_to_region_a_service_copies_by_itself(store: Store, s3dcp_server: testing.Server) -> None:
+    state = {"large": values((9 * MIB,)), "small": values((3,), 1)}
+    jobs.save(state, store.uri)
+    before = s3dcp_server.stats()
+    told = command.told("cp", store.uri, f"s3://{store.bucket}/copy", "--to-region", "eu-west-1")
+    taken = command.told("cp", store.uri, f"s3://{store.bucket}/some", "--select", "large", "--to-region", "eu-west-1")
+    after = s3dcp_server.stats()
+    assert told["bytes_by_service"] == told["bytes"] > 36 * MIB
+    assert taken["bytes_by_service"] > 36 * MIB
+    assert after.bytes_sent + after.bytes_received - before.bytes_sent - before.bytes_received < MIB
+    jobs.check(f"s3://{store.bucket}/copy", state)
+    jobs.check(f"s3://{store.bucket}/some", {"large": state["large"]})
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_what_a_service_does_not_copy_from_region_to_region_is_streamed(
+    store: Store, s3dcp_server: testing.Server, code: str
+) -> None:
+    state = {"large": values((9 * MIB,)), "small": values((3,), 1)}
+    jobs.save(state, store.uri, thread_count=2)
+    s3dcp_server.inject(f"error:{code} {COPIES}")
+    try:
+        for number, select in enumerate(([], ["--select", "large"])):
+            copy = f"s3://{store.bucket}/copy{number}"
+            told = command.told("cp", store.uri, copy, "--to-region", "eu-west-1", *select)
+            assert told["bytes_by_service"] == 0
+            assert told["bytes_through_client"] > told["bytes"]
+            jobs.check(copy, {"large": state["large"]} if select else state)
+    finally:
+        s3dcp_server.clear_faults()
+    assert store.uploads() == []
+
+
+def test_what_a_service_refuses_its_own_client_is_an_error(store: Store, s3dcp_server: testing.Server) -> None:
+    jobs.save({"large": values((9 * MIB,))}, store.uri)
+    s3dcp_server.inject(f"error:AccessDenied {COPIES}")
+    try:
+        done = command.run("cp", store.uri, f"s3://{store.bucket}/copy", code=1)
+    finally:
+        s3dcp_server.clear_faults()
+    assert "AccessDenied" in done.stderr
+    assert store.all_keys("copy") == []
+
+
+def test_a_source_that_changes_while_another_region_copies_it_is_an_error(
+    store: Store, s3dcp_server: testing.Server
+) -> None:
+    jobs.save({"large": values((9 * MIB,))}, store.uri)
+    s3dcp_server.inject(f"error:PreconditionFailed {COPIES}")
+    try:
+        done = command.run("cp", store.uri, f"s3://{store.bucket}/copy", "--to-region", "eu-west-1", code=1)
+    finally:
+        s3dcp_server.clear_faults()
+    assert "changed while it was copied" in done.stderr
+
+
 def test_between_services_bytes_are_streamed(store: Store, tmp_path: Path) -> None:
     state = {"large": values((9 * MIB,)), "small": values((3,), 1)}
     jobs.save(state, store.uri)
@@ -79,6 +139,24 @@ def test_a_checkpoint_of_each_ranks_own_indexes_is_copied(store: Store, groups: 
     copy = f"s3://{store.bucket}/copy"
     assert command.told("cp", store.uri, copy)["files"] == 4
     ranks.run(jobs.check_training_state, copy)
+
+
+@pytest.mark.distributed
+def test_items_selected_of_each_ranks_own_index_are_such_a_checkpoint(
+    store: Store, groups: Any, tmp_path: Path
+) -> None:
+    ranks = groups(2)
+    ranks.run(parts.save, store.uri)
+    for number, (select, names) in enumerate(
+        {("layers", "own.1"): ("layers", "own.1"), ("own.0",): ("own.0",)}.items()
+    ):
+        copy = f"s3://{store.bucket}/copy{number}"
+        told = command.told("cp", store.uri, copy, "--select", *select)
+        assert told["items"] == {0: 3, 1: 1}[number]
+        assert command.told("cp", store.uri, copy, "--select", *select)["skipped_files"] == told["files"]
+        ranks.run(parts.check, copy, names)
+        assert command.told("verify", copy)["good"]
+    assert "no such item" in command.refused("cp", store.uri, tmp_path / "copy", "--select", "own.2", code=2)
 
 
 # -- what is there

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 
 from s3dcp import testing
-from support import command, hostile, jobs, saved
+from support import command, hostile, jobs, parts, saved
 from support.chance import how_many, new_seed
 from support.states import DTYPES, assert_same, layouts, training_state, values
 from support.store import Store, boto_client
@@ -260,3 +260,47 @@ def test_a_person_is_told_what_was_written(store: Store, tmp_path: Path) -> None
     assert lines[0] == f"wrote 1 tensor of 3.9 KiB in 1 file to {tmp_path / 'model'}"
     assert "through this machine" in lines[1]
     assert lines[2].endswith("left out, no tensors: 1 object (b)")
+
+
+# -- an index for each rank
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("writer", ["ours", "torch's"])
+def test_what_ranks_saved_without_collectives_is_one_model(
+    writer: str, store: Store, groups: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "source" if writer == "torch's" else store.uri
+    groups(2).run(parts.save, source)
+    told = command.told("export", source, tmp_path / "model.safetensors")
+    assert_same(load_file(tmp_path / "model.safetensors"), parts.whole(2))
+    assert told["left_out"] == ["step"]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("writer", ["ours", "torch's"])
+def test_different_tensors_by_one_name_are_no_model_and_each_rank_has_one(
+    writer: str, store: Store, groups: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "source" if writer == "torch's" else store.uri
+    groups(2).run(parts.save, source, buffer_of_each=True)
+    told = command.refused("export", source, tmp_path / "model", code=2)
+    assert "buffer: rank 1 saved another tensor by this name than rank 0" in told
+    assert f"{source}/__0.metadata" in told
+    command.told("export", source, tmp_path / "rest.safetensors", "--select", "layers", "own")
+    rest = {name: tensor for name, tensor in parts.whole(2).items() if name != "buffer"}
+    assert_same(load_file(tmp_path / "rest.safetensors"), rest)
+    for rank in range(2):
+        index, model = f"{source}/__{rank}.metadata", tmp_path / f"{rank}.safetensors"
+        command.told("export", index, model, "--select", "buffer", "own")
+        assert_same(load_file(model), {"buffer": values((3000,), rank), f"own.{rank}": values((50,), rank)})
+    told = command.refused("export", f"{source}/__0.metadata", tmp_path / "half")
+    assert "layers.rows: its chunks in the index do not hold" in told
+
+
+@pytest.mark.distributed
+def test_a_rank_without_its_index_is_missed(store: Store, groups: Any, tmp_path: Path) -> None:
+    groups(2).run(parts.save, store.uri)
+    store.delete("__1.metadata")
+    told = command.refused("export", store.uri, tmp_path / "model", "--select", "own.0")
+    assert "is incomplete: 2 ranks saved it, and 1 have an index" in told

@@ -27,6 +27,7 @@ GO_ON = {
     "docs/async.md": 2,
     "docs/export.md": 1,
     "docs/first-steps.md": 2,
+    "docs/operations.md": 1,
     "docs/prefixes.md": 2,
     "docs/reshard.md": 1,
     "docs/resume.md": 2,

@@ -346,12 +346,19 @@ def step_folder(template: str, path_key: str) -> tuple[str, str, int] | None: ..
 
 # Tools around checkpoints; records are JSON
 _Place = tuple[Client, str]
+_Progress = Callable[[int, int], None] | None
 
-def inspect(client: Client, uri: str, names: list[str], statistics: bool) -> str: ...
-def verify(client: Client, uri: str, quick: bool, resume: str | None) -> str: ...
-def diff(first: _Place, second: _Place) -> str: ...
+def inspect(client: Client, uri: str, names: list[str], statistics: bool, progress: _Progress = None) -> str: ...
+def verify(client: Client, uri: str, quick: bool, resume: str | None, progress: _Progress = None) -> str: ...
+def diff(first: _Place, second: _Place, progress: _Progress = None) -> str: ...
 def copy(
-    source: _Place, target: _Place, select: list[str], flatten: bool, spread: str | None, overwrite: bool
+    source: _Place,
+    target: _Place,
+    select: list[str],
+    flatten: bool,
+    spread: str | None,
+    overwrite: bool,
+    progress: _Progress = None,
 ) -> str: ...
 def export(
     source: _Place,
@@ -363,6 +370,7 @@ def export(
     dtype: str | None,
     max_shard_size: int | None,
     overwrite: bool,
+    progress: _Progress = None,
 ) -> str: ...
 def import_model(
     source: _Place,
@@ -371,6 +379,7 @@ def import_model(
     names: dict[str, str],
     strip_prefixes: list[str],
     overwrite: bool,
+    progress: _Progress = None,
 ) -> str: ...
 def list_checkpoints(client: Client, uri: str) -> str: ...
 def keep(

@@ -1,4 +1,4 @@
-"""Progress of a save or load: a bar on standard error, or the caller's own function; at its end, a line in the log."""
+"""Progress: a bar on standard error, or the caller's own function; of a save or load at its end, a line in the log."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 from . import _native
+from ._usage import UsageMeter
+from .errors import ConfigError
 
 ProgressCallback = Callable[[int, int], None]
 INTERVAL_SECONDS = 0.1
@@ -17,83 +19,101 @@ INTERVAL_SECONDS = 0.1
 logger = logging.getLogger("s3dcp")
 
 
-class Progress:
-    """Context manager that reports bytes moved by `client` until it is left, by a thread of its own, and logs them.
+def checked_progress(progress: bool | ProgressCallback) -> bool | ProgressCallback:
+    """
+    Raises:
+        ConfigError: `progress` is neither a bool nor callable.
+    """
+    if not isinstance(progress, bool) and not callable(progress):
+        raise ConfigError(f"progress={progress!r}: must be a bool, or a callable (bytes_done, bytes_total)")
+    return progress
+
+
+@contextmanager
+def reporting(progress: bool | ProgressCallback, label: str, draws: bool = True) -> Iterator[ProgressCallback | None]:
+    """What to call with the bytes done and their total.
 
     Args:
-        target: False for nothing, True for a bar, else a callable ``(bytes_done, bytes_total)``.
+        progress: False for nothing, True for a bar, else the callable itself.
+        label: what is going on, such as ``"save"``.
+        draws: whether this process draws a bar.
+    """
+    checked_progress(progress)
+    if not isinstance(progress, bool):
+        yield progress
+    elif progress and draws:
+        bar = _Bar(label)
+        try:
+            yield bar
+        finally:
+            bar.close()
+    else:
+        yield None
+
+
+@contextmanager
+def transfer_progress(
+    progress: bool | ProgressCallback,
+    label: str,
+    path: str,
+    client: _native.Client,
+    counter: str,
+    total: int,
+    rank: int,
+) -> Iterator[None]:
+    """Report bytes moved by `client` meanwhile, by a thread of its own, and log them at the end.
+
+    Args:
+        progress: as for `reporting`.
         label: what is going on: ``"save"`` or ``"load"``.
         path: the checkpoint.
+        client: what moves them.
         counter: the client's statistic to follow, ``"bytes_sent"`` or ``"bytes_received"``.
         total: bytes expected.
         rank: only rank 0 draws a bar.
     """
+    meter = UsageMeter(client)
+    with (
+        reporting(progress, label, rank == 0) as report,
+        nullcontext() if report is None else _watching(report, lambda: meter.count(counter), total),
+    ):
+        yield
+        _log(meter, label, path, counter, rank)
 
-    def __init__(
-        self,
-        target: bool | ProgressCallback,
-        label: str,
-        path: str,
-        client: _native.Client,
-        counter: str,
-        total: int,
-        rank: int,
-    ) -> None:
-        self._what = (label, path, rank)
-        self._client = client
-        self._counter = counter
-        self._total = total
-        self._done = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._report: Callable[[int, int], None] | None = None
-        if target is True:
-            self._report = _Bar(label) if rank == 0 else None
-        elif callable(target):
-            self._report = target
-        self._failure: BaseException | None = None
 
-    def __enter__(self) -> Progress:
-        self._began, self._before = time.perf_counter(), self._client.stats()
-        if self._report is not None:
-            self._thread = threading.Thread(target=self._run, name="s3dcp-progress", daemon=True)
-            self._thread.start()
-        return self
+@contextmanager
+def _watching(report: ProgressCallback, done: Callable[[], int], total: int) -> Iterator[None]:
+    """Call `report` again and again in a thread, and with the whole at the end; what it raised is raised then."""
+    over = threading.Event()
+    failures: list[BaseException] = []
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self._log()
-        if self._thread is None or self._report is None:
-            return
-        self._done.set()
-        self._thread.join()
-        if error is None:
-            if self._failure is not None:
-                raise self._failure
-            self._report(self._total, self._total)
-        if isinstance(self._report, _Bar):
-            self._report.close()
-
-    def _moved(self, after: _native.Stats) -> int:
-        return int(getattr(after.since(self._before), self._counter))
-
-    def _log(self) -> None:
-        seconds, used = time.perf_counter() - self._began, self._client.stats().since(self._before)
-        gib = getattr(used, self._counter) / 2**30
-        logger.info(
-            "%s of %s, rank %d: %.2f GiB in %.2f s (%.2f GiB/s), %d requests, %d retries, %d SlowDowns",
-            *self._what,
-            *(gib, seconds, gib / max(seconds, 1e-9), used.requests, used.retries, used.throttled),
-        )
-
-    def _run(self) -> None:
-        assert self._report is not None
+    def watch() -> None:
         try:
-            while not self._done.wait(INTERVAL_SECONDS):
-                self._report(min(self._moved(self._client.stats()), self._total), self._total)
+            while not over.wait(INTERVAL_SECONDS):
+                report(min(done(), total), total)
         except BaseException as failure:
-            self._failure = failure
+            failures.append(failure)
+
+    thread = threading.Thread(target=watch, name="s3dcp-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+    report(total, total)
+
+
+def _log(meter: UsageMeter, label: str, path: str, counter: str, rank: int) -> None:
+    used = meter.read()
+    gib = getattr(used, counter) / 2**30
+    logger.info(
+        "%s of %s, rank %d: %.2f GiB in %.2f s (%.2f GiB/s), %d requests, %d retries, %d SlowDowns",
+        *(label, path, rank),
+        *(gib, used.seconds, gib / max(used.seconds, 1e-9), used.requests, used.retries, used.slow_downs),
+    )
 
 
 class _Bar:

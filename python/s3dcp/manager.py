@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
 import socket
 import time
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -20,7 +19,9 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from . import _native
 from ._compat import takes_no_dist
+from ._progress import ProgressCallback
 from ._ranks import is_distributed, on_first_rank, this_rank
+from ._usage import Latency, UsageMeter
 from .catalogue import Checkpoint, keep, list_checkpoints
 from .client_config import S3ClientConfig
 from .errors import ConfigError, NotFound
@@ -45,33 +46,6 @@ class Keep:
     every: int | None = None
     best: Mapping[str, Literal["min", "max"] | tuple[Literal["min", "max"], int]] | None = None
     younger: timedelta | None = None
-
-
-class Latency(NamedTuple):
-    """Seconds until the answers to some requests began; NaN where there were none.
-
-    It counts from the first byte of a request that sends a body, and from the end of every other. Two digits are right.
-
-    Attributes:
-        p50: what half of the answers did not exceed.
-        p90: what 90 of 100 did not exceed.
-        p99: what 99 of 100 did not exceed.
-        max: the longest.
-    """
-
-    p50: float
-    p90: float
-    p99: float
-    max: float
-
-    @classmethod
-    def of(cls, used: _native.Stats) -> Latency:
-        """Those of the requests that these statistics count."""
-        found = (used.latency(part) for part in (0.5, 0.9, 0.99, 1.0))
-        return cls(*(math.nan if seconds is None else seconds for seconds in found))
-
-    def __str__(self) -> str:
-        return f"median {self.p50:.3f} s, 99 % {self.p99:.3f} s"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,17 +188,19 @@ class CheckpointManager:
         if self._closed:
             raise ConfigError("the manager is closed")
         began = time.monotonic()
+        if self.async_:
+            self._writer._awaited_since = time.time_ns()
         self.wait()
         self._hold()
         self._writer.prefix_strategy.epoch_num = step  # type: ignore[attr-defined]
         self._writer.notes = {**(notes or {}), "step": step, **({"metrics": dict(metrics)} if metrics else {})}
-        before = self._writer.fs.client.stats()
+        meter = UsageMeter(self._writer.fs.client)
         alone = _alone(async_save if self.async_ else save)
         how = {"planner": FastSavePlanner(), "process_group": self._group, **alone}
         if not self.async_:
             save(dict(state), storage_writer=self._writer, **how)
             done: Future[SaveReport] = Future()
-            done.set_result(self._finish(step, began, before, None))
+            done.set_result(self._finish(step, began, meter, None))
             return done
         saved = async_save(dict(state), storage_writer=self._writer, **how)
         stalled = time.monotonic() - began
@@ -232,7 +208,7 @@ class CheckpointManager:
 
         def finish() -> SaveReport:
             cast("Future[None]", getattr(saved, "upload_completion", saved)).result()
-            return self._finish(step, began, before, stalled)
+            return self._finish(step, began, meter, stalled)
 
         self._pending = threads.submit(finish)
         return self._pending
@@ -251,12 +227,15 @@ class CheckpointManager:
         found = self._on_first_rank(lambda: [each for each in self._list() if each.newest])
         return found[0] if found else None
 
-    def restore(self, state: dict[str, Any], step: int | None = None) -> Checkpoint | None:
+    def restore(
+        self, state: dict[str, Any], step: int | None = None, *, progress: bool | ProgressCallback = False
+    ) -> Checkpoint | None:
         """Load a checkpoint into `state`, as ``dcp.load`` does.
 
         Args:
             state: what to load, in place.
             step: which; None for the complete one that was committed last.
+            progress: as for `S3StorageReader`.
 
         Returns:
             The checkpoint, with its ``step`` and ``notes``; None where there is none yet and `step` is None.
@@ -276,7 +255,7 @@ class CheckpointManager:
             if not several:
                 raise NotFound(f"step={step}: there is no complete checkpoint of it below {self.uri}")
             found = several[0]
-        reader = S3StorageReader(path=found.uri, **self._client_settings)
+        reader = S3StorageReader(path=found.uri, progress=progress, **self._client_settings)
         load(state, storage_reader=reader, planner=FastLoadPlanner(), process_group=self._group, **_alone(load))
         return found
 
@@ -325,13 +304,13 @@ class CheckpointManager:
     def _on_first_rank(self, step: Callable[[], Result]) -> Result:
         return on_first_rank(step, self._group)
 
-    def _finish(self, step: int, began: float, before: _native.Stats, stalled: float | None) -> SaveReport:
+    def _finish(self, step: int, began: float, meter: UsageMeter, stalled: float | None) -> SaveReport:
         """What comes after the commit: the retention, on rank 0, and the report."""
         if self.keep is not None and this_rank(self._group) == 0:
             retention = keep(self.uri, delete=True, **vars(self.keep), **self._client_settings)
             for failure in retention.failed:
                 logger.warning(failure)
-        used = self._writer.fs.client.stats().since(before)
+        used = meter.read()
         seconds = time.monotonic() - began
         report = SaveReport(
             step=step,
@@ -339,8 +318,8 @@ class CheckpointManager:
             bytes=used.bytes_sent,
             requests=used.requests,
             retries=used.retries,
-            slow_downs=used.throttled,
-            latency=Latency.of(used),
+            slow_downs=used.slow_downs,
+            latency=used.latency,
             seconds=seconds,
             stall_seconds=seconds if stalled is None else stalled,
         )

@@ -23,9 +23,10 @@ from . import _native
 from ._compat import HAS_RANK_INDEXES, ExtensionRegistry, ReaderTransforms
 from ._load.index import allowed_global_names, index_facts, read_index
 from ._load.rank_load import RankLoad
-from ._progress import Progress, ProgressCallback
-from ._ranks import this_rank
+from ._progress import ProgressCallback, checked_progress, transfer_progress
+from ._ranks import this_rank, world_size
 from ._shared_pace import SharedPace
+from ._telemetry import Operation
 from .client_config import S3ClientConfig
 from .errors import ConfigError, Conflict, NotFound, S3DcpError
 from .file_system import S3FileSystem, split_path
@@ -118,15 +119,16 @@ class S3StorageReader(FileSystemReader):
         self.path = self.fs.init_path(path)
         self.verify = verify
         self.weights_only = weights_only
-        self.progress = progress
+        self.progress = checked_progress(progress)
         self._allowed_globals = allowed_global_names(allowed_globals)
         self.sync_files = False
         self._index_error: Exception | None = None
         self._etag: str | None = None
         self._metadata: Metadata | None = None
+        self._operation: Operation | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_metadata": None, "_index_error": None, "storage_data": {}}
+        return {**self.__dict__, "_metadata": None, "_index_error": None, "_operation": None, "storage_data": {}}
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Forget the last load; the next one is at `checkpoint_id` when given."""
@@ -150,17 +152,36 @@ class S3StorageReader(FileSystemReader):
         """
         rank = kwargs.get("rank")
         asked_first, self._index_error = self._index_error, None
+        if asked_first is None:
+            self._operation = None
         if rank is not None and asked_first is not None and not _is_missing_key(asked_first):
-            return _UnreadableIndex(asked_first)
+            return self._unreadable(asked_first)
         try:
-            return self._read_whole_index() if rank is None else self._read_rank_index(rank, asked_first is not None)
+            with self._this_load().attempt("read_metadata"):
+                if rank is None:
+                    return self._read_whole_index()
+                return self._read_rank_index(rank, asked_first is not None)
         except Exception as error:
             if rank is None:
+                if not HAS_RANK_INDEXES:
+                    self._this_load().end(error)
                 self._index_error = error
                 raise
             if asked_first is None:
                 raise
-            return _UnreadableIndex(error)
+            return self._unreadable(error)
+
+    def _unreadable(self, error: Exception) -> Metadata:
+        """What stands for an index that could not be read; the load has failed with that."""
+        self._this_load().end(error)
+        return _UnreadableIndex(error)
+
+    def _this_load(self) -> Operation:
+        """What is noted of the load under way, which begins with the first call."""
+        if self._operation is None or self._operation.is_over:
+            self._operation = Operation("load", os.fspath(self.path), split_path(self.path)[0])
+            self._operation.use(self.fs.client)
+        return self._operation
 
     def _read_whole_index(self) -> Metadata:
         """The index of all ranks; where there is none, an older torch asks for no other, so this says what there is."""
@@ -231,10 +252,17 @@ class S3StorageReader(FileSystemReader):
             raise RuntimeError("read_metadata() must be called before set_up_storage_reader(), which takes its result")
         if isinstance(metadata, _UnreadableIndex):
             metadata.raise_error()
-        self._metadata = metadata
-        self.storage_data = metadata.storage_data
-        self.rank = kwargs.get("rank")
-        self.use_collectives = kwargs.get("use_collectives", True)
+        operation = self._this_load()
+        with operation.phase("plan", goes_on=True):
+            self._metadata = metadata
+            self.storage_data = metadata.storage_data
+            self.rank = kwargs.get("rank")
+            self.use_collectives = kwargs.get("use_collectives", True)
+            operation.note(
+                rank=this_rank() if self.rank is None else self.rank,
+                world_size=world_size(),
+                epoch=index_facts(metadata).get("epoch"),
+            )
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Note which index this rank read."""
@@ -259,6 +287,11 @@ class S3StorageReader(FileSystemReader):
             ConfigError: it was saved without collectives by another number of ranks.
         """
         self._index_for("prepare_global_plan")
+        with self._this_load().phase("plan", goes_on=True):
+            self._see_that_they_fit(plans)
+        return plans
+
+    def _see_that_they_fit(self, plans: list[LoadPlan]) -> None:
         told = [plan.storage_data for plan in plans if isinstance(plan.storage_data, _PlanData)]
         if len({data.etag for data in told}) > 1:
             raise Conflict(f"{self.path} was replaced while the ranks read its index; load again", retryable=True)
@@ -268,7 +301,6 @@ class S3StorageReader(FileSystemReader):
                     f"{self.path} was saved without collectives by {data.saved_ranks} ranks, each its own part; "
                     f"it cannot be loaded by {len(plans)}"
                 )
-        return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Fetch what `plan` needs straight into the tensors' memory.
@@ -279,6 +311,16 @@ class S3StorageReader(FileSystemReader):
             Corrupt: stored bytes are not what was saved.
         """
         metadata = self._index_for("read_data")
+        operation = self._this_load()
+        operation.note(items=len(plan.items))
+        with operation.phase("read"):
+            self._read_items(metadata, plan, planner)
+        operation.end()
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    def _read_items(self, metadata: Metadata, plan: LoadPlan, planner: LoadPlanner) -> None:
         bucket, path_key = split_path(self.path)
         # one rank's own index, and an index that does not say how many ranks saved it
         is_part = not self.use_collectives or index_facts(metadata).get("ranks") in (None, 1)
@@ -296,15 +338,14 @@ class S3StorageReader(FileSystemReader):
         expected = load.expected_bytes(plan) if self.progress else 0
         try:
             with (
-                Progress(self.progress, "load", os.fspath(self.path), self.fs.client, "bytes_received", expected, rank),
+                transfer_progress(
+                    self.progress, "load", os.fspath(self.path), self.fs.client, "bytes_received", expected, rank
+                ),
                 SharedPace(self.fs.client, False, bucket, path_key),
             ):
                 load.run(plan, planner)
         except NotFound as error:
             raise self._explain_missing(error, bucket, path_key) from error
-        future: Future[None] = Future()
-        future.set_result(None)
-        return future
 
     def _explain_missing(self, error: NotFound, bucket: str, path_key: str) -> S3DcpError:
         """A shard file is gone: was the checkpoint replaced, or is it broken?"""

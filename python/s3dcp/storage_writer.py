@@ -32,12 +32,13 @@ from torch.futures import Future
 from . import _native
 from ._compat import INDEX_VERSION, SerializationFormat, WriterTransforms, copies_when_staged
 from ._gc import GcPause
-from ._progress import Progress, ProgressCallback
+from ._progress import ProgressCallback, checked_progress, transfer_progress
 from ._ranks import this_rank, world_size
 from ._save.files import split_into_files
 from ._save.resolve import Resolver
 from ._save.shards import ShardFile, discard
 from ._shared_pace import SharedPace
+from ._telemetry import Operation, Staged
 from .client_config import S3ClientConfig
 from .errors import ConfigError
 from .file_system import S3FileSystem, split_path
@@ -80,6 +81,7 @@ class _Save:
     is_coordinator: bool
     use_collectives: bool
     strategy: S3PrefixStrategyBase
+    operation: Operation
     notes: str | None = None
     is_prepared: bool = False
     plan_data: _PlanData | None = None
@@ -200,8 +202,11 @@ class S3StorageWriter(FileSystemWriter):
         self.conditional_commit = conditional_commit
         self.step_folders = step_folders
         self.notes = notes
-        self.progress = progress
+        self.progress = checked_progress(progress)
         self._last_plan_data: _PlanData | None = None
+        # Since when, in nanoseconds, the caller of the next asynchronous save waits, where that is before it is staged.
+        self._awaited_since: int | None = None
+        self._staged: Staged | None = None
         self._thread = threading.local()
         self._draw_save_id()
 
@@ -250,24 +255,40 @@ class S3StorageWriter(FileSystemWriter):
 
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """A copy of `state_dict` in host memory, for ``async_save``; whatever the default device is."""
+        began, self._awaited_since = self._awaited_since or time.time_ns(), None
         with torch.device("cpu"):
-            if not copies_when_staged():
-                return _copy_state_dict(state_dict, _create_cpu_state_dict(state_dict))
-            staged: dict[str, Any] = super().stage(state_dict)
-            return staged
+            if copies_when_staged():
+                staged: dict[str, Any] = super().stage(state_dict)
+            else:
+                staged = _copy_state_dict(state_dict, _create_cpu_state_dict(state_dict))
+        self._staged = Staged(began)
+        return staged
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Begin a save in this thread, with a save id of its own."""
         path = self._thread.__dict__.pop("path", None) or self.path
+        staged, self._staged = self._staged, None
+        operation = Operation.of_save(os.fspath(path), split_path(path)[0], staged)
+        with operation.phase("plan", goes_on=True):
+            self._begin(path, operation, is_coordinator, kwargs.get("rank"), kwargs.get("use_collectives", True))
+
+    def _begin(
+        self,
+        path: str | os.PathLike[str],
+        operation: Operation,
+        is_coordinator: bool,
+        told: int | None,
+        use_collectives: bool,
+    ) -> None:
         bucket, path_key = split_path(path)
-        told = kwargs.get("rank")
         rank = this_rank() if told is None else told
-        use_collectives = kwargs.get("use_collectives", True)
         strategy, folder = copy.deepcopy(self.prefix_strategy), None
         if self.step_folders is not None and (step := _step_folder(self.step_folders, strategy, path_key)):
             path_key, folder, strategy.epoch_num = step  # type: ignore[attr-defined]
         epoch = getattr(strategy, "epoch_num", None)
         save_id = self._next_save_id()
+        operation.use(self.fs.client)
+        operation.note(rank=rank, epoch=epoch, save_id=save_id)
         self._thread.save = _Save(
             native=_native.Save(
                 self.fs.client,
@@ -287,6 +308,7 @@ class S3StorageWriter(FileSystemWriter):
             is_coordinator=is_coordinator,
             use_collectives=use_collectives,
             strategy=strategy,
+            operation=operation,
             notes=self._notes,
         )
         del self._thread.drawn
@@ -308,7 +330,9 @@ class S3StorageWriter(FileSystemWriter):
                 collectives) is there.
         """
         save = self._save
-        if save.commits:
+        if not save.commits:
+            return plan
+        with save.operation.phase("plan", goes_on=True):
             replaces = save.native.prepare(self.overwrite, self.conditional_commit)
             save.is_prepared = True
             if replaces:
@@ -324,7 +348,8 @@ class S3StorageWriter(FileSystemWriter):
         save.require(save.is_prepared, "prepare_local_plan", "prepare_global_plan")
         ranks = len(plans) if save.use_collectives else world_size()
         numbers = range(ranks) if save.use_collectives else (save.rank,)
-        save.prefixes(ranks, numbers)
+        with save.operation.phase("plan", goes_on=True):
+            save.prefixes(ranks, numbers)
         save.plan_data = _PlanData(ranks, save.rank)
         return [
             dataclasses.replace(plan, storage_data=_PlanData(ranks, number))
@@ -336,8 +361,18 @@ class S3StorageWriter(FileSystemWriter):
 
         When it fails, uploads are aborted and files already complete deleted.
         """
-        save, client = self._save, self.fs.client
+        save = self._save
         save.require(save.plan_data, "prepare_global_plan", "write_data")
+        with save.operation.phase("write"):
+            results = self._write_files(save, plan, planner)
+        if not save.commits:
+            save.operation.end()
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future
+
+    def _write_files(self, save: _Save, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
+        client = self.fs.client
         told = plan.storage_data if isinstance(plan.storage_data, _PlanData) else self._last_plan_data
         plan_data = save.plan_data or told or _PlanData(world_size(), save.rank)
         if told and not save.is_rank_told:
@@ -349,9 +384,10 @@ class S3StorageWriter(FileSystemWriter):
         shards: list[ShardFile] = []
         resolver = Resolver(planner)
         total = sum(file.nbytes for file in files)
+        save.operation.note(rank=save.rank, world_size=plan_data.ranks, items=len(plan.items), bytes=total)
         (prefix,) = save.prefixes(plan_data.ranks, (save.rank,))
         with (
-            Progress(self.progress, "save", save.path, client, "bytes_sent", total, save.rank),
+            transfer_progress(self.progress, "save", save.path, client, "bytes_sent", total, save.rank),
             SharedPace(client, True, save.bucket, save.path_key),
             # Whatever unwinds, also while files are discarded: after this nothing reads the tensors.
             save.native,
@@ -369,9 +405,7 @@ class S3StorageWriter(FileSystemWriter):
                     shard.let_go()
                 discard(save.native, save.bucket)
                 raise
-        future: Future[list[WriteResult]] = Future()
-        future.set_result(results)
-        return future
+        return results
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Commit: the index by one conditional PUT, then clean up what it replaced.
@@ -389,16 +423,18 @@ class S3StorageWriter(FileSystemWriter):
             metadata.version = INDEX_VERSION
         metadata.storage_meta = save.storage_meta()
         began = time.perf_counter()
-        with GcPause(old_at_once=True):
-            metadata.storage_data = {
-                result.index: result.storage_data for rank_results in results for result in rank_results
-            }
-            try:
-                index = _native.write_index(metadata, save.save_id)
-            except BaseException:
-                discard(save.native, save.bucket, {info.relative_path for info in metadata.storage_data.values()})
-                raise
-        warned = save.native.commit(index)
+        with save.operation.phase("finish"):
+            with GcPause(old_at_once=True):
+                metadata.storage_data = {
+                    result.index: result.storage_data for rank_results in results for result in rank_results
+                }
+                try:
+                    index = _native.write_index(metadata, save.save_id)
+                except BaseException:
+                    discard(save.native, save.bucket, {info.relative_path for info in metadata.storage_data.values()})
+                    raise
+            warned = save.native.commit(index)
+        save.operation.end()
         seconds = time.perf_counter() - began
         logger.info("committed %s: an index of %d items in %.2f s", save.path, len(metadata.storage_data), seconds)
         if index.refusal is not None:

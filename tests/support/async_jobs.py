@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
 
@@ -50,3 +51,31 @@ def _read_index(fs: S3FileSystem, uri: str) -> bytes:
     assert fs.exists(f"{uri}/.metadata")
     with fs.create_stream(f"{uri}/.metadata", "rb") as stream:
         return stream.read()
+
+
+def save_in_process_with_spans(uri: str, folder: Path) -> int:
+    """``async_save`` in a process that leaves its spans in a folder; the id of the span that it was called in."""
+    from opentelemetry.sdk.trace import TracerProvider
+    from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
+    from support.spans import FOLDER, Telling
+
+    os.environ[FOLDER] = os.fspath(folder)
+    with TracerProvider().get_tracer("training").start_as_current_span("train step") as span:
+        dcp.async_save(
+            training_state(),
+            storage_writer=S3StorageWriter(REGION, uri),
+            planner=Telling(),
+            async_checkpointer_type=AsyncCheckpointerType.PROCESS,
+        ).result()
+    return span.get_span_context().span_id
+
+
+def spans_of_a_save(uri: str) -> list[tuple[str, int | None, int | None]]:
+    """The spans of a save: names, ranks and numbers of ranks."""
+    from support.spans import Told
+
+    told = Told()
+    dcp.save(training_state(), storage_writer=S3StorageWriter(REGION, uri))
+    facts = [(span, dict(span.attributes or {})) for span in told.exporter.spans]
+    return [(span.name, each.get("s3dcp.rank"), each.get("s3dcp.world_size")) for span, each in facts]

@@ -14,7 +14,7 @@ use crate::service::{Other, Service, run_until_stopped};
 
 /// Write the tensors of a checkpoint as a Hugging Face model or a torch.save file
 ///
-/// Safetensors files get Hugging Face's names and index. From bucket to bucket of one service with the same credentials the service
+/// Safetensors files get Hugging Face's names and index. From bucket to bucket of one service the service
 /// copies the values of row shards by itself; what is small, sharded by columns or converted goes through this machine.
 /// The index goes last. Objects that are no tensors are left out.
 #[derive(Debug, Args)]
@@ -23,7 +23,7 @@ use crate::service::{Other, Service, run_until_stopped};
   s3dcp export s3://bucket/run /data/model --dtype bfloat16 --max-shard-size 2GB
   s3dcp export /data/run weights.pt --format torch --map model=module")]
 pub(crate) struct Arguments {
-    /// The checkpoint: s3://bucket/path or a local folder
+    /// The checkpoint: s3://bucket/path or a local folder; or one index of several
     from: String,
     /// The folder of the model, or its file: s3://bucket/path or a local path
     to: String,

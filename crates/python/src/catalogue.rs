@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::client::Client;
 use crate::errors::to_python;
+use crate::progress::wait_telling;
 use crate::runtime::{wait, wait_for};
 
 /// The checkpoints below a path of S3 or of the local file system, as JSON: see `s3dcp_checkpoint::list_checkpoints`.
@@ -61,18 +62,24 @@ fn keep(
 /// `s3dcp_checkpoint::inspect`.
 #[entry]
 #[pyfunction]
+#[pyo3(signature = (client, uri, names, statistics, progress=None))]
 fn inspect(
     py: Python<'_>,
     client: &Client,
     uri: &str,
     names: Vec<String>,
     statistics: bool,
+    progress: Option<Py<PyAny>>,
 ) -> PyResult<String> {
     let names = name_filter(py, &names)?;
     let checkpoint = Arc::new(open(py, client, uri)?);
     let mut found = s3dcp_checkpoint::inspect(&checkpoint, &names).map_err(|error| to_python(py, &error))?;
     if statistics {
-        wait_for(py, || s3dcp_checkpoint::read_statistics(&checkpoint, &mut found, |_| {}))?;
+        let total = found.tensors.iter().map(|tensor| tensor.bytes).fold(0, u64::saturating_add);
+        wait_telling(py, progress.as_ref(), |told| {
+            told.expect(total);
+            s3dcp_checkpoint::read_statistics(&checkpoint, &mut found, move |bytes| told.add(bytes))
+        })?;
     }
     json(&found)
 }
@@ -80,31 +87,51 @@ fn inspect(
 /// What is wrong with a checkpoint, as JSON: see `s3dcp_checkpoint::verify`.
 #[entry]
 #[pyfunction]
+#[pyo3(signature = (client, uri, quick, resume, progress=None))]
 fn verify(
     py: Python<'_>,
     client: &Client,
     uri: &str,
     quick: bool,
     resume: Option<PathBuf>,
+    progress: Option<Py<PyAny>>,
 ) -> PyResult<String> {
     let checkpoint = open(py, client, uri)?;
     let mut options = VerifyOptions::default();
     (options.quick, options.resume) = (quick, resume);
-    json(&wait_for(py, || s3dcp_checkpoint::verify(&checkpoint, &options, |_, _| {}))?)
+    json(&wait_telling(py, progress.as_ref(), |told| {
+        s3dcp_checkpoint::verify(&checkpoint, &options, move |bytes, total| {
+            told.expect(total);
+            told.add(bytes);
+        })
+    })?)
 }
 
 /// How two checkpoints differ, as JSON: see `s3dcp_checkpoint::diff`.
 #[entry]
 #[pyfunction]
-fn diff(py: Python<'_>, first: Place<'_>, second: Place<'_>) -> PyResult<String> {
+#[pyo3(signature = (first, second, progress=None))]
+fn diff(
+    py: Python<'_>,
+    first: Place<'_>,
+    second: Place<'_>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<String> {
     let first = open(py, &first.0, &first.1)?;
     let second = open(py, &second.0, &second.1)?;
-    json(&wait_for(py, || s3dcp_checkpoint::diff(first, second, |_, _| {}))?)
+    json(&wait_telling(py, progress.as_ref(), |told| {
+        s3dcp_checkpoint::diff(first, second, move |bytes, total| {
+            told.expect(total);
+            told.add(bytes);
+        })
+    })?)
 }
 
 /// Copies a checkpoint, and tells of it as JSON: see `s3dcp_checkpoint::plan_copy`. `spread` is as for `FileNames::spread`.
 #[entry]
 #[pyfunction]
+#[pyo3(signature = (source, target, select, flatten, spread, overwrite, progress=None))]
+#[expect(clippy::too_many_arguments, reason = "one for each option")]
 fn copy(
     py: Python<'_>,
     source: Place<'_>,
@@ -113,6 +140,7 @@ fn copy(
     flatten: bool,
     spread: Option<&str>,
     overwrite: bool,
+    progress: Option<Py<PyAny>>,
 ) -> PyResult<String> {
     let mut options = CopyOptions::default();
     options.selection = name_filter(py, &select)?;
@@ -123,8 +151,11 @@ fn copy(
     };
     options.overwrite = overwrite;
     let ((source, from), (target, to)) = both(py, &source, &target)?;
-    json(&wait_for(py, || async {
-        plan_copy(&source, &from, &target, &to, &options).await?.run(&|_| {}).await
+    json(&wait_telling(py, progress.as_ref(), |told| async {
+        let told = told;
+        let plan = plan_copy(&source, &from, &target, &to, &options).await?;
+        told.expect(plan.bytes());
+        plan.run(&|bytes| told.add(bytes)).await
     })?)
 }
 
@@ -132,7 +163,7 @@ fn copy(
 /// `safetensors` or `torch`.
 #[entry]
 #[pyfunction]
-#[pyo3(signature = (source, target, format, select, names, strip_prefixes, dtype, max_shard_size, overwrite))]
+#[pyo3(signature = (source, target, format, select, names, strip_prefixes, dtype, max_shard_size, overwrite, progress=None))]
 #[expect(clippy::too_many_arguments, reason = "one for each option")]
 fn export(
     py: Python<'_>,
@@ -145,6 +176,7 @@ fn export(
     dtype: Option<&str>,
     max_shard_size: Option<u64>,
     overwrite: bool,
+    progress: Option<Py<PyAny>>,
 ) -> PyResult<String> {
     let mut options = ExportOptions::default();
     if format == "torch" {
@@ -156,14 +188,19 @@ fn export(
     options.max_file_bytes = max_shard_size.unwrap_or(options.max_file_bytes);
     options.overwrite = overwrite;
     let ((source, from), (target, to)) = both(py, &source, &target)?;
-    json(&wait_for(py, || async {
-        plan_export(&source, &from, &target, &to, &options).await?.run(&|_| {}).await
+    json(&wait_telling(py, progress.as_ref(), |told| async {
+        let told = told;
+        let plan = plan_export(&source, &from, &target, &to, &options).await?;
+        told.expect(plan.bytes());
+        plan.run(&|bytes| told.add(bytes)).await
     })?)
 }
 
 /// Makes a checkpoint of a model, and tells of it as JSON: see `s3dcp_checkpoint::plan_import`.
 #[entry]
 #[pyfunction]
+#[pyo3(signature = (source, target, select, names, strip_prefixes, overwrite, progress=None))]
+#[expect(clippy::too_many_arguments, reason = "one for each option")]
 fn import_model(
     py: Python<'_>,
     source: Place<'_>,
@@ -172,14 +209,18 @@ fn import_model(
     names: BTreeMap<String, String>,
     strip_prefixes: Vec<String>,
     overwrite: bool,
+    progress: Option<Py<PyAny>>,
 ) -> PyResult<String> {
     let mut options = ImportOptions::default();
     options.selection = name_filter(py, &select)?;
     options.renaming = renaming(names, strip_prefixes);
     options.overwrite = overwrite;
     let ((source, from), (target, to)) = both(py, &source, &target)?;
-    json(&wait_for(py, || async {
-        plan_import(&source, &from, &target, &to, &options).await?.run(&|_| {}).await
+    json(&wait_telling(py, progress.as_ref(), |told| async {
+        let told = told;
+        let plan = plan_import(&source, &from, &target, &to, &options).await?;
+        told.expect(plan.bytes());
+        plan.run(&|bytes| told.add(bytes)).await
     })?)
 }
 
@@ -206,7 +247,7 @@ fn renaming(names: BTreeMap<String, String>, strip_prefixes: Vec<String>) -> Ren
 
 fn open(py: Python<'_>, client: &Client, uri: &str) -> PyResult<OpenCheckpoint> {
     let (storage, path_key) = storage(py, client, uri)?;
-    wait_for(py, || open_checkpoint(&storage, &path_key))
+    wait_for(py, || open_checkpoint(&storage, &path_key), |_| Ok(()))
 }
 
 fn storage(py: Python<'_>, client: &Client, uri: &str) -> PyResult<(Storage, String)> {

@@ -18,6 +18,7 @@ mod panics;
 mod plan_items;
 mod pool;
 mod prefix;
+mod progress;
 mod runtime;
 mod save;
 mod server;

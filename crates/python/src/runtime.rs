@@ -142,10 +142,12 @@ pub(crate) fn wait<T: Send>(
     }
 }
 
-/// The same of a future that has to stay in the thread that makes it.
+/// The same of a future that has to stay in the thread that makes it; `also` is called after each look for signals, and what it
+/// raises ends the future like what a handler raises.
 pub(crate) fn wait_for<T: Send, F: Future<Output = Result<T, Error>>>(
     py: Python<'_>,
     make: impl FnOnce() -> F + Send,
+    also: impl Fn(Python<'_>) -> PyResult<()> + Send,
 ) -> PyResult<T> {
     let handle = handle()?;
     py.detach(move || {
@@ -155,7 +157,7 @@ pub(crate) fn wait_for<T: Send, F: Future<Output = Result<T, Error>>>(
                 handle.block_on(async { tokio::time::timeout(SIGNAL_INTERVAL, future.as_mut()).await });
             match step {
                 Ok(result) => return result.map_err(|error| Python::attach(|py| to_python(py, &error))),
-                Err(_still_running) => Python::attach(|py| py.check_signals())?,
+                Err(_still_running) => Python::attach(|py| py.check_signals().and_then(|()| also(py)))?,
             }
         }
     })

@@ -96,6 +96,15 @@ impl Client {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 
+    /// Whether both ask one service, be it in other regions or with other credentials: AWS, or the same endpoint. Whether it lets
+    /// one of them copy what the other reads is for the service to say.
+    ///
+    /// # Errors
+    /// `Config` where region or endpoint are missing or cannot work; those of reading a profile.
+    pub async fn is_of_same_service(&self, other: &Client) -> Result<bool, Error> {
+        Ok(self.session().await?.endpoint.is_of_same_service(&other.session().await?.endpoint))
+    }
+
     /// What the client has done so far.
     pub fn stats(&self) -> Stats {
         self.inner.counters.snapshot()

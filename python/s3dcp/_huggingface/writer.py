@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
+import time
 from typing import Any
 
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -20,11 +21,13 @@ from torch.futures import Future
 
 from .. import _native
 from .._compat import WriterTransforms
-from .._progress import Progress, ProgressCallback
+from .._progress import ProgressCallback, checked_progress, transfer_progress
+from .._ranks import world_size
 from .._save.files import FilePlan, item_nbytes
 from .._save.resolve import Resolver
 from .._save.shards import ShardFile
 from .._shared_pace import SharedPace
+from .._telemetry import Operation, Staged
 from ..client_config import S3ClientConfig
 from ..errors import shown
 from ..file_system import S3FileSystem, split_path
@@ -101,8 +104,21 @@ class S3HuggingFaceWriter(FileSystemWriter):
         self._settings = {"region": region, "s3client_config": s3client_config, "endpoint_url": endpoint_url}
         self.fs: S3FileSystem = S3FileSystem(**self._settings)  # type: ignore[assignment,arg-type]
         self._go_to(os.fspath(path))
-        self.progress = progress
+        self.progress = checked_progress(progress)
         self._plan_data: _PlanData | None = None
+        self._staged: Staged | None = None
+        self._operation: Operation | None = None
+        self._is_coordinator = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_operation": None}
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A copy of `state_dict` in host memory, for ``async_save``."""
+        began = time.time_ns()
+        staged: dict[str, Any] = super().stage(state_dict)
+        self._staged = Staged(began)
+        return staged
 
     def _go_to(self, path: str) -> None:
         self.path: str = path
@@ -125,6 +141,18 @@ class S3HuggingFaceWriter(FileSystemWriter):
         """
         if not kwargs.get("use_collectives", True):
             raise ValueError("use_collectives=False: safetensors files need a rank that knows what all save")
+        staged, self._staged = self._staged, None
+        path = os.fspath(self.consolidated_output_path or self.path)
+        self._operation = Operation.of_save(path, split_path(path)[0], staged)
+        with self._operation.phase("plan", goes_on=True):
+            self._operation.use(self.fs.client)
+        self._is_coordinator = is_coordinator
+
+    @property
+    def _this_save(self) -> Operation:
+        if self._operation is None:
+            raise RuntimeError("set_up_storage_writer() must be called first")
+        return self._operation
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """See that safetensors files can hold what is to be saved.
@@ -132,12 +160,13 @@ class S3HuggingFaceWriter(FileSystemWriter):
         Raises:
             ValueError: they cannot, or `fqn_to_index_mapping` does not say where it goes; the message names it.
         """
-        for item in plan.items:
-            name = item.index.fqn
-            if item.type == WriteItemType.BYTE_IO:
-                raise ValueError(f"{shown(name)}: safetensors files hold tensors only")
-            if self.fqn_to_index_mapping is not None and name not in self.fqn_to_index_mapping:
-                raise ValueError(f"fqn_to_index_mapping: has no number for {shown(name)}")
+        with self._this_save.phase("plan", goes_on=True):
+            for item in plan.items:
+                name = item.index.fqn
+                if item.type == WriteItemType.BYTE_IO:
+                    raise ValueError(f"{shown(name)}: safetensors files hold tensors only")
+                if self.fqn_to_index_mapping is not None and name not in self.fqn_to_index_mapping:
+                    raise ValueError(f"fqn_to_index_mapping: has no number for {shown(name)}")
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -146,11 +175,14 @@ class S3HuggingFaceWriter(FileSystemWriter):
         Raises:
             ValueError: several ranks have tensors to save, and `save_distributed` is False.
         """
-        saving = sum(bool(plan.items) for plan in plans)
-        if saving > 1 and not self.save_distributed:
-            raise ValueError(f"save_distributed=False: {saving} ranks have tensors to save, to files of the same names")
-        model = Folder(self.fs.client, self.consolidated_output_path or os.fspath(self.path))
-        model.client.delete_objects(model.bucket, [model.key_of(INDEX_NAME)])
+        with self._this_save.phase("plan", goes_on=True):
+            saving = sum(bool(plan.items) for plan in plans)
+            if saving > 1 and not self.save_distributed:
+                raise ValueError(
+                    f"save_distributed=False: {saving} ranks have tensors to save, to files of the same names"
+                )
+            model = Folder(self.fs.client, self.consolidated_output_path or os.fspath(self.path))
+            model.client.delete_objects(model.bucket, [model.key_of(INDEX_NAME)])
         save_id = secrets.token_hex(8)
         return [
             dataclasses.replace(plan, storage_data=_PlanData(save_id, number)) for number, plan in enumerate(plans, 1)
@@ -158,16 +190,26 @@ class S3HuggingFaceWriter(FileSystemWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Upload this rank's files; all are there when it returns, and none when it fails."""
+        with self._this_save.phase("write"):
+            results = self._write_files(plan, planner)
+        if not self._is_coordinator:
+            self._this_save.end()
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future
+
+    def _write_files(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         data: _PlanData = plan.storage_data
         folder, client = Folder(self.fs.client, os.fspath(self.path)), self.fs.client
         files = self._files(plan.items, data.rank)
         total = sum(file.nbytes for file in files.values())
+        self._this_save.note(rank=data.rank - 1, world_size=world_size(), items=len(plan.items), bytes=total)
         metadata = {SAVE_ID_KEY: data.save_id} if self.save_distributed else {}
         resolver = Resolver(planner)
         results: list[WriteResult] = []
         writers: list[tuple[_native.ShardWriter, ShardFile]] = []
         with (
-            Progress(self.progress, "save", os.fspath(self.path), client, "bytes_sent", total, data.rank - 1),
+            transfer_progress(self.progress, "save", os.fspath(self.path), client, "bytes_sent", total, data.rank - 1),
             SharedPace(client, True, folder.bucket, folder.key),
         ):
             try:
@@ -185,9 +227,7 @@ class S3HuggingFaceWriter(FileSystemWriter):
                     native.abort()
                 client.delete_objects(folder.bucket, [folder.key_of(name) for name in files])
                 raise
-        future: Future[list[WriteResult]] = Future()
-        future.set_result(results)
-        return future
+        return results
 
     def _files(self, items: list[WriteItem], rank: int) -> dict[str, FilePlan]:
         """The files of a rank by name; a further chunk of a tensor goes into a further file."""
@@ -205,6 +245,11 @@ class S3HuggingFaceWriter(FileSystemWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Make whole tensors where that is asked for, write the index, and delete what an earlier save left beside."""
+        with self._this_save.phase("finish"):
+            self._make_whole(results)
+        self._this_save.end()
+
+    def _make_whole(self, results: list[list[WriteResult]]) -> None:
         written = [result for some in results for result in some]
         weight_map = {result.index.fqn: result.storage_data.relative_path for result in written}
         folder = Folder(self.fs.client, os.fspath(self.path))

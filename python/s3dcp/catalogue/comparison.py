@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from .. import _native
+from .._progress import ProgressCallback, reporting
 from ..client_config import S3ClientConfig
 from ._reach import Path, reached
 from ._records import record
@@ -110,6 +111,7 @@ def diff(
     first: Path,
     second: Path,
     *,
+    progress: bool | ProgressCallback = False,
     region: str | None = None,
     endpoint_url: str | None = None,
     s3client_config: S3ClientConfig | None = None,
@@ -121,10 +123,13 @@ def diff(
     Args:
         first: the folder of the first, or its index.
         second: that of the second.
+        progress: True for a bar on standard error, or a callable ``(bytes_done, bytes_total)``, which is called in this
+            thread; what it raises stops it.
 
     Raises:
         NotFound: one of them is not there.
         Corrupt: an index is damaged. What cannot be compared has a ``fault`` in the result.
     """
     settings = (region, endpoint_url, s3client_config)
-    return record(Comparison, _native.diff(reached(first, *settings), reached(second, *settings)))
+    with reporting(progress, "diff") as report:
+        return record(Comparison, _native.diff(reached(first, *settings), reached(second, *settings), report))

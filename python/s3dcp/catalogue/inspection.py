@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from .. import _native
+from .._progress import ProgressCallback, reporting
 from ..client_config import S3ClientConfig
 from ._reach import Path, reached
 from ._records import record
@@ -159,6 +160,7 @@ def inspect(
     names: Iterable[str] = (),
     *,
     statistics: bool = False,
+    progress: bool | ProgressCallback = False,
     region: str | None = None,
     endpoint_url: str | None = None,
     s3client_config: S3ClientConfig | None = None,
@@ -169,6 +171,8 @@ def inspect(
         uri: its folder, or its index.
         names: only these: names, dotted prefixes (``model.layers``) or globs (``*.bias``).
         statistics: read the values of its tensors, and tell what they come to.
+        progress: True for a bar on standard error, or a callable ``(bytes_done, bytes_total)``, which is called in this
+            thread; what it raises stops the reading.
 
     Raises:
         NotFound: no checkpoint is there.
@@ -176,4 +180,5 @@ def inspect(
         ConfigError: a name means no item.
     """
     place = reached(uri, region, endpoint_url, s3client_config)
-    return record(Inspection, _native.inspect(*place, list(names), statistics))
+    with reporting(progress, "inspect") as report:
+        return record(Inspection, _native.inspect(*place, list(names), statistics, report))

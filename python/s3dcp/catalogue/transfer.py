@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from .. import _native
+from .._progress import ProgressCallback, reporting
 from ..client_config import S3ClientConfig
 from ..errors import ConfigError
 from ._reach import Path, reached
@@ -98,6 +99,7 @@ def copy(
     flatten: bool = False,
     spread: str | None = None,
     overwrite: bool = False,
+    progress: bool | ProgressCallback = False,
     region: str | None = None,
     endpoint_url: str | None = None,
     s3client_config: S3ClientConfig | None = None,
@@ -116,6 +118,8 @@ def copy(
         flatten: put all files beside the index.
         spread: put each rank's files under a prefix: ``"hex"``, ``"binary"`` or ``"numeric:BASE"``.
         overwrite: replace a checkpoint that is there.
+        progress: True for a bar on standard error, or a callable ``(bytes_done, bytes_total)``, which is called in this
+            thread; what it raises stops the copy.
         target_region: the destination's region, where it is another.
         target_endpoint_url: the destination's service, where it is another.
         target_s3client_config: the settings of its client, where they are others.
@@ -130,7 +134,8 @@ def copy(
         raise ConfigError(f"flatten=True, spread={spread!r}: one of them at most")
     settings = (region, endpoint_url, s3client_config)
     places = _places(source, settings, target, (target_region, target_endpoint_url, target_s3client_config))
-    return record(Copied, _native.copy(*places, list(select), flatten, spread, overwrite))
+    with reporting(progress, "copy") as report:
+        return record(Copied, _native.copy(*places, list(select), flatten, spread, overwrite, report))
 
 
 def export(
@@ -144,6 +149,7 @@ def export(
     dtype: str | None = None,
     max_shard_size: int | None = None,
     overwrite: bool = False,
+    progress: bool | ProgressCallback = False,
     region: str | None = None,
     endpoint_url: str | None = None,
     s3client_config: S3ClientConfig | None = None,
@@ -153,8 +159,10 @@ def export(
 ) -> Exported:
     """Write the tensors of a checkpoint as a model: on S3 out of ranges of its shard files, where they fit.
 
+    Of a checkpoint with an index for each rank it is what all of them saved; different tensors of one name are refused.
+
     Args:
-        source: the checkpoint.
+        source: the checkpoint; or the index of one of its ranks.
         target: the folder of the model, or its file.
         format: safetensors files with Hugging Face's names, or one file of `torch.save`.
         select: only these items: names, dotted prefixes or globs.
@@ -164,6 +172,8 @@ def export(
             ``"bfloat16"``.
         max_shard_size: bytes of tensors in a safetensors file at most; 5 GB where None.
         overwrite: replace a model that is there.
+        progress: True for a bar on standard error, or a callable ``(bytes_done, bytes_total)``, which is called in this
+            thread; what it raises stops the export.
         target_region: the destination's region, where it is another.
         target_endpoint_url: the destination's service, where it is another.
         target_s3client_config: the settings of its client, where they are others.
@@ -183,10 +193,9 @@ def export(
     settings = (region, endpoint_url, s3client_config)
     places = _places(source, settings, target, (target_region, target_endpoint_url, target_s3client_config))
     renaming = (dict(names or {}), list(strip_prefixes))
-    return record(
-        Exported,
-        _native.export(*places, format, list(select), *renaming, dtype, max_shard_size, overwrite),
-    )
+    with reporting(progress, "export") as report:
+        found = _native.export(*places, format, list(select), *renaming, dtype, max_shard_size, overwrite, report)
+    return record(Exported, found)
 
 
 def import_model(
@@ -197,6 +206,7 @@ def import_model(
     names: Mapping[str, str] | None = None,
     strip_prefixes: Iterable[str] = (),
     overwrite: bool = False,
+    progress: bool | ProgressCallback = False,
     region: str | None = None,
     endpoint_url: str | None = None,
     s3client_config: S3ClientConfig | None = None,
@@ -213,6 +223,8 @@ def import_model(
         names: new names by old ones; an old one may be what names begin with before a dot.
         strip_prefixes: what is taken off the front of names.
         overwrite: replace a checkpoint that is there.
+        progress: True for a bar on standard error, or a callable ``(bytes_done, bytes_total)``, which is called in this
+            thread; what it raises stops the import.
         target_region: the destination's region, where it is another.
         target_endpoint_url: the destination's service, where it is another.
         target_s3client_config: the settings of its client, where they are others.
@@ -226,7 +238,8 @@ def import_model(
     settings = (region, endpoint_url, s3client_config)
     places = _places(source, settings, target, (target_region, target_endpoint_url, target_s3client_config))
     renaming = (dict(names or {}), list(strip_prefixes))
-    return record(Imported, _native.import_model(*places, list(select), *renaming, overwrite))
+    with reporting(progress, "import") as report:
+        return record(Imported, _native.import_model(*places, list(select), *renaming, overwrite, report))
 
 
 def _places(

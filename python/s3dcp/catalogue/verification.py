@@ -6,6 +6,7 @@ import dataclasses
 import os
 
 from .. import _native
+from .._progress import ProgressCallback, reporting
 from ..client_config import S3ClientConfig
 from ._reach import Path, reached
 from ._records import record
@@ -83,6 +84,7 @@ def verify(
     *,
     quick: bool = False,
     resume: str | os.PathLike[str] | None = None,
+    progress: bool | ProgressCallback = False,
     region: str | None = None,
     endpoint_url: str | None = None,
     s3client_config: S3ClientConfig | None = None,
@@ -94,6 +96,8 @@ def verify(
         quick: read no items: compare sizes, and the checksums of whole files that S3 keeps.
         resume: a file that keeps what has been verified; a run that was killed goes on from there, and one that ends
             deletes it.
+        progress: True for a bar on standard error, or a callable ``(bytes_done, bytes_total)``, which is called in this
+            thread; what it raises stops it.
 
     Raises:
         NotFound: no checkpoint is there.
@@ -101,4 +105,6 @@ def verify(
         ConfigError: `resume` is a file of something else.
     """
     place = reached(uri, region, endpoint_url, s3client_config)
-    return record(Verification, _native.verify(*place, quick, None if resume is None else os.fspath(resume)))
+    with reporting(progress, "verify") as report:
+        found = _native.verify(*place, quick, None if resume is None else os.fspath(resume), report)
+    return record(Verification, found)

@@ -189,6 +189,7 @@ pub async fn diff(
     });
     let stored = by_bytes.iter().flat_map(|(_, _, entries)| entries).map(|[entry, _]| entry.length);
     let total = value_bytes.chain(stored).fold(0, u64::saturating_add);
+    read(0, total);
     let mut read_bytes = 0u64;
     let of = pairs.clone();
     let read_bands: ReadBands<Difference> = Arc::new(move |bands| {
@@ -293,10 +294,7 @@ fn compare_tensors(item: ItemName, one: &StoredTensor, other: &StoredTensor) -> 
             && is_plain(one) == is_plain(other)
     });
     if let Some((one, other)) = &items
-        && one
-            .iter()
-            .zip(other)
-            .all(|(one, other)| same_checksums(&one.1.entry, &other.1.entry) == Some(true))
+        && one.iter().zip(other).all(|(one, other)| one.1.entry.same_checksums(&other.1.entry) == Some(true))
     {
         compared.by = ComparedBy::Checksums;
         return (compared, Left::Nothing);
@@ -345,12 +343,6 @@ fn items_of(tensor: &StoredTensor) -> Option<Vec<(&Chunk, &Stored)>> {
     Some(items)
 }
 
-/// Whether two items have the same checksums; `None` where one has none.
-fn same_checksums(one: &Entry, other: &Entry) -> Option<bool> {
-    let (sums, against) = (one.checksums.as_ref()?, other.checksums.as_ref()?);
-    Some(one.length == other.length && sums == against)
-}
-
 fn compare_objects(
     item: ItemName,
     one: Option<&Stored>,
@@ -365,7 +357,7 @@ fn compare_objects(
         (compared.equal, compared.by) = (false, ComparedBy::Shapes);
         return (compared, None);
     }
-    match same_checksums(&one.entry, &other.entry) {
+    match one.entry.same_checksums(&other.entry) {
         Some(same) => {
             (compared.equal, compared.by) = (same, ComparedBy::Checksums);
             (compared, None)

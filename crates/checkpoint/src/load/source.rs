@@ -108,6 +108,12 @@ impl Entry {
         self.data_offset.is_some() && self.checksums.is_some()
     }
 
+    /// Whether two items have the same checksums; `None` where one has none.
+    pub(crate) fn same_checksums(&self, other: &Entry) -> Option<bool> {
+        let (sums, against) = (self.checksums.as_ref()?, other.checksums.as_ref()?);
+        Some(self.length == other.length && sums == against)
+    }
+
     /// Whether an entry gives its item bytes that this one gives another. Entries are asked in the order of their files.
     #[must_use]
     pub fn overlaps(&self, next: &Entry) -> bool {

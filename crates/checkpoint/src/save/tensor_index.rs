@@ -126,14 +126,30 @@ impl TensorIndex {
     /// # Errors
     /// `Config` for a tensor that cannot be, or whose chunks leave holes, overlap or lie outside.
     pub fn finish(&self, save_id: &str, ranks: u32, epoch: Option<i64>) -> Result<Index, Error> {
+        self.check(false)?;
+        Ok(self.pickled(save_id, ranks, epoch))
+    }
+
+    /// The index of what one of so many ranks saved without the others: chunks of its tensors may be theirs.
+    pub(crate) fn finish_part(&self, save_id: &str, ranks: u32) -> Result<Index, Error> {
+        self.check(true)?;
+        Ok(self.pickled(save_id, ranks, None))
+    }
+
+    fn check(&self, may_have_holes: bool) -> Result<(), Error> {
         for (name, tensor) in &self.tensors {
             let fault = match check_chunks(&tensor.shape, &tensor.chunks) {
                 Ok(Cover::Whole) => continue,
+                Ok(Cover::Holes) if may_have_holes => continue,
                 Ok(Cover::Holes) => "its chunks leave holes".to_owned(),
                 Err(error) => error.message().to_owned(),
             };
             return Err(config(format!("tensor {name:?}: {fault}")));
         }
+        Ok(())
+    }
+
+    fn pickled(&self, save_id: &str, ranks: u32, epoch: Option<i64>) -> Index {
         let mut index = IndexWriter::new();
         begin(&mut index.pickle, METADATA, "Metadata");
         index.pickle.text("state_dict_metadata");
@@ -160,7 +176,7 @@ impl TensorIndex {
         pickle.text("version");
         pickle.text("1.0.0");
         end(pickle);
-        Ok(index.finish(save_id))
+        index.finish(save_id)
     }
 
     /// `state_dict_metadata`: what each tensor is.

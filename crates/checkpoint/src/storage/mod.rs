@@ -31,6 +31,18 @@ pub enum Storage {
     Disk(Disk),
 }
 
+/// Who copies from one place to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CopiedBy {
+    /// The service, which the same client asks for both.
+    Service,
+    /// The service, unless it refuses: the destination's client has another region or other credentials, which may not read
+    /// the source.
+    ServiceIfItMay,
+    /// This process, which reads and writes.
+    Client,
+}
+
 impl Storage {
     /// A bucket.
     #[must_use]
@@ -132,16 +144,20 @@ impl Storage {
         }
     }
 
-    /// The client that reaches both, where a service can copy from one to the other.
-    pub(crate) fn service_of_both(&self, other: &Storage) -> Option<&Client> {
-        match (self, other) {
-            (Storage::Bucket { client, .. }, Storage::Bucket { client: other, .. })
-                if client.is_same(other) =>
-            {
-                Some(client)
+    /// Who copies from here to `other`.
+    pub(crate) async fn copies_to(&self, other: &Storage) -> Result<CopiedBy, Error> {
+        Ok(match (self, other) {
+            (Storage::Bucket { client, .. }, Storage::Bucket { client: other, .. }) => {
+                if client.is_same(other) {
+                    CopiedBy::Service
+                } else if client.is_of_same_service(other).await? {
+                    CopiedBy::ServiceIfItMay
+                } else {
+                    CopiedBy::Client
+                }
             }
-            _ => None,
-        }
+            _ => CopiedBy::Client,
+        })
     }
 
     /// Whether the keys of both are of one place.

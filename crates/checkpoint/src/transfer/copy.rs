@@ -20,7 +20,7 @@ use crate::index::judge::{check_index, read_facts};
 use crate::index::read::get;
 use crate::index::rename::rename_files;
 use crate::layout::{Layout, Name};
-use crate::load::contents::read_contents;
+use crate::load::contents::{Contents, read_contents};
 use crate::load::source::Entry;
 use crate::name_filter::NameFilter;
 use crate::save::observe::EXISTS;
@@ -109,7 +109,8 @@ struct FoundIndex {
 
 /// Looks at a checkpoint and at where it is to be copied to. Nothing is written yet.
 ///
-/// Both sides of a copy that the service makes by itself are reached by clones of one client.
+/// Of one service, it is the service that copies. Where another client reaches the destination, of another region or with other
+/// credentials, that is tried, and what it refuses goes through this process.
 ///
 /// # Errors
 /// `NotFound` where no checkpoint is, or one that lacks a file; `Corrupt` for an index that is damaged or holds what none
@@ -167,19 +168,26 @@ pub async fn plan_copy(
             files.push((to.resolve(new)?, Wanted::Whole(from.resolve(old)?)));
         }
     } else {
-        let [index] = &found[..] else {
-            return Err(config(
-                "--select: of a checkpoint with an index for each rank no items can be selected",
-            ));
-        };
-        let contents = read_contents(&index.body, &from, &AllowList::default_globals())
-            .map_err(|error| source.at(&index.key, error))?;
+        let mut all = Vec::with_capacity(found.len());
+        for index in &found {
+            let contents = read_contents(&index.body, &from, &AllowList::default_globals());
+            all.push(contents.map_err(|error| source.at(&index.key, error))?);
+        }
+        options.selection.check(all.iter().flat_map(Contents::names))?;
         let names = names_by_key(&names, &from)?;
-        let subset = subset(&index.body, &contents, &index.facts, &options.selection, &names)?;
-        plan.result.items = read_facts(&subset.index)?.item_count;
-        plan.indexes.push(PlannedIndex { key: to.index_key(None), body: subset.index, seen: None });
-        for (new, body) in subset.files {
-            files.push((to.resolve(&new)?, Wanted::Items(body)));
+        for (index, contents) in found.iter().zip(&all) {
+            let ranks = index.facts.ranks.unwrap_or(found.len() as u64);
+            let is_part = Name::of(&index.key) == Name::RankIndex;
+            let subset = subset(&index.body, contents, ranks, is_part, &options.selection, &names)?;
+            plan.result.items += read_facts(&subset.index)?.item_count;
+            plan.indexes.push(PlannedIndex {
+                key: to.folder().to_owned() + base(&index.key),
+                body: subset.index,
+                seen: None,
+            });
+            for (new, body) in subset.files {
+                files.push((to.resolve(&new)?, Wanted::Items(body)));
+            }
         }
     }
     for index in &mut plan.indexes {
@@ -355,7 +363,8 @@ impl CopyPlan {
     /// meanwhile, `AlreadyExists` for a destination that did.
     pub async fn run(mut self, on_bytes: OnBytes<'_>) -> Result<Copied, Error> {
         self.withdraw_index().await?;
-        let mover = Mover::new(&self.source, &self.target, std::mem::take(&mut self.sources), on_bytes);
+        let mover =
+            Mover::new(&self.source, &self.target, std::mem::take(&mut self.sources), on_bytes).await?;
         let mut written = pin!(
             stream::iter(&self.files)
                 .map(async |file| {

@@ -15,9 +15,10 @@ use s3dcp_s3::{Error, ErrorKind, join_key};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::catalogue::open::open_checkpoint;
 use crate::dtype::DType;
 use crate::error::{config, corrupt};
-use crate::layout::Layout;
+use crate::layout::{Layout, Name};
 use crate::load::begin::Load;
 use crate::load::located::Located;
 use crate::name_filter::NameFilter;
@@ -25,8 +26,9 @@ use crate::storage::Storage;
 use crate::transfer::body::Body;
 use crate::transfer::cast::{can_cast, is_float};
 use crate::transfer::commit::write_last;
-use crate::transfer::copy::{look_at_sources, no_checkpoint};
+use crate::transfer::copy::look_at_sources;
 use crate::transfer::planned::Planned;
+use crate::transfer::ranks::joined;
 use crate::transfer::rename::Renaming;
 use crate::transfer::torch_file::write_torch_file;
 use crate::transfer::write::{Mover, OnBytes};
@@ -116,7 +118,8 @@ pub struct ExportPlan {
     result: Exported,
 }
 
-/// Looks at a checkpoint and at where its model is to go. Nothing is written yet.
+/// Looks at a checkpoint and at where its model is to go. Nothing is written yet. What ranks saved without collectives is put
+/// together; where `source_key` is that of an index, it is that one alone.
 ///
 /// # Errors
 /// `NotFound` where no checkpoint is, or one that lacks a file; `Corrupt` for an index that is damaged or holds what none
@@ -129,13 +132,15 @@ pub async fn plan_export(
     target_key: &str,
     options: &ExportOptions,
 ) -> Result<ExportPlan, Error> {
-    let from = Layout::new(source_key);
-    let load = match Load::open(source, &from.index_key(None)).await {
-        Err(error) if error.kind() == ErrorKind::NotFound && error.code() != Some("NoSuchBucket") => {
-            return Err(no_checkpoint(source, &from).await);
-        }
-        load => load?,
+    let checkpoint = open_checkpoint(source, source_key).await?;
+    let from = checkpoint.uri.clone();
+    let is_index = Name::of(source_key).is_index();
+    let layout = if is_index { Layout::beside(source_key) } else { Layout::new(source_key) };
+    let load = match is_index {
+        true => Load::joined(checkpoint.indexes.into_iter().map(|index| index.load).collect()),
+        false => joined(checkpoint, &options.selection).await?,
     };
+    let load = load.ok_or_else(|| config("there is no tensor to write"))?;
     let contents = load.contents();
     options.selection.check(contents.names())?;
     let names: Vec<&str> =
@@ -145,7 +150,7 @@ pub async fn plan_export(
     }
     let entries = names.iter().flat_map(|name| &contents.tensors[*name].chunks);
     let keys = entries.filter_map(|chunk| Some(&*chunk.stored.as_ref()?.entry.key));
-    from.check_shard_files(keys).map_err(|error| source.at(&from.index_key(None), error))?;
+    layout.check_shard_files(keys).map_err(|error| source.at(&layout.index_key(None), error))?;
     let left_out = contents.objects.keys().filter(|name| options.selection.has(name)).cloned().collect();
     let located = load.locate_all(&names).await?;
     let mut tensors = Vec::with_capacity(located.len());
@@ -171,7 +176,7 @@ pub async fn plan_export(
             .collect(),
     };
     let result = Exported {
-        from: source.uri(from.folder().trim_end_matches('/')),
+        from,
         to: target.uri(target_key.trim_end_matches('/')),
         tensors: tensors.len() as u64,
         bytes: tensors.iter().map(|tensor| tensor.nbytes).sum(),
@@ -304,7 +309,8 @@ impl ExportPlan {
     /// # Errors
     /// The first failure; no index was written then. `PreconditionFailed` for a source that changed meanwhile.
     pub async fn run(self, on_bytes: OnBytes<'_>) -> Result<Exported, Error> {
-        let mover = Mover::new(self.load.storage(), &self.target, self.sources.iter().cloned(), on_bytes);
+        let mover =
+            Mover::new(self.load.storage(), &self.target, self.sources.iter().cloned(), on_bytes).await?;
         match self.format {
             ExportFormat::Torch => write_torch_file(&mover, &self.target_key, &self.tensors).await?,
             ExportFormat::Safetensors => self.write_files(&mover).await?,

@@ -12,6 +12,7 @@ pub(crate) mod import;
 pub(crate) mod names;
 pub(crate) mod parts;
 pub(crate) mod planned;
+pub(crate) mod ranks;
 pub(crate) mod rename;
 pub(crate) mod subset;
 pub(crate) mod torch_file;

@@ -7,7 +7,6 @@ use crc_fast::CrcAlgorithm;
 use s3dcp_s3::Error;
 
 use crate::error::config;
-use crate::index::facts::IndexFacts;
 use crate::layout::Layout;
 use crate::load::chunks::Chunk;
 use crate::load::contents::{Contents, Stored};
@@ -33,18 +32,19 @@ struct Wanted<'a> {
     stored: &'a Stored,
 }
 
-/// Cuts the selected items out. `names` gives each of the old files, by its key, a new name.
+/// Cuts the selected items out. `ranks` saved the checkpoint; `is_part` where this is the index of one of them, which may have
+/// none of the items, and a part of a tensor. `names` gives each of the old files, by its key, a new name.
 ///
 /// # Errors
-/// `Config` for what means no item, and for items that cannot be told apart from their file.
+/// `Config` for items that cannot be told apart from their file.
 pub(crate) fn subset(
     index: &[u8],
     contents: &Contents,
-    facts: &IndexFacts,
+    ranks: u64,
+    is_part: bool,
     selection: &NameFilter,
     names: &BTreeMap<String, String>,
 ) -> Result<Subset, Error> {
-    selection.check(contents.names())?;
     let mut wanted = Vec::new();
     for (name, tensor) in contents.tensors.iter().filter(|(name, _)| selection.has(name)) {
         for chunk in &tensor.chunks {
@@ -85,8 +85,9 @@ pub(crate) fn subset(
             None => subset.object(name, place),
         }
     }
-    let ranks = facts.ranks.and_then(|ranks| u32::try_from(ranks).ok()).unwrap_or(1);
-    let index = subset.finish(&id, ranks, None)?.seal("").to_vec().into();
+    let ranks = u32::try_from(ranks).unwrap_or(1);
+    let index = if is_part { subset.finish_part(&id, ranks)? } else { subset.finish(&id, ranks, None)? };
+    let index = index.seal("").to_vec().into();
     Ok(Subset { index, files })
 }
 

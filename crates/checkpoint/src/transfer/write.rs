@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::stream::{self, StreamExt as _};
 use s3dcp_s3::{CopySource, Error, ErrorKind, ObjectInfo, Payload, PutOptions, crc32, crc32_combine};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::storage::Storage;
 use crate::storage::disk::DiskFile;
+use crate::storage::{CopiedBy, Storage};
 use crate::transfer::body::{Body, Content};
 use crate::transfer::parts::{FilePart, cut};
 
@@ -28,6 +28,9 @@ pub type OnBytes<'a> = &'a (dyn Fn(u64) + Send + Sync);
 pub(crate) struct Mover<'a> {
     pub(crate) source: &'a Storage,
     pub(crate) target: &'a Storage,
+    copied_by: CopiedBy,
+    /// The service has refused to copy for the destination's client.
+    refused: AtomicBool,
     /// The files that bodies are made of, as they were looked at.
     files: HashMap<Arc<str>, ObjectInfo>,
     on_bytes: OnBytes<'a>,
@@ -39,21 +42,23 @@ pub(crate) struct Mover<'a> {
 }
 
 impl<'a> Mover<'a> {
-    pub(crate) fn new(
+    pub(crate) async fn new(
         source: &'a Storage,
         target: &'a Storage,
         files: impl IntoIterator<Item = ObjectInfo>,
         on_bytes: OnBytes<'a>,
-    ) -> Mover<'a> {
-        Mover {
+    ) -> Result<Mover<'a>, Error> {
+        Ok(Mover {
             source,
             target,
+            copied_by: source.copies_to(target).await?,
+            refused: AtomicBool::new(false),
             files: files.into_iter().map(|file| (file.key[..].into(), file)).collect(),
             on_bytes,
             memory: Semaphore::new(MEMORY_MIB),
             by_service: AtomicU64::new(0),
             through_client: AtomicU64::new(0),
-        }
+        })
     }
 
     /// Writes a file; its CRC-32, where it is known.
@@ -87,11 +92,34 @@ impl<'a> Mover<'a> {
     }
 
     async fn write_object(&self, key: &str, body: &Body) -> Result<Option<u32>, Error> {
+        let copies = self.copied_by != CopiedBy::Client && !self.refused.load(Ordering::Relaxed);
+        match self.make_object(key, body, copies).await {
+            Err(error) if copies && self.may_not(&error) => {
+                self.refused.store(true, Ordering::Relaxed);
+                self.make_object(key, body, false).await
+            }
+            made => made,
+        }
+    }
+
+    /// Whether the service may refuse to copy what the one client reads and the other writes. What goes on by reading and writing
+    /// fails again where it was something else.
+    fn may_not(&self, error: &Error) -> bool {
+        self.copied_by == CopiedBy::ServiceIfItMay
+            && (matches!(error.kind(), ErrorKind::Denied | ErrorKind::NotFound) || error.not_understood())
+    }
+
+    /// The file, where the service may copy of it. Elsewhere than where it was looked at its ETag says that it is the same.
+    fn copyable(&self, name: &str) -> Option<&ObjectInfo> {
+        self.files.get(name).filter(|file| self.copied_by == CopiedBy::Service || file.etag.is_some())
+    }
+
+    /// Makes an object; `copies` where the service may copy.
+    async fn make_object(&self, key: &str, body: &Body, copies: bool) -> Result<Option<u32>, Error> {
         let Storage::Bucket { client, bucket } = self.target else {
             return Err(Error::new(ErrorKind::Config, "an object is written to a bucket"));
         };
-        let copies = self.source.service_of_both(self.target).is_some();
-        let size_of = |name: &str| self.files.get(name).map(|file| file.size).filter(|_| copies);
+        let size_of = |name: &str| self.copyable(name).map(|file| file.size).filter(|_| copies);
         if let Some((source, size)) = self.whole_copy(body).filter(|_| copies) {
             client.copy_object(&source, bucket, key).await?;
             self.copied(size);
@@ -143,7 +171,7 @@ impl<'a> Mover<'a> {
     fn whole_copy(&self, body: &Body) -> Option<(CopySource, u64)> {
         let [piece] = body.pieces() else { return None };
         let Content::Item { entry, start: 0, .. } = &piece.content else { return None };
-        let file = self.files.get(&entry.key)?;
+        let file = self.copyable(&entry.key)?;
         let whole = entry.offset == 0 && body.length() == file.size && file.size <= LARGEST_COPY;
         whole.then(|| (self.source_of(file), file.size))
     }

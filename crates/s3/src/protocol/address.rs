@@ -163,6 +163,16 @@ impl Endpoint {
         Endpoint { tls: true, authority, prefix: String::new(), path_style: force_path_style, custom: false }
     }
 
+    /// Whether both lead to one service, be it in other regions: to AWS, or to the same address.
+    pub(crate) fn is_of_same_service(&self, other: &Endpoint) -> bool {
+        let place = |endpoint: &Endpoint| (endpoint.tls, endpoint.authority.clone(), endpoint.prefix.clone());
+        match (self.custom, other.custom) {
+            (false, false) => true,
+            (true, true) => place(self) == place(other),
+            _ => false,
+        }
+    }
+
     /// A given endpoint; `source` names where the URL comes from.
     pub(crate) fn custom(url: &str, source: &str, force_path_style: bool) -> Result<Endpoint, Error> {
         let refuse = |why: &str| config(format!("{source} {why}, not {:?}", without_user_info(url)));
@@ -344,6 +354,19 @@ mod tests {
 
     fn aws(region: &str, force_path_style: bool) -> Endpoint {
         Endpoint::aws(&Region::parse(region, "region").unwrap(), force_path_style)
+    }
+
+    #[test]
+    fn one_service_is_aws_in_all_its_regions_or_one_address() {
+        let custom = |url| Endpoint::custom(url, "endpoint_url", true).unwrap();
+        let here = custom("http://127.0.0.1:9000/s3");
+        assert!(aws("us-east-1", false).is_of_same_service(&aws("eu-west-1", true)));
+        assert!(here.is_of_same_service(&custom("http://127.0.0.1:9000/s3/")));
+        for other in ["http://127.0.0.1:9001/s3", "http://127.0.0.1:9000", "https://127.0.0.1:9000/s3"] {
+            assert!(!here.is_of_same_service(&custom(other)), "{other}");
+        }
+        assert!(!aws("us-east-1", false).is_of_same_service(&here));
+        assert!(!here.is_of_same_service(&aws("us-east-1", false)));
     }
 
     /// As AWS's own rules have it, which are in each of its SDKs: STS is at `sts.<region>.<domain>`.
