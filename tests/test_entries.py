@@ -248,6 +248,16 @@ def test_what_was_not_asked_for_is_not_unpickled(monkeypatch: pytest.MonkeyPatch
     assert made < 1.5 * len(body)
 
 
+def test_values_that_the_index_refers_to_from_outside_of_its_mappings() -> None:
+    metadata = random_metadata(random.Random(10), 40)
+    inner = ("inner", (1, 2))
+    outer = ("outer", inner, [inner])
+    metadata.planner_data["outer"] = outer
+    metadata.storage_meta.after = [inner, inner[1], outer, inner, "last", outer[2], ("last",)]  # type: ignore[union-attr]
+    for body in bodies(metadata):
+        assert_same(read(body), pickle.loads(body))
+
+
 def test_threads_that_ask_for_one_entry_get_one_object() -> None:
     body = written(random_metadata(random.Random(8), 400))
     keys = list(pickle.loads(body).storage_data)

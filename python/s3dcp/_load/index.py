@@ -107,7 +107,7 @@ class Unpickling:
 
 class _Unpickler(pickle.Unpickler):
     def __init__(
-        self, file: io.BytesIO, allowed: frozenset[tuple[str, str]], persistent: Callable[[Any], Any] | None
+        self, file: io.BytesIO, allowed: frozenset[tuple[str, str]], persistent: Callable[[Any], Any] | None = None
     ) -> None:
         super().__init__(file)
         self._allowed = allowed

@@ -212,8 +212,9 @@ impl Outline {
             return Err(other_pickle());
         }
         let mut out = vec![0x80, 4];
-        // numbers in this memo of values in the index's
+        // numbers in this memo of values in the index's, of which some come twice: alone, and within another
         let mut memo: HashMap<u32, u32> = HashMap::new();
+        let mut count = 0;
         let mut open = Vec::new();
         for slice in slices {
             open.push(self.open(pickle, slice.start, slice.end));
@@ -226,7 +227,8 @@ impl Outline {
                 match opcodes.next()? {
                     Op::Proto(_) | Op::Frame => {}
                     Op::Memoize | Op::Put(_) => {
-                        memo.insert(*next, memo.len() as u32);
+                        memo.insert(*next, count);
+                        count += 1;
                         *next += 1;
                         out.push(0x94);
                     }

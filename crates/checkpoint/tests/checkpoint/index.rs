@@ -5,7 +5,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
-use s3dcp_checkpoint::{AllowList, IndexFacts, check_index, read_facts, scan_index, seal_index};
+use s3dcp_checkpoint::{
+    AllowList, IndexFacts, MAPPINGS, Outline, check_index, read_facts, scan_index, seal_index,
+};
 use s3dcp_s3::ErrorKind;
 
 const NAMES: [&str; 6] =
@@ -27,6 +29,30 @@ fn the_default_list_covers_every_known_writer() {
         assert_eq!(scan_index(&pickle, &allow).unwrap(), pickle.len(), "{name}");
         let sealed = seal_index(pickle.clone());
         assert_eq!(scan_index(&sealed, &allow).unwrap(), pickle.len(), "{name}: the trailer is not walked");
+    }
+}
+
+#[test]
+fn the_entries_of_every_known_writer_are_found_one_by_one() {
+    let allow = AllowList::default_globals();
+    for name in NAMES {
+        let index = seal_index(golden(name));
+        let outline = Outline::of(&index, &allow).unwrap().expect(name);
+        assert_eq!(outline.count(1), Some(3), "{name}");
+        check_index(&seal_index(outline.frame(&index).unwrap()), &allow).unwrap();
+        for mapping in 0..MAPPINGS.len() {
+            let count = outline.count(mapping).unwrap_or(1) as u32;
+            for number in 0..count {
+                let entry = outline.entry(&index, mapping, number).unwrap().unwrap();
+                assert_eq!(entry[entry.len() - 2..], [0x86, b'.'], "{name}");
+            }
+            assert_eq!(outline.entry(&index, mapping, count + 2).unwrap(), None, "{name}");
+        }
+        let facts = read_facts(&index).unwrap();
+        let file = facts.relative_paths.iter().next().unwrap();
+        assert_eq!(outline.find_text(0, file), Some(Vec::new()), "{name}: no tensor is called so");
+        assert_eq!(outline.find_text(1, file), None, "{name}: its keys are no texts");
+        outline.frame(&index[..10]).unwrap_err();
     }
 }
 
