@@ -91,7 +91,10 @@ def environment(server: Server) -> Iterator[None]:
         "AWS_REGION": server.region,
         "AWS_DEFAULT_REGION": server.region,
         "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false",  # whatever the profile says
+        # Whatever the profile says:
+        "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false",
+        "AWS_USE_FIPS_ENDPOINT": "false",
+        "AWS_USE_DUALSTACK_ENDPOINT": "false",
         **dict.fromkeys(_OVERRIDES),
     }
     with ExitStack() as cleanup:

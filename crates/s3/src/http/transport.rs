@@ -23,7 +23,7 @@ use crate::http::connection_pool::{Connections, NoResponse};
 use crate::http::limits::{Limits, causes, host_and_port};
 use crate::http::progress::Progress;
 use crate::http::trust::{Bundle, roots};
-use crate::protocol::address::Endpoint;
+use crate::protocol::endpoint::Endpoint;
 use crate::transfer::payload::PayloadBody;
 
 /// Idle connections are closed after this time; S3 closes them after about 20 s.
@@ -99,6 +99,9 @@ impl Transport {
                 _ if io.raw_os_error().is_none() => text.push_str(self.advice_on_names(uri)),
                 _ => {}
             }
+        }
+        if self.endpoint.is_custom() {
+            text = format!("{text}; the endpoint is {}", self.endpoint.told());
         }
         Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text).with_source(error))
     }
