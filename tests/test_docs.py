@@ -134,7 +134,7 @@ def variables_read() -> set[str]:
     found = set()
     for path in [*ROOT.glob("crates/*/src/**/*.rs"), *ROOT.glob("python/**/*.py")]:
         if path.name != "testing.py":  # which sets them
-            found |= set(re.findall(r'"((?:AWS|S3DCP)_[A-Z0-9_]+|HOME)"', pages.code(path)))
+            found |= set(re.findall(r'"((?:AWS|S3DCP)_[A-Z0-9_]+|HOME|[A-Z]+_PROXY)"', pages.code(path)))
     return found
 
 

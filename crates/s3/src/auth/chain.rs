@@ -20,6 +20,7 @@ use crate::clock;
 use crate::config::environment::{Environment, check_key, trimmed};
 use crate::config::profile::Profile;
 use crate::error::{Error, ErrorKind};
+use crate::http::proxy::Proxies;
 use crate::http::trust::Bundle;
 
 /// Longest time for one walk along the chain; `credential_process` may ask a person.
@@ -58,7 +59,8 @@ async fn walk(
     }
     READ_BY_THE_CHAIN.iter().try_for_each(|name| environment.check_plain(name)).map_err(settings)?;
     let found = Profile::load(profile.as_deref(), &environment).await.map_err(settings)?;
-    let http = ChainHttp::new(bundle.as_ref());
+    let http =
+        ChainHttp::new(bundle.as_ref(), Proxies::read(&environment).map_err(settings)?.with_tls_only());
     let config = ProviderConfig::without_region()
         .with_http_client(http.clone())
         .with_region(region.map(aws_config::Region::new));

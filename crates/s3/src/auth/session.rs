@@ -11,6 +11,7 @@ use crate::config::ClientConfig;
 use crate::config::environment::Environment;
 use crate::config::settings::{Setting, Settings};
 use crate::error::Error;
+use crate::http::proxy::Proxies;
 use crate::http::transport::Transport;
 use crate::http::trust::Bundle;
 use crate::protocol::bucket::check_bucket;
@@ -42,7 +43,8 @@ impl Session {
         let endpoint = settings.endpoint(config.unsigned)?;
         let bundle = settings.ca_bundle.as_ref();
         let bundle = bundle.map(|path| Bundle::read(&path.value, &path.source)).transpose()?;
-        let transport = Transport::new(config, &endpoint, bundle.as_ref())?;
+        let proxies = Proxies::read(&environment)?;
+        let transport = Transport::new(config, &endpoint, bundle.as_ref(), proxies)?;
         let region = settings.region().map(Region::signed).map(str::to_owned);
         let credentials = CredentialCache::new(config, region.clone(), bundle);
         tracing::debug!(endpoint = endpoint.told(), region, "session");
@@ -60,9 +62,21 @@ impl Session {
     /// `Config`, for a bucket that cannot be reached with them.
     pub(crate) fn told(&self, bucket: Option<&str>) -> Result<Vec<Setting>, Error> {
         let mut told = self.settings.list(Some(&self.endpoint));
-        if let Some(bucket) = bucket {
-            check_bucket(bucket)?;
-            let address = self.endpoint.address(bucket, None, "")?;
+        let address = match bucket {
+            Some(bucket) => {
+                check_bucket(bucket)?;
+                Some(self.endpoint.address(bucket, None, "")?)
+            }
+            None => None,
+        };
+        let uri = address.as_ref().map(|address| Ok(address.uri.clone()));
+        let uri = uri.unwrap_or_else(|| self.endpoint.uri())?;
+        let (value, source) = match self.transport.proxy(&uri) {
+            Some(proxy) => (proxy.url(), proxy.source()),
+            None => ("none".to_owned(), "default"),
+        };
+        told.push(Setting { name: "proxy", value, source: source.to_owned() });
+        if let (Some(bucket), Some(address)) = (bucket, address) {
             let region = address.region.or(self.region.clone()).unwrap_or_else(|| "none".to_owned());
             for (name, value) in [("bucket_url", address.uri.to_string()), ("signing_region", region)] {
                 told.push(Setting { name, value, source: format!("bucket {bucket:?}") });

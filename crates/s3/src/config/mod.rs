@@ -7,6 +7,7 @@ pub(crate) mod environment;
 #[cfg_attr(not(feature = "credential-chain"), path = "no_profile.rs")]
 pub(crate) mod profile;
 pub(crate) mod settings;
+pub(crate) mod sourced;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! Stands in for `profile.rs` where this crate is built without AWS's code, which parses the configuration files: none is read.
 
 use crate::config::environment::Environment;
-use crate::config::settings::Sourced;
+use crate::config::sourced::Sourced;
 use crate::error::{Error, ErrorKind};
 
 /// No profile.

@@ -17,7 +17,7 @@ use aws_runtime::env_config::property::PropertiesKey;
 use aws_types::os_shim_internal::{Env, Fs};
 
 use crate::config::environment::{Environment, trimmed};
-use crate::config::settings::Sourced;
+use crate::config::sourced::Sourced;
 use crate::error::{Error, ErrorKind};
 
 /// The name of the profile that is taken where none is named.

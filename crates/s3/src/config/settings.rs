@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::config::ClientConfig;
 use crate::config::environment::{Environment, flag};
 use crate::config::profile::Profile;
+use crate::config::sourced::Sourced;
 use crate::error::{Error, ErrorKind};
 use crate::protocol::endpoint::{Addressing, Endpoint, Region, Style};
 
@@ -26,24 +27,6 @@ pub struct Setting {
     pub value: String,
     /// Where it stands: the name of an argument or of a variable, a key of a profile, or `default`.
     pub source: String,
-}
-
-/// A value, and where it stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Sourced<T> {
-    pub(crate) value: T,
-    pub(crate) source: String,
-}
-
-impl<T> Sourced<T> {
-    pub(crate) fn new(value: impl Into<T>, source: impl Into<String>) -> Sourced<T> {
-        Sourced { value: value.into(), source: source.into() }
-    }
-
-    fn try_map<U>(self, change: impl FnOnce(T, &str) -> Result<U, Error>) -> Result<Sourced<U>, Error> {
-        let value = change(self.value, &self.source)?;
-        Ok(Sourced { value, source: self.source })
-    }
 }
 
 /// The settings that a client may find outside of its configuration.

@@ -248,6 +248,14 @@ impl Endpoint {
         format!("{}://{}{}", if self.tls { "https" } else { "http" }, self.authority, self.prefix)
     }
 
+    /// The endpoint's own address.
+    ///
+    /// # Errors
+    /// `Config`, when no URL can be made of it.
+    pub(crate) fn uri(&self) -> Result<Uri, Error> {
+        uri_of(&self.url())
+    }
+
     fn bucket_in_path(&self, bucket: &str) -> bool {
         self.addressing.style == Style::Path || !can_be_in_host(bucket) || (self.tls && bucket.contains('.'))
     }
@@ -272,10 +280,7 @@ impl Endpoint {
         };
         let scheme = if self.tls { "https" } else { "http" };
         let question = if query.is_empty() { "" } else { "?" };
-        let text = format!("{scheme}://{host}{path}{question}{query}");
-        let uri = text
-            .parse()
-            .map_err(|error| config(format!("no URL can be made of {text:?}: {error}")).with_source(error))?;
+        let uri = uri_of(&format!("{scheme}://{host}{path}{question}{query}"))?;
         Ok(Address { uri, host, region: access_point.map(|point| point.region.to_owned()) })
     }
 
@@ -317,6 +322,11 @@ fn host(service: &str, within: &str, addressing: &Addressing, region: &Region) -
     let dual_stack = if addressing.dual_stack { ".dualstack" } else { "" };
     let dot = if within.is_empty() { "" } else { "." };
     format!("{service}{fips}{dual_stack}{dot}{within}.{domain}")
+}
+
+fn uri_of(text: &str) -> Result<Uri, Error> {
+    text.parse()
+        .map_err(|error| config(format!("no URL can be made of {text:?}: {error}")).with_source(error))
 }
 
 /// A URL without the `user:password@` that someone may have put there, whatever characters are in it.
