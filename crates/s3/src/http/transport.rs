@@ -27,8 +27,9 @@ use crate::http::trust::{Bundle, roots};
 use crate::protocol::endpoint::Endpoint;
 use crate::transfer::payload::PayloadBody;
 
-/// Idle connections are closed after this time; S3 closes them after about 20 s.
-const IDLE: Duration = Duration::from_secs(15);
+/// Idle connections are closed after this time. S3 closes them after about 5 s, and one that it closes while a request is on
+/// its way costs an attempt.
+pub(crate) const IDLE: Duration = Duration::from_secs(4);
 
 const NO_TLS: &str = "; what answers there does not speak TLS: should the endpoint begin with http://?";
 
