@@ -248,7 +248,17 @@ def without_keys(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
         monkeypatch.setenv(name, value)
 
 
-def test_sts_is_asked_by_the_proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("variable", "host"),
+    [
+        ("AWS_USE_FIPS_ENDPOINT", "sts-fips.us-east-1.amazonaws.com"),
+        ("AWS_USE_DUALSTACK_ENDPOINT", "sts.us-east-1.api.aws"),
+        (None, "sts.us-east-1.amazonaws.com"),
+    ],
+)
+def test_sts_is_asked_by_the_proxy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str | None, host: str
+) -> None:
     (tmp_path / "token").write_text("a token")
     without_keys(
         monkeypatch,
@@ -258,11 +268,13 @@ def test_sts_is_asked_by_the_proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         AWS_WEB_IDENTITY_TOKEN_FILE=str(tmp_path / "token"),
         AWS_ROLE_ARN="arn:aws:iam::123456789012:role/x",
     )
+    if variable is not None:
+        monkeypatch.setenv(variable, "true")
     with proxy(PASSWORD, to=("127.0.0.1", 9)) as running:
         monkeypatch.setenv("HTTPS_PROXY", url_of(running))
         with pytest.raises(S3DcpError) as caught:
             client_for("us-east-1", config=S3ClientConfig(max_attempts=1, deadline=1)).head_object("bkt", "k")
-    assert ("CONNECT", "sts.us-east-1.amazonaws.com:443") in running.asked
+    assert ("CONNECT", f"{host}:443") in running.asked
     assert running.refused == 0
     assert "hunter" not in everything_said(caught.value)
 

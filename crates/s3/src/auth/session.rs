@@ -46,7 +46,7 @@ impl Session {
         let proxies = Proxies::read(&environment)?;
         let transport = Transport::new(config, &endpoint, bundle.as_ref(), proxies)?;
         let region = settings.region().map(Region::signed).map(str::to_owned);
-        let credentials = CredentialCache::new(config, region.clone(), bundle);
+        let credentials = CredentialCache::new(config, settings.place(region.clone(), bundle));
         tracing::debug!(endpoint = endpoint.told(), region, "session");
         Ok(Session { settings, region, endpoint, credentials, transport })
     }

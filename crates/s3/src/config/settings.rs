@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use crate::auth::provider::Place;
 use crate::config::ClientConfig;
 use crate::config::environment::{Environment, flag};
 use crate::config::profile::Profile;
 use crate::config::sourced::Sourced;
 use crate::error::{Error, ErrorKind};
+use crate::http::trust::Bundle;
 use crate::protocol::endpoint::{Addressing, Endpoint, Region, Style};
 
 /// What nobody has set.
@@ -106,6 +108,13 @@ impl Settings {
     /// The region that requests are signed for.
     pub(crate) fn region(&self) -> Option<&Region> {
         self.region.as_ref().map(|region| &region.value)
+    }
+
+    /// Where those are asked that hand out credentials.
+    pub(crate) fn place(&self, region: Option<String>, bundle: Option<Bundle>) -> Place {
+        // What stands below `s3 =` is for S3 alone.
+        let dual_stack = self.dual_stack.value && !self.dual_stack.source.starts_with("s3.");
+        Place { region, bundle, fips: self.fips.value, dual_stack }
     }
 
     /// Whether checksums go with what is written, and are asked for with what is read.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
-use http::uri::Scheme;
+use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Uri};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
@@ -119,17 +119,21 @@ fn proxy(environment: &Environment, names: &[&'static str]) -> Result<Option<(&'
         }
         _ => {}
     }
-    let uri = value.parse::<Uri>().ok();
-    let authority = uri.as_ref().and_then(Uri::authority);
-    match authority {
-        Some(authority) if !authority.host().is_empty() && authority.as_str().matches('@').count() <= 1 => {
-            Ok(Some((name, value)))
-        }
+    let uri = value.parse::<Uri>().ok().filter(|uri| matches!(uri.path(), "" | "/") && uri.query().is_none());
+    match uri.as_ref().and_then(Uri::authority) {
+        Some(authority) if names_a_host(authority) => Ok(Some((name, value))),
         _ => refuse(
             "must be http://host:port or http://user:password@host:port, where other characters than letters, digits and -._~ are \
              percent-encoded in user and password",
         ),
     }
+}
+
+/// Whether there is a host, with a port or without one, and at most one user before it.
+fn names_a_host(authority: &Authority) -> bool {
+    let (_, place) = authority.as_str().split_once('@').unwrap_or(("", authority.as_str()));
+    let host = authority.host();
+    !host.is_empty() && (place == host || authority.port_u16().is_some_and(|port| port > 0))
 }
 
 /// Opens connections to services, by a proxy where the environment says so.
@@ -269,6 +273,9 @@ mod tests {
             "http://me:hunter2@proxy:port",
             "http://me:hunter2@x@proxy",
             "http://me:hunter2/@proxy",
+            "http://me:22/hunter2@proxy",
+            "http://proxy:22?hunter2",
+            "http://proxy:0",
             "me hunter2",
             "/hunter2",
         ] {
