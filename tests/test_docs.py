@@ -134,7 +134,7 @@ def variables_read() -> set[str]:
     found = set()
     for path in [*ROOT.glob("crates/*/src/**/*.rs"), *ROOT.glob("python/**/*.py")]:
         if path.name != "testing.py":  # which sets them
-            found |= set(re.findall(r'"((?:AWS|S3DCP)_[A-Z0-9_]+|HOME)"', pages.code(path)))
+            found |= set(re.findall(r'"((?:AWS|S3DCP)_[A-Z0-9_]+|HOME|[A-Z]+_PROXY)"', pages.code(path)))
     return found
 
 
@@ -261,6 +261,7 @@ NUMBERS = [
     (SETTINGS, r"The latest (\d+) are kept", f"{PYTHON}/_client.py", "_CLIENTS_KEPT", 1),
     (SETTINGS, r"`base` is (\d+) to 36", PREFIX, "MIN_BASE", 1),
     (SETTINGS, r"`base` is 2 to (\d+)", PREFIX, "MAX_BASE", 1),
+    (SETTINGS, r"within (\d+) s", S3, "IDLE", 1),
     ("README.md", r"about ([\d,]+) writes a second", "crates/partition/src/limits.rs", "writes_per_second", 1),
     ("README.md", r"every (\d+) MiB of a large one", CHECKPOINT, "SLICE_SIZE", 1 / MIB),
     ("DESIGN.md", r"slice \| (\d+) MiB of an item", CHECKPOINT, "SLICE_SIZE", 1 / MIB),

@@ -93,6 +93,7 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "Client.remove": lambda: client.remove(bucket, "nothing"),
         "Client.copy_object": lambda: client.copy_object(bucket, "k", "l"),
         "Client.delete_objects": lambda: client.delete_objects(bucket, []),
+        "Client.settings": lambda: client.settings(bucket),
         "Client.read_ranges": lambda: client.read_ranges(bucket, []),
         "Client.nearby_checkpoints": lambda: client.nearby_checkpoints(bucket, "path"),
         "Client.object_writer": writer,

@@ -24,8 +24,9 @@ def client_for(
 ) -> _native.Client:
     """The process's client for `region` and `endpoint_url`; no request is sent yet.
 
-    A client takes what it is not given from the environment when it is made, so a changed ``AWS_*`` variable
-    means another client, which takes the place of the one before. Of different settings the latest 16 are kept.
+    A client takes what it is not given from the environment when it is made, so a changed ``AWS_*`` or ``*_PROXY``
+    variable means another client, which takes the place of the one before. Of different settings the latest 16 are
+    kept.
 
     Raises:
         ConfigError: a setting cannot work; the message names it.
@@ -50,8 +51,11 @@ def client_for(
 
 def _environment() -> int:
     """A digest of the variables that a client reads; some hold secrets."""
-    read = ((name, value) for name, value in os.environ.items() if name.startswith("AWS_") or name == "HOME")
-    return hash(frozenset(read))
+
+    def is_read(name: str) -> bool:
+        return name.startswith("AWS_") or name.upper().endswith("_PROXY") or name == "HOME"
+
+    return hash(frozenset((name, value) for name, value in os.environ.items() if is_read(name)))
 
 
 def _after_fork_in_child() -> None:

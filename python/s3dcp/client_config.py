@@ -47,15 +47,21 @@ class S3ClientConfig:
         storage_class: e.g. ``"STANDARD_IA"``; None for the bucket's default.
         checksum_headers: send CRC-32 in headers for S3 to check, and ask for it on reads: True (a store that refuses it
             fails the save) or False; None for ``AWS_REQUEST_CHECKSUM_CALCULATION`` and
-            ``AWS_RESPONSE_CHECKSUM_VALIDATION`` (``when_supported`` or ``when_required``), else True until the store
-            refuses it.
-        ca_bundle: PEM file with certificate authorities; None for ``AWS_CA_BUNDLE``, else the system's.
+            ``AWS_RESPONSE_CHECKSUM_VALIDATION`` (``when_supported`` or ``when_required``), else for the profile, else
+            True until the store refuses it.
+        ca_bundle: PEM file with certificate authorities besides the system's; None for ``AWS_CA_BUNDLE``, else the
+            profile's.
         deadline: seconds that one request may take in all, retries included; a part of an upload and a range of a
             download are one request each.
         connect_timeout: seconds to reach the endpoint.
         read_timeout: seconds without any byte moving before a connection is given up.
         max_connections: requests at once, at most; None begins at what `throughput_target_gbps` asks for and climbs to
             twice that as long as it moves more bytes.
+        use_fips_endpoint: AWS's endpoints with validated cryptography; None for ``AWS_USE_FIPS_ENDPOINT``, else the
+            profile's.
+        use_dualstack_endpoint: AWS's endpoints that IPv6 reaches too; None for ``AWS_USE_DUALSTACK_ENDPOINT``, else the
+            profile's.
+        use_accelerate_endpoint: AWS's endpoints near the client (S3 Transfer Acceleration); None for the profile's.
 
     Raises:
         ValueError: a field is out of its range; the message names it.
@@ -78,6 +84,9 @@ class S3ClientConfig:
     connect_timeout: float = 10.0
     read_timeout: float = 60.0
     max_connections: int | None = None
+    use_fips_endpoint: bool | None = None
+    use_dualstack_endpoint: bool | None = None
+    use_accelerate_endpoint: bool | None = None
 
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, limit: str) -> None:
@@ -107,11 +116,14 @@ class S3ClientConfig:
             "sse_kms_key_id",
             "None unless server_side_encryption='aws:kms'",
         )
-        require(
-            self.checksum_headers is None or isinstance(self.checksum_headers, bool),
+        for field in (
             "checksum_headers",
-            "None, True or False",
-        )
+            "use_fips_endpoint",
+            "use_dualstack_endpoint",
+            "use_accelerate_endpoint",
+        ):
+            value = getattr(self, field)
+            require(value is None or isinstance(value, bool), field, "None, True or False")
         require(
             not (self.requester_pays and self.unsigned),
             "requester_pays",

@@ -37,7 +37,7 @@ class S3FsspecFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     Args:
         region: AWS region of the buckets; None takes it from the environment or profile.
-        endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
+        endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, the profile, else AWS.
         s3client_config: settings of the S3 client.
         anon: send requests without a signature, as ``unsigned`` of `S3ClientConfig`.
         profile: as ``profile`` of `S3ClientConfig`.
@@ -91,7 +91,10 @@ class S3FsspecFileSystem(AbstractFileSystem):  # type: ignore[misc]
         Raises:
             ValueError: there is no bucket in it.
         """
-        bucket, _, key = self._strip_protocol(path).partition("/")
+        name = self._strip_protocol(path)
+        bucket, _, key = name.partition("/")
+        if bucket.startswith("arn:"):  # that of an access point holds a slash
+            bucket, key = _native.parse_s3_uri(f"s3://{name}", "path")
         if not bucket:
             raise ValueError(f"path={path!r}: must begin with a bucket; buckets are not listed")
         return bucket, key

@@ -109,7 +109,7 @@ class CheckpointManager:
         async_: save while training goes on: `save` returns as soon as the state is staged, and `wait` tells how it
             went. A group of processes needs a backend for CPUs then.
         region: AWS region of the bucket; None takes it from the environment or profile.
-        endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
+        endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, the profile, else AWS.
         s3client_config: settings of the S3 client.
         process_group: the ranks that save; None for all.
         beat_seconds: time between two signs of life of the writer.

@@ -136,7 +136,7 @@ class S3StorageWriter(FileSystemWriter):
             per epoch there rather than changing ``epoch_num`` while a save may be about to begin.
         thread_count: shard files per rank at most, at least 1; a rank with fewer items writes fewer. With
             ``SerializationFormat.SAFETENSORS`` objects, and further chunks of one tensor, have files of their own.
-        endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, else AWS.
+        endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, the profile, else AWS.
         conditional_commit: what to do where a server does not honour the conditional write that this save needs against
             racing writers: ``"warn"``, ``"require"`` (refuse to save) or ``"off"`` (do not find out).
         step_folders: what the folders of steps are called, such as ``"step-{}"``. The shard files of ``run/step-700``

@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from urllib.parse import urlsplit
 
 from ._native import Partitions, PartitionView, Server, ServerStats
 
@@ -83,7 +84,10 @@ def server(
 
 @contextmanager
 def environment(server: Server) -> Iterator[None]:
-    """Set the AWS environment variables to `server` while the context lasts, and restore them afterwards."""
+    """Set the AWS environment variables to `server` while the context lasts, and restore them afterwards.
+
+    ``NO_PROXY`` names it too: a proxy of this machine cannot reach it, or had better not.
+    """
     changes: dict[str, str | None] = {
         "AWS_ENDPOINT_URL": server.endpoint_url,
         "AWS_ACCESS_KEY_ID": server.access_key,
@@ -91,9 +95,15 @@ def environment(server: Server) -> Iterator[None]:
         "AWS_REGION": server.region,
         "AWS_DEFAULT_REGION": server.region,
         "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false",  # whatever the profile says
+        # Whatever the profile says:
+        "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false",
+        "AWS_USE_FIPS_ENDPOINT": "false",
+        "AWS_USE_DUALSTACK_ENDPOINT": "false",
         **dict.fromkeys(_OVERRIDES),
     }
+    host = urlsplit(server.endpoint_url).hostname
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    changes |= dict.fromkeys(("NO_PROXY", "no_proxy"), f"{others},{host}" if others else host)
     with ExitStack() as cleanup:
         if server.authority is not None:
             file = cleanup.enter_context(tempfile.NamedTemporaryFile("w", suffix=".pem"))

@@ -22,6 +22,7 @@ mod renaming;
 mod report;
 mod serve;
 mod service;
+mod settings;
 mod shell;
 mod simulate;
 mod strategies;
@@ -57,6 +58,7 @@ enum Command {
     Plan(plan::Arguments),
     Prune(prune::Arguments),
     Serve(serve::Arguments),
+    Settings(settings::Arguments),
     Simulate(simulate::Arguments),
     Strategies(strategies::Arguments),
     Tree(tree::Arguments),
@@ -88,6 +90,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Prune(arguments) => prune::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
+        Command::Settings(arguments) => settings::run(&arguments),
         Command::Simulate(arguments) => simulate::run(&arguments),
         Command::Strategies(arguments) => strategies::run(&arguments),
         Command::Tree(arguments) => tree::run(&arguments),
@@ -116,6 +119,11 @@ mod tests {
         assert_eq!(exit_code(&["strategies", "hex", "--ranks", "4"]), 0);
         assert_eq!(exit_code(&["serve", "--bucket", "No Bucket", "--address", "127.0.0.1:0"]), 1);
         assert_eq!(exit_code(&["no-such-command"]), 2);
+        assert_eq!(
+            exit_code(&["settings", "--region", "us-east-1", "--endpoint-url", "http://127.0.0.1:9"]),
+            0
+        );
+        assert_eq!(exit_code(&["settings", "not-a-uri"]), 2);
         assert_eq!(exit_code(&["strategies", "hex", "--ranks", "0"]), 2);
         assert_eq!(exit_code(&["strategies", "numeric", "--ranks", "4"]), 2);
         assert_eq!(exit_code(&["tree", "not-a-uri"]), 2);

@@ -148,6 +148,9 @@ fn announce(server: &Server, authority: Option<&Path>) -> io::Result<()> {
     if let Some(file) = authority {
         writeln!(out, "export AWS_CA_BUNDLE='{}'", std::path::absolute(file)?.display())?;
     }
+    if let Some(without) = without_proxy(&server.endpoint_url(), |name| std::env::var(name).ok()) {
+        writeln!(out, "export NO_PROXY='{without}' no_proxy='{without}'")?;
+    }
     writeln!(out, "export AWS_REGION={}", server.region())?;
     writeln!(out, "export AWS_ACCESS_KEY_ID={}", server.access_key())?;
     if server.secret_key() == ServerConfig::default().secret_key {
@@ -156,6 +159,20 @@ fn announce(server: &Server, authority: Option<&Path>) -> io::Result<()> {
         writeln!(out, "# AWS_SECRET_ACCESS_KEY is the secret key you chose")?;
     }
     out.flush()
+}
+
+/// What `NO_PROXY` has to be for clients to reach this endpoint, where there is a proxy.
+fn without_proxy(endpoint_url: &str, read: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let value = |name: &str| {
+        let of = |name: &str| read(name).filter(|value| !value.trim().is_empty());
+        of(name).or_else(|| of(&name.to_uppercase()))
+    };
+    ["http_proxy", "https_proxy", "all_proxy"].iter().find_map(|name| value(name))?;
+    let (_, authority) = endpoint_url.split_once("://")?;
+    let (host, _) = authority.rsplit_once(':')?;
+    let host = host.trim_matches(['[', ']']);
+    let others = value("no_proxy").filter(|others| !others.contains('\''));
+    Some(others.map_or_else(|| host.to_owned(), |others| format!("{others},{host}")))
 }
 
 #[cfg(unix)]

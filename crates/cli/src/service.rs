@@ -17,7 +17,7 @@ pub(crate) struct Service {
     /// Region of the bucket [default: AWS_REGION, AWS_DEFAULT_REGION, else the profile's]
     #[arg(long)]
     region: Option<String>,
-    /// Profile to take credentials from
+    /// Profile to take credentials and settings from
     #[arg(long)]
     profile: Option<String>,
     /// Put the bucket into the path, not into the host name

@@ -279,6 +279,18 @@ impl Client {
         Ok(PaceShare { inner, period: s3dcp_s3::PaceShare::period(clients).as_secs_f64() })
     }
 
+    /// What the client goes by: name, value and where it stands. With a bucket, also what that comes to for it.
+    #[pyo3(signature = (bucket=None))]
+    fn settings(
+        &self,
+        py: Python<'_>,
+        bucket: Option<&str>,
+    ) -> PyResult<Vec<(&'static str, String, String)>> {
+        let engine = self.engine(py)?;
+        let found = wait(py, engine.settings(bucket))?;
+        Ok(found.into_iter().map(|setting| (setting.name, setting.value, setting.source)).collect())
+    }
+
     fn stats(&self, py: Python<'_>) -> PyResult<Stats> {
         Ok(self.engine(py)?.stats().into())
     }

@@ -25,6 +25,9 @@ pub(crate) struct Settings {
     connect_timeout: f64,
     read_timeout: f64,
     max_connections: Option<usize>,
+    use_fips_endpoint: Option<bool>,
+    use_dualstack_endpoint: Option<bool>,
+    use_accelerate_endpoint: Option<bool>,
 }
 
 impl Settings {
@@ -34,6 +37,9 @@ impl Settings {
         config.region = region;
         config.endpoint_url = endpoint_url;
         config.force_path_style = self.force_path_style;
+        config.use_fips_endpoint = self.use_fips_endpoint;
+        config.use_dualstack_endpoint = self.use_dualstack_endpoint;
+        config.use_accelerate_endpoint = self.use_accelerate_endpoint;
         config.unsigned = self.unsigned;
         config.profile = self.profile;
         config.requester_pays = self.requester_pays;

@@ -8,9 +8,9 @@ use s3dcp_pacing::Share;
 use tokio::sync::OnceCell;
 
 use crate::admission::Admission;
-use crate::auth::session::{Session, endpoint_given};
+use crate::auth::session::Session;
 use crate::config::ClientConfig;
-use crate::config::environment::Environment;
+use crate::config::settings::Setting;
 use crate::error::Error;
 use crate::protocol::address::join_key;
 use crate::stats::{Counters, Stats};
@@ -46,12 +46,11 @@ impl Client {
     pub fn new(config: ClientConfig) -> Result<Client, Error> {
         let given = config.max_connections;
         let config = config.resolved()?;
-        endpoint_given(&config)?;
         let first = given.unwrap_or_else(|| config.target_connections());
         let counters = Arc::<Counters>::default();
         let inner = Inner {
             session: OnceCell::new(),
-            store: Store::new(config.checksum_headers, &Environment::of_process())?,
+            store: Store::new(config.checksum_headers == Some(true)),
             admission: Admission::new(first, config.connections(), config.in_flight_bytes(), &counters),
             counters,
             network: NetworkEstimate::default(),
@@ -103,6 +102,15 @@ impl Client {
     /// `Config` where region or endpoint are missing or cannot work; those of reading a profile.
     pub async fn is_of_same_service(&self, other: &Client) -> Result<bool, Error> {
         Ok(self.session().await?.endpoint.is_of_same_service(&other.session().await?.endpoint))
+    }
+
+    /// The settings that the client goes by, and where each of them stands; with a bucket, also what they come to for it.
+    /// Sends nothing.
+    ///
+    /// # Errors
+    /// `Config`, for the first of them that cannot be.
+    pub async fn settings(&self, bucket: Option<&str>) -> Result<Vec<Setting>, Error> {
+        self.session().await?.told(bucket)
     }
 
     /// What the client has done so far.

@@ -19,6 +19,7 @@ mod store;
 mod transfer;
 
 pub use client::{Client, PaceShare};
+pub use config::settings::Setting;
 pub use config::{
     ClientConfig, DEFAULT_PART_SIZE, MAX_PART_SIZE, MIN_PART_SIZE, ServerSideEncryption, StaticCredentials,
 };

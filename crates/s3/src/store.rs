@@ -9,12 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 
-use crate::config::environment::Environment;
-use crate::error::{Error, ErrorKind};
 use crate::protocol::conditions::Conditions;
-
-/// The settings of AWS tools for checksums of requests and of responses.
-const VARIABLES: [&str; 2] = ["AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"];
 
 /// What a client knows of its service.
 #[derive(Debug)]
@@ -55,19 +50,20 @@ impl Flag {
 }
 
 impl Store {
-    /// Nothing is known but what the caller (`checksum_headers`) or else the environment says.
-    ///
-    /// # Errors
-    /// `Config` for a variable with an unknown value.
-    pub(crate) fn new(checksum_headers: Option<bool>, environment: &Environment) -> Result<Store, Error> {
-        let sends = |name| checksum_headers.map_or_else(|| when_supported(environment, name), Ok);
-        let [writes, reads] = VARIABLES.map(sends);
-        Ok(Store {
-            writes: AtomicBool::new(writes?),
-            reads: AtomicBool::new(reads?),
-            insists: checksum_headers == Some(true),
+    /// Nothing is known. `insists`: a refusal of checksums is an error.
+    pub(crate) fn new(insists: bool) -> Store {
+        Store {
+            writes: AtomicBool::new(true),
+            reads: AtomicBool::new(true),
+            insists,
             buckets: Mutex::default(),
-        })
+        }
+    }
+
+    /// What the settings say of checksums with writes and with reads, before the first request.
+    pub(crate) fn begin(&self, [writes, reads]: [bool; 2]) {
+        self.writes.store(writes, Ordering::Relaxed);
+        self.reads.store(reads, Ordering::Relaxed);
     }
 
     /// Whether to send the checksum headers of a write, or else of a read.
@@ -100,62 +96,13 @@ impl Store {
     }
 }
 
-fn when_supported(environment: &Environment, name: &str) -> Result<bool, Error> {
-    match environment.get(name)?.map(|value| value.to_ascii_lowercase()).as_deref() {
-        None | Some("when_supported") => Ok(true),
-        Some("when_required") => Ok(false),
-        Some(value) => Err(Error::new(
-            ErrorKind::Config,
-            format!("{name} must be when_supported or when_required, not {value:?}"),
-        )),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sends(field: Option<bool>, request: Option<&str>, response: Option<&str>) -> Result<[bool; 2], Error> {
-        let values = VARIABLES.into_iter().zip([request, response]);
-        let pairs: Vec<_> = values.filter_map(|(name, value)| Some((name, value?))).collect();
-        let store = Store::new(field, &Environment::of(&pairs))?;
-        Ok([true, false].map(|write| store.takes_checksums(write)))
-    }
-
-    #[test]
-    fn checksums_are_sent_unless_the_field_or_else_a_variable_says_otherwise() {
-        for (field, request, response, expected) in [
-            (None, None, None, [true, true]),
-            (None, Some("when_required"), None, [false, true]),
-            (None, Some("when_supported"), Some("WHEN_REQUIRED"), [true, false]),
-            (None, Some(" When_Required\n"), Some(""), [false, true]),
-            (Some(true), Some("when_required"), Some("when_required"), [true, true]),
-            (Some(false), Some("when_supported"), None, [false, false]),
-            (Some(false), Some("nonsense"), None, [false, false]),
-        ] {
-            assert_eq!(
-                sends(field, request, response).unwrap(),
-                expected,
-                "{field:?} {request:?} {response:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn an_unknown_value_is_refused_with_the_name_of_its_variable() {
-        for (request, response, name) in [
-            (Some("sometimes"), None, "AWS_REQUEST_CHECKSUM_CALCULATION"),
-            (None, Some("true"), "AWS_RESPONSE_CHECKSUM_VALIDATION"),
-        ] {
-            let error = sends(None, request, response).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Config);
-            assert!(error.message().contains(name) && error.message().contains("when_required"), "{error}");
-        }
-    }
-
     #[test]
     fn what_is_known_of_one_bucket_is_not_known_of_another() {
-        let store = Store::new(None, &Environment::of(&[])).unwrap();
+        let store = Store::new(false);
         store.bucket("one").deletes_one_by_one.set();
         assert!(store.bucket("one").deletes_one_by_one.is_set());
         assert!(!store.bucket("two").deletes_one_by_one.is_set());
@@ -163,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_refusal_of_checksums_with_writes_says_nothing_of_reads() {
-        let store = Store::new(None, &Environment::of(&[])).unwrap();
+        let store = Store::new(false);
         store.refused_checksums(true);
         assert!(!store.takes_checksums(true) && store.takes_checksums(false));
     }

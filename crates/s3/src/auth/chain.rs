@@ -15,12 +15,12 @@ use aws_credential_types::provider::ProvideCredentials;
 use aws_credential_types::provider::error::CredentialsError;
 
 use crate::auth::http::{ChainHttp, Exchange};
-use crate::auth::provider::{Load, LoadFailure, Outlook, keys_of};
+use crate::auth::provider::{Load, LoadFailure, Outlook, Place, keys_of};
 use crate::clock;
 use crate::config::environment::{Environment, check_key, trimmed};
 use crate::config::profile::Profile;
 use crate::error::{Error, ErrorKind};
-use crate::http::trust::Bundle;
+use crate::http::proxy::Proxies;
 
 /// Longest time for one walk along the chain; `credential_process` may ask a person.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(90);
@@ -40,15 +40,12 @@ const READ_BY_THE_CHAIN: [&str; 11] = [
 ];
 
 /// Walks along the chain.
-pub(crate) fn chain(profile: Option<String>, region: Option<String>, bundle: Option<Bundle>) -> Load {
-    Box::new(move || Box::pin(walk(profile.clone(), region.clone(), bundle.clone())))
+pub(crate) fn chain(profile: Option<String>, place: Place) -> Load {
+    Box::new(move || Box::pin(walk(profile.clone(), place.clone())))
 }
 
-async fn walk(
-    profile: Option<String>,
-    region: Option<String>,
-    bundle: Option<Bundle>,
-) -> Result<Credentials, LoadFailure> {
+async fn walk(profile: Option<String>, place: Place) -> Result<Credentials, LoadFailure> {
+    let Place { region, bundle, fips, dual_stack } = place;
     let settings = |error| LoadFailure { error, outlook: Outlook::Absent };
     let environment = Environment::of_process();
     if profile.is_none()
@@ -58,10 +55,13 @@ async fn walk(
     }
     READ_BY_THE_CHAIN.iter().try_for_each(|name| environment.check_plain(name)).map_err(settings)?;
     let found = Profile::load(profile.as_deref(), &environment).await.map_err(settings)?;
-    let http = ChainHttp::new(bundle.as_ref());
+    let http =
+        ChainHttp::new(bundle.as_ref(), Proxies::read(&environment).map_err(settings)?.with_tls_only());
     let config = ProviderConfig::without_region()
         .with_http_client(http.clone())
-        .with_region(region.map(aws_config::Region::new));
+        .with_region(region.map(aws_config::Region::new))
+        .with_use_fips(Some(fips))
+        .with_use_dual_stack(Some(dual_stack));
     let of_profile = ProfileFileCredentialsProvider::builder()
         .configure(&config)
         .profile_name(found.encoded_name())

@@ -13,11 +13,10 @@ use futures_util::future::BoxFuture;
 use crate::auth::chain::chain;
 #[cfg(not(feature = "credential-chain"))]
 use crate::auth::provider::environment as chain;
-use crate::auth::provider::{Load, LoadFailure, given};
+use crate::auth::provider::{Load, LoadFailure, Place, given};
 use crate::clock::{self, Instant};
 use crate::config::ClientConfig;
 use crate::error::{Error, ErrorKind};
-use crate::http::trust::Bundle;
 
 /// Credentials are replaced when they expire within this time, or within half the time they were given for.
 const REFRESH_BEFORE_EXPIRY: Duration = Duration::from_secs(300);
@@ -121,17 +120,13 @@ enum Freshness {
 
 impl CredentialCache {
     /// The cache that the configuration asks for; `None` for unsigned requests.
-    pub(crate) fn new(
-        config: &ClientConfig,
-        region: Option<String>,
-        bundle: Option<Bundle>,
-    ) -> Option<CredentialCache> {
+    pub(crate) fn new(config: &ClientConfig, place: Place) -> Option<CredentialCache> {
         if config.unsigned {
             return None;
         }
         Some(match &config.credentials {
             Some(keys) => CredentialCache::with(given(keys), Time::real(), false),
-            None => CredentialCache::with(chain(config.profile.clone(), region, bundle), Time::real(), true),
+            None => CredentialCache::with(chain(config.profile.clone(), place), Time::real(), true),
         })
     }
 

@@ -1,5 +1,8 @@
 //! HTTP for the links of AWS's chain, over this crate's own connections: small requests, and answers read whole.
 //!
+//! Those with TLS go by the environment's proxy. Instance metadata and containers are asked without, and directly: they answer
+//! whoever is on this machine, which a proxy is not.
+//!
 //! It remembers how the last request ended. The chain's errors are texts, and do not tell a refusal from a bad moment.
 
 use std::error::Error as StdError;
@@ -24,6 +27,7 @@ use crate::http::body::BodyReader;
 use crate::http::connection_pool::{Connections, NoResponse};
 use crate::http::limits::{Limits, host_and_port};
 use crate::http::progress::Progress;
+use crate::http::proxy::Proxies;
 use crate::http::transport::{connections, find};
 use crate::http::trust::{Bundle, roots};
 use crate::transfer::payload::{Payload, PayloadBody};
@@ -47,12 +51,13 @@ type Last = Arc<Mutex<Option<Exchange>>>;
 pub(crate) struct ChainHttp {
     /// Whom to trust; instance metadata and containers are asked without TLS, and so need nobody.
     roots: Result<RootCertStore, Error>,
+    proxies: Arc<Proxies>,
     last: Last,
 }
 
 impl ChainHttp {
-    pub(crate) fn new(bundle: Option<&Bundle>) -> ChainHttp {
-        ChainHttp { roots: roots(bundle), last: Last::default() }
+    pub(crate) fn new(bundle: Option<&Bundle>, proxies: Proxies) -> ChainHttp {
+        ChainHttp { roots: roots(bundle), proxies: Arc::new(proxies), last: Last::default() }
     }
 
     /// How the last request ended, if there was one.
@@ -67,7 +72,7 @@ impl HttpClient for ChainHttp {
         let connect_timeout = settings.connect_timeout().unwrap_or(read_timeout);
         let trusted = self.roots.clone().unwrap_or_else(|_| RootCertStore::empty());
         let connector = Connector {
-            connections: connections(trusted, connect_timeout).map(Arc::new),
+            connections: connections(trusted, connect_timeout, &self.proxies).map(Arc::new),
             without_tls: self.roots.as_ref().err().cloned(),
             read_timeout,
             last: Arc::clone(&self.last),

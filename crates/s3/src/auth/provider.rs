@@ -9,7 +9,6 @@ use crate::config::environment::{Environment, check_key};
 #[cfg(not(feature = "credential-chain"))]
 use crate::config::profile::Profile;
 use crate::error::{Error, ErrorKind};
-#[cfg(not(feature = "credential-chain"))]
 use crate::http::trust::Bundle;
 
 /// Loads in a row that may fail for a reason of which nobody knows whether it passes.
@@ -17,6 +16,16 @@ pub(crate) const DOUBTFUL_LOADS: u32 = 6;
 
 /// Loads credentials once.
 pub(crate) type Load = Box<dyn Fn() -> BoxFuture<'static, Result<Credentials, LoadFailure>> + Send + Sync>;
+
+/// Where those are asked that hand out credentials, and whom to trust there.
+#[derive(Debug, Clone, Default)]
+#[cfg_attr(not(feature = "credential-chain"), allow(dead_code, reason = "only the chain asks somebody"))]
+pub(crate) struct Place {
+    pub(crate) region: Option<String>,
+    pub(crate) bundle: Option<Bundle>,
+    pub(crate) fips: bool,
+    pub(crate) dual_stack: bool,
+}
 
 /// A load that failed, and what that says of the next one.
 #[derive(Debug, Clone)]
@@ -84,7 +93,7 @@ pub(crate) fn keys_of(environment: &Environment) -> Result<Option<Credentials>, 
 
 /// The keys of the environment, and nothing else of the chain: there is no profile, and nobody to ask over the network.
 #[cfg(not(feature = "credential-chain"))]
-pub(crate) fn environment(profile: Option<String>, _: Option<String>, _: Option<Bundle>) -> Load {
+pub(crate) fn environment(profile: Option<String>, _: Place) -> Load {
     const NONE: &str = "no AWS credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), and this program \
                         was built without the rest of the chain (feature credential-chain). Set unsigned for a public bucket";
     Box::new(move || {

@@ -41,11 +41,6 @@ impl Environment {
         Ok(None)
     }
 
-    /// A variable that is `true` or `false`.
-    pub(crate) fn flag(&self, name: &str) -> Result<Option<bool>, Error> {
-        self.get(name)?.map(|value| flag(&value, name)).transpose()
-    }
-
     /// Refuses a variable that code of others reads, and takes as it is, when it is not what [`Self::get`] says.
     #[cfg(feature = "credential-chain")]
     pub(crate) fn check_plain(&self, name: &str) -> Result<(), Error> {
@@ -151,9 +146,11 @@ mod tests {
 
     #[test]
     fn a_flag_is_true_or_false_and_nothing_else() {
-        assert_eq!(Environment::of(&[("F", "True ")]).flag("F").unwrap(), Some(true));
-        assert_eq!(Environment::of(&[("F", "FALSE")]).flag("F").unwrap(), Some(false));
-        assert!(Environment::of(&[("F", "yes")]).flag("F").unwrap_err().message().contains("F must be"));
+        assert!(flag("True", "F").unwrap());
+        assert!(!flag("FALSE", "F").unwrap());
+        for other in ["yes", "1", "true "] {
+            assert!(flag(other, "F").unwrap_err().message().contains("F must be"));
+        }
     }
 
     #[test]

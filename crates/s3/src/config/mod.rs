@@ -6,6 +6,8 @@
 pub(crate) mod environment;
 #[cfg_attr(not(feature = "credential-chain"), path = "no_profile.rs")]
 pub(crate) mod profile;
+pub(crate) mod settings;
+pub(crate) mod sourced;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,7 +15,7 @@ use std::time::Duration;
 
 use crate::config::environment::{check_key, trimmed};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::address::{Region, without_user_info};
+use crate::protocol::endpoint::{Addressing, Endpoint, Region, without_user_info};
 
 /// Smallest part that S3 takes (except the last of an upload), in bytes.
 pub const MIN_PART_SIZE: u64 = 5 << 20;
@@ -91,6 +93,12 @@ pub struct ClientConfig {
     /// Put the bucket into the path, not into the host name. Automatic for IP addresses, `localhost` and buckets
     /// that cannot be a host name (or that hold a dot, over TLS).
     pub force_path_style: bool,
+    /// AWS's endpoints with validated cryptography. `None`: `AWS_USE_FIPS_ENDPOINT`, then the profile.
+    pub use_fips_endpoint: Option<bool>,
+    /// AWS's endpoints that IPv6 reaches too. `None`: `AWS_USE_DUALSTACK_ENDPOINT`, then the profile.
+    pub use_dualstack_endpoint: Option<bool>,
+    /// AWS's endpoints near the client (S3 Transfer Acceleration). `None`: as the profile says.
+    pub use_accelerate_endpoint: Option<bool>,
     /// Send unsigned requests, for public buckets.
     pub unsigned: bool,
     /// Profile of the AWS configuration files (with the feature `credential-chain`); its credentials then win over the environment's. `None`: `AWS_PROFILE`,
@@ -107,10 +115,10 @@ pub struct ClientConfig {
     pub storage_class: Option<String>,
     /// Whether CRC-32 goes with what is written, for the service to check, and is asked for with what is read.
     /// `Some(false)`: never. `Some(true)`: always, and a service that refuses it fails the request. `None`: as
-    /// `AWS_REQUEST_CHECKSUM_CALCULATION` and `AWS_RESPONSE_CHECKSUM_VALIDATION` say; unless they do, until the service
-    /// refuses it.
+    /// `AWS_REQUEST_CHECKSUM_CALCULATION` and `AWS_RESPONSE_CHECKSUM_VALIDATION` say, then the profile; unless they do, until
+    /// the service refuses it.
     pub checksum_headers: Option<bool>,
-    /// PEM file of certificates trusted besides the system's. `None`: `AWS_CA_BUNDLE`.
+    /// PEM file of certificates trusted besides the system's. `None`: `AWS_CA_BUNDLE`, then the profile.
     pub ca_bundle: Option<PathBuf>,
     /// Most requests sent for one operation, at least 1. Two kinds do not count: those that the service refuses because there
     /// are too many (503 SlowDown), which are sent again until the deadline, and one each that finds out what the service
@@ -144,6 +152,9 @@ impl Default for ClientConfig {
             region: None,
             endpoint_url: None,
             force_path_style: false,
+            use_fips_endpoint: None,
+            use_dualstack_endpoint: None,
+            use_accelerate_endpoint: None,
             unsigned: false,
             profile: None,
             requester_pays: false,
@@ -171,6 +182,9 @@ impl fmt::Debug for ClientConfig {
             .field("region", &self.region)
             .field("endpoint_url", &self.endpoint_url.as_deref().map(without_user_info))
             .field("force_path_style", &self.force_path_style)
+            .field("use_fips_endpoint", &self.use_fips_endpoint)
+            .field("use_dualstack_endpoint", &self.use_dualstack_endpoint)
+            .field("use_accelerate_endpoint", &self.use_accelerate_endpoint)
             .field("unsigned", &self.unsigned)
             .field("profile", &self.profile)
             .field("requester_pays", &self.requester_pays)
@@ -242,6 +256,9 @@ impl ClientConfig {
         }
         if let Some(region) = &self.region {
             Region::parse(region, "region")?;
+        }
+        if let Some(url) = &self.endpoint_url {
+            Endpoint::custom(url, "endpoint_url", None, Addressing::default())?;
         }
         if self.unsigned && self.credentials.is_some() {
             return Err(invalid("unsigned and credentials exclude each other"));

@@ -1,6 +1,7 @@
 //! Stands in for `profile.rs` where this crate is built without AWS's code, which parses the configuration files: none is read.
 
 use crate::config::environment::Environment;
+use crate::config::sourced::Sourced;
 use crate::error::{Error, ErrorKind};
 
 /// No profile.
@@ -25,16 +26,20 @@ impl Profile {
         }
     }
 
-    pub(crate) async fn region(&self) -> Option<(String, String)> {
+    pub(crate) async fn region(&self) -> Option<Sourced<String>> {
         None
     }
 
-    pub(crate) fn endpoint_url(&self) -> Result<Option<(String, String)>, Error> {
+    pub(crate) fn endpoint_url(&self) -> Result<Option<Sourced<String>>, Error> {
         Ok(None)
     }
 
-    pub(crate) fn ignores_endpoints(&self) -> Result<bool, Error> {
-        Ok(false)
+    pub(crate) fn get(&self, _: &str) -> Option<Sourced<String>> {
+        None
+    }
+
+    pub(crate) fn named(&self) -> Sourced<String> {
+        Sourced::new("none", "default")
     }
 }
 

@@ -16,7 +16,8 @@ use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_runtime::env_config::property::PropertiesKey;
 use aws_types::os_shim_internal::{Env, Fs};
 
-use crate::config::environment::{Environment, flag, trimmed};
+use crate::config::environment::{Environment, trimmed};
+use crate::config::sourced::Sourced;
 use crate::error::{Error, ErrorKind};
 
 /// The name of the profile that is taken where none is named.
@@ -25,8 +26,11 @@ const DEFAULT: &str = "default";
 const NAMES_OF_SECTIONS: [&str; 3] = ["source_profile", "sso_session", "services"];
 
 /// One profile, with the files it stands in.
+#[derive(Debug)]
 pub(crate) struct Profile {
     name: String,
+    /// What names it.
+    source: &'static str,
     files: EnvConfigFiles,
     sections: ProfileSet,
     /// The names of the `[services …]` sections, as the parser knows them.
@@ -44,7 +48,7 @@ impl Profile {
             Some(name) => ("profile", name.to_owned()),
             None => environment
                 .first(&["AWS_PROFILE", "AWS_DEFAULT_PROFILE"])?
-                .unwrap_or_else(|| ("", DEFAULT.to_owned())),
+                .unwrap_or_else(|| ("default", DEFAULT.to_owned())),
         };
         let config = File::read(EnvConfigFileKind::Config, environment)?;
         let credentials = File::read(EnvConfigFileKind::Credentials, environment)?;
@@ -57,6 +61,7 @@ impl Profile {
             sections,
             services: config.services,
             name,
+            source,
         };
         if profile.name != DEFAULT && profile.sections.get_profile(&profile.encoded_name()).is_none() {
             return Err(invalid(format!(
@@ -81,7 +86,7 @@ impl Profile {
     }
 
     /// The region, of this profile or of those it takes its role from, and where it stands.
-    pub(crate) async fn region(&self) -> Option<(String, String)> {
+    pub(crate) async fn region(&self) -> Option<Sourced<String>> {
         let region = ProfileFileRegionProvider::builder()
             .configure(&ProviderConfig::without_region())
             .profile_name(self.encoded_name())
@@ -90,48 +95,50 @@ impl Profile {
             .region()
             .await?;
         let region = trimmed(region.as_ref());
-        (!region.is_empty()).then(|| (region.to_owned(), self.describe("region")))
+        (!region.is_empty()).then(|| Sourced::new(region, self.describe("region")))
     }
 
     /// S3's endpoint, and where it stands: in the services section of the profile, else in the profile itself.
     ///
     /// # Errors
     /// `Config`, when the profile names a services section that is not there.
-    pub(crate) fn endpoint_url(&self) -> Result<Option<(String, String)>, Error> {
-        if let Some(name) = self.get("services") {
-            if !self.services.contains(name) {
-                return Err(invalid(format!(
-                    "{} is {name:?}, and there is no [services {name}]",
-                    self.describe("services")
-                )));
+    pub(crate) fn endpoint_url(&self) -> Result<Option<Sourced<String>>, Error> {
+        if let Some(Sourced { value: name, source }) = self.get("services") {
+            if !self.services.contains(&name) {
+                return Err(invalid(format!("{source} is {name:?}, and there is no [services {name}]")));
             }
             let key = PropertiesKey::builder()
                 .section_key("services")
-                .section_name(name)
+                .section_name(&name)
                 .property_name("s3")
                 .sub_property_name("endpoint_url")
                 .build()
                 .map_err(invalid)?;
             let url = self.sections.other_sections().get(&key).map_or("", |url| trimmed(url));
             if !url.is_empty() {
-                return Ok(Some((url.to_owned(), format!("s3.endpoint_url of services {name:?}"))));
+                return Ok(Some(Sourced::new(url, format!("s3.endpoint_url of services {name:?}"))));
             }
         }
-        Ok(self.get("endpoint_url").map(|url| (url.to_owned(), self.describe("endpoint_url"))))
+        Ok(self.get("endpoint_url"))
     }
 
-    /// Whether endpoints of the environment and of the profile do not count.
-    ///
-    /// # Errors
-    /// `Config`, when it is neither true nor false.
-    pub(crate) fn ignores_endpoints(&self) -> Result<bool, Error> {
-        let name = "ignore_configured_endpoint_urls";
-        self.get(name).map_or(Ok(false), |value| flag(value, &self.describe(name)))
-    }
-
-    fn get(&self, key: &str) -> Option<&str> {
+    /// What a key of the profile says; `group.key` is one of the lines below `group =`.
+    pub(crate) fn get(&self, key: &str) -> Option<Sourced<String>> {
         let profile = self.sections.get_profile(&self.encoded_name())?;
-        profile.get(key).map(trimmed).filter(|value| !value.is_empty())
+        let value = match key.split_once('.') {
+            None => profile.get(key),
+            Some((group, key)) => profile.get(group)?.lines().find_map(|line| {
+                let (name, value) = line.split_once('=')?;
+                name.trim().eq_ignore_ascii_case(key).then_some(value)
+            }),
+        };
+        let value = value.map(trimmed).filter(|value| !value.is_empty())?;
+        Some(Sourced::new(value, self.describe(key)))
+    }
+
+    /// Which profile it is, and what names it.
+    pub(crate) fn named(&self) -> Sourced<String> {
+        Sourced::new(&self.name, self.source)
     }
 
     fn describe(&self, key: &str) -> String {
@@ -290,7 +297,7 @@ mod tests {
     }
 
     async fn url(config: &str, name: Option<&str>, more: &[(&str, &str)]) -> Option<String> {
-        profile(config, "", name, more).await.unwrap().endpoint_url().unwrap().map(|(url, _)| url)
+        profile(config, "", name, more).await.unwrap().endpoint_url().unwrap().map(|url| url.value)
     }
 
     #[tokio::test]
@@ -337,8 +344,8 @@ mod tests {
     async fn the_credentials_file_counts_too_and_wins() {
         let config = "[default]\nendpoint_url = http://c\nregion = eu-west-1\n";
         let found = profile(config, "[default]\nendpoint_url = http://k\n", None, &[]).await.unwrap();
-        assert_eq!(found.endpoint_url().unwrap().unwrap().0, "http://k");
-        assert_eq!(found.region().await.unwrap().0, "eu-west-1");
+        assert_eq!(found.endpoint_url().unwrap().unwrap().value, "http://k");
+        assert_eq!(found.region().await.unwrap().value, "eu-west-1");
     }
 
     #[tokio::test]
@@ -352,10 +359,10 @@ mod tests {
                 "[profile {name}]\nsource_profile = s {name}\n[profile s {name}]\nregion = eu-west-1\n"
             );
             let found = profile(&config, "", Some(name), &[]).await.unwrap();
-            assert_eq!(found.region().await.unwrap().0, "eu-west-1", "{name}");
+            assert_eq!(found.region().await.unwrap().value, "eu-west-1", "{name}");
             let keys = format!("[{name}]\nendpoint_url = http://k\n");
             let found = profile("", &keys, Some(name), &[]).await.unwrap();
-            assert_eq!(found.endpoint_url().unwrap().unwrap().0, "http://k", "{name}");
+            assert_eq!(found.endpoint_url().unwrap().unwrap().value, "http://k", "{name}");
         }
     }
 
@@ -401,13 +408,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_profile_may_set_endpoints_aside() {
-        for (value, expected) in
-            [("true", Some(true)), ("False", Some(false)), ("", Some(false)), ("1", None)]
+    async fn a_group_of_settings_is_indented_below_its_name() {
+        let text = "[default]\ns3 =\n  max_concurrent_requests = 20\r\n\tAddressing_Style=path \n  use_arn_region =\n\
+                    region = eu-west-1\n";
+        let found = profile(text, "", None, &[]).await.unwrap();
+        let style = found.get("s3.addressing_style").unwrap();
+        assert_eq!(style, Sourced::new("path", "s3.addressing_style of profile \"default\""));
+        assert_eq!(found.get("region").unwrap().value, "eu-west-1");
+        for absent in
+            ["s3.use_arn_region", "s3.region", "s3.payload_signing_enabled", "sts.region", "addressing_style"]
         {
-            let config = format!("[default]\nignore_configured_endpoint_urls = {value}\n");
-            let found = profile(&config, "", None, &[]).await.unwrap().ignores_endpoints();
-            assert_eq!(found.ok(), expected, "{value}");
+            assert_eq!(found.get(absent), None, "{absent}");
         }
     }
 }

@@ -18,16 +18,17 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::uri::Scheme;
 use http::{HeaderMap, Method, Request, Response, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::connect::HttpConnector;
 use tower_service::Service;
 
 use crate::http::body::{Body, Framed, Plain};
 use crate::http::idle_streams::{IdleStreams, Origin, Stream};
+use crate::http::proxy::{Connector, Proxies, Proxy};
 use crate::transfer::payload::PayloadBody;
 
 /// Why there is no response.
@@ -40,20 +41,39 @@ pub(crate) enum NoResponse {
 
 /// Makes connections and keeps idle ones.
 pub(crate) struct Connections {
-    connector: HttpsConnector<HttpConnector>,
+    connector: HttpsConnector<Connector>,
+    proxies: Arc<Proxies>,
     idle: Arc<IdleStreams>,
 }
 
 impl Connections {
-    /// Connections that this connector makes, each kept so long when nobody uses it.
-    pub(crate) fn new(connector: HttpsConnector<HttpConnector>, idle: Duration) -> Connections {
-        Connections { connector, idle: Arc::new(IdleStreams::new(idle)) }
+    /// Connections that this connector makes with these proxies, each kept so long when nobody uses it.
+    pub(crate) fn new(
+        connector: HttpsConnector<Connector>,
+        proxies: Arc<Proxies>,
+        idle: Duration,
+    ) -> Connections {
+        Connections { connector, proxies, idle: Arc::new(IdleStreams::new(idle)) }
+    }
+
+    /// The proxy that requests to this URI go by.
+    pub(crate) fn proxy(&self, uri: &Uri) -> Option<Proxy> {
+        self.proxies.of(uri)
     }
 
     /// Sends a request and reads the head of the response. The URI is absolute.
     pub(crate) async fn send(&self, mut request: Request<PayloadBody>) -> Result<Response<Body>, NoResponse> {
         let uri = std::mem::take(request.uri_mut());
-        *request.uri_mut() = uri.path_and_query().cloned().map(Uri::from).unwrap_or_default();
+        let asked = self.proxies.of(&uri).filter(|_| uri.scheme() == Some(&Scheme::HTTP));
+        *request.uri_mut() = match &asked {
+            None => uri.path_and_query().cloned().map(Uri::from).unwrap_or_default(),
+            // Without TLS it is the proxy that is asked, for the whole URL.
+            Some(proxy) => {
+                let authorization = proxy.authorization().cloned();
+                request.headers_mut().extend(authorization.map(|value| (header::PROXY_AUTHORIZATION, value)));
+                uri.clone()
+            }
+        };
         let origin = Origin::new(uri.authority().cloned(), &self.idle);
         if let Some(stream) = origin.stream().await {
             let changes_nothing = matches!(*request.method(), Method::GET | Method::HEAD);

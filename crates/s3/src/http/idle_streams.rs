@@ -65,14 +65,34 @@ impl IdleStreams {
         loop {
             clock::sleep(longest).await;
             let Some(idle) = idle.upgrade() else { return };
-            let now = clock::now();
-            let mut streams = idle.streams();
-            streams.kept.retain(|(_, since, _)| now.duration_since(*since) < longest);
-            if streams.kept.is_empty() {
-                streams.swept = false;
+            if !idle.expire(clock::now()) {
                 return;
             }
         }
+    }
+
+    /// Closes what has been idle too long by now. Whether any are left, and the sweep has to go on.
+    fn expire(&self, now: Instant) -> bool {
+        let mut streams = self.streams();
+        streams.kept.retain(|(_, since, _)| now.duration_since(*since) < self.longest);
+        streams.swept = !streams.kept.is_empty();
+        streams.swept
+    }
+
+    /// Keeps a stream from now on. Whether the sweep has to begin.
+    fn keep(&self, authority: Option<Authority>, stream: Stream, now: Instant) -> bool {
+        let mut streams = self.streams();
+        streams.kept.push((authority, now, stream));
+        !std::mem::replace(&mut streams.swept, true)
+    }
+
+    /// The newest stream of this service that has not been idle too long by now.
+    fn newest(&self, authority: &Option<Authority>, now: Instant) -> Option<Stream> {
+        let kept = &mut self.streams().kept;
+        let at = kept.iter().rposition(|(whose, ..)| whose == authority)?;
+        let (_, since, stream) = kept.remove(at);
+        // Those before it are older.
+        (now.duration_since(since) < self.longest).then_some(stream)
     }
 }
 
@@ -92,16 +112,10 @@ impl Origin {
     /// The newest idle stream that is still open and silent, as it should be between two responses.
     pub(crate) async fn stream(&self) -> Option<Stream> {
         loop {
-            let (since, mut stream) = {
-                let kept = &mut self.idle.streams().kept;
-                let at = kept.iter().rposition(|(authority, ..)| *authority == self.authority)?;
-                let (_, since, stream) = kept.remove(at);
-                (since, stream)
-            };
-            let young = clock::now().duration_since(since) < self.idle.longest;
+            let mut stream = self.idle.newest(&self.authority, clock::now())?;
             let silent =
                 poll_fn(|context| Poll::Ready(poll_read(&mut stream, context, &mut [0]).is_pending()));
-            if young && silent.await {
+            if silent.await {
                 return Some(stream);
             }
         }
@@ -109,10 +123,54 @@ impl Origin {
 
     /// Takes a stream whose last response was read to its end.
     pub(crate) fn take_back(self, stream: Stream) {
-        let mut streams = self.idle.streams();
-        streams.kept.push((self.authority, clock::now(), stream));
-        if !std::mem::replace(&mut streams.swept, true) {
+        if self.idle.keep(self.authority, stream, clock::now()) {
             tokio::spawn(IdleStreams::sweep(Arc::downgrade(&self.idle), self.idle.longest));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::http::transport::IDLE;
+
+    /// A stream, and its other end.
+    async fn pair() -> (Stream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (MaybeHttpsStream::Http(TokioIo::new(stream)), listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_used_again_only_before_s3_would_have_closed_it() {
+        const S3_KEEPS_IT: Duration = Duration::from_secs(5);
+        let start = clock::now();
+        for (idle, expected) in [
+            (Duration::ZERO, true),
+            (IDLE - Duration::from_millis(1), true),
+            (IDLE, false),
+            (S3_KEEPS_IT, false),
+        ] {
+            let streams = IdleStreams::new(IDLE);
+            let (stream, _other) = pair().await;
+            assert!(streams.keep(None, stream, start), "the sweep begins with the first");
+            assert_eq!(streams.newest(&None, start + idle).is_some(), expected, "{idle:?}");
+            assert!(streams.newest(&None, start).is_none(), "taken or closed");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_sweep_closes_what_was_idle_too_long_and_ends_with_the_last() {
+        let (start, half) = (clock::now(), IDLE / 2);
+        let streams = IdleStreams::new(IDLE);
+        let ((first, _one), (second, _two)) = (pair().await, pair().await);
+        assert!(streams.keep(None, first, start));
+        assert!(!streams.keep(None, second, start + half));
+        assert!(streams.expire(start + IDLE));
+        assert_eq!(streams.streams().kept.len(), 1);
+        assert!(!streams.expire(start + IDLE + half));
+        assert!(streams.keep(None, pair().await.0, start), "it has to begin anew");
     }
 }

@@ -5,5 +5,6 @@ pub(crate) mod connection_pool;
 pub(crate) mod idle_streams;
 pub(crate) mod limits;
 pub(crate) mod progress;
+pub(crate) mod proxy;
 pub(crate) mod transport;
 pub(crate) mod trust;

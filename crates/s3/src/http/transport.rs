@@ -2,14 +2,14 @@
 //!
 //! Plain TCP or rustls. Bodies go out as vectored writes of owned slices, and come in where they belong
 //! ([`crate::http::connection_pool`]).
-//! What this does not do: HTTP proxies, redirects, HTTP/2 (S3 speaks 1.1).
+//! What this does not do: redirects, HTTP/2 (S3 speaks 1.1).
 
 use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::RootCertStore;
@@ -22,12 +22,14 @@ use crate::http::body::Body;
 use crate::http::connection_pool::{Connections, NoResponse};
 use crate::http::limits::{Limits, causes, host_and_port};
 use crate::http::progress::Progress;
+use crate::http::proxy::{Connector, Proxies, Proxy, TunnelError};
 use crate::http::trust::{Bundle, roots};
-use crate::protocol::address::Endpoint;
+use crate::protocol::endpoint::Endpoint;
 use crate::transfer::payload::PayloadBody;
 
-/// Idle connections are closed after this time; S3 closes them after about 20 s.
-const IDLE: Duration = Duration::from_secs(15);
+/// Idle connections are closed after this time. S3 closes them after about 5 s, and one that it closes while a request is on
+/// its way costs an attempt.
+pub(crate) const IDLE: Duration = Duration::from_secs(4);
 
 const NO_TLS: &str = "; what answers there does not speak TLS: should the endpoint begin with http://?";
 
@@ -39,14 +41,15 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    /// Connections to one endpoint, made when needed. The bundle is trusted besides the system's certificates.
+    /// Connections to one endpoint, made when needed, by these proxies. The bundle is trusted besides the system's certificates.
     pub(crate) fn new(
         config: &ClientConfig,
         endpoint: &Endpoint,
         bundle: Option<&Bundle>,
+        proxies: Proxies,
     ) -> Result<Transport, Error> {
         let roots = if endpoint.tls() { roots(bundle)? } else { RootCertStore::empty() };
-        let connections = connections(roots, config.connect_timeout)?;
+        let connections = connections(roots, config.connect_timeout, &Arc::new(proxies))?;
         Ok(Transport { endpoint: endpoint.clone(), connect_timeout: config.connect_timeout, connections })
     }
 
@@ -59,15 +62,26 @@ impl Transport {
     ) -> Result<Response<Body>, Failure> {
         let uri = request.uri().clone();
         let response = answered(self.connections.send(request), progress, &limits).await?;
-        response.map_err(|error| match error {
+        let response = response.map_err(|error| match error {
             NoResponse::Unconnected(error) => self.unconnected(error, &uri),
             NoResponse::Broken(error) => self.broken(error, &uri),
-        })
+        })?;
+        match self.connections.proxy(&uri) {
+            Some(proxy) if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                Err(Failure::fatal(Error::new(ErrorKind::Config, unauthorized(&proxy)).with_status(407)))
+            }
+            _ => Ok(response),
+        }
     }
 
     /// Closes the connections that nobody uses; see [`Connections::drop_idle`].
     pub(crate) fn drop_idle(&self) {
         self.connections.drop_idle();
+    }
+
+    /// The proxy that requests to this URI go by.
+    pub(crate) fn proxy(&self, uri: &Uri) -> Option<Proxy> {
+        self.connections.proxy(uri)
     }
 
     /// There is no connection, so nothing was sent.
@@ -80,7 +94,19 @@ impl Transport {
             );
             return Failure::fatal(Error::new(ErrorKind::Config, text).with_source(error));
         }
-        let mut text = format!("cannot connect to {host}: {}", causes(&*error));
+        let proxy = self.connections.proxy(uri);
+        let tunnel = find::<TunnelError>(&*error);
+        if let (Some(proxy), Some(TunnelError::ProxyAuthRequired)) = (&proxy, tunnel) {
+            return Failure::fatal(Error::new(ErrorKind::Config, unauthorized(proxy)).with_source(error));
+        }
+        let whom = match (&proxy, tunnel) {
+            (None, _) => host,
+            // It is the proxy that cannot be reached.
+            (Some(proxy), Some(TunnelError::ConnectFailed(_))) => format!("the proxy {proxy}"),
+            (Some(proxy), None) if !self.endpoint.tls() => format!("the proxy {proxy}"),
+            (Some(proxy), _) => format!("{host} by the proxy {proxy}"),
+        };
+        let mut text = format!("cannot connect to {whom}: {}", causes(&*error));
         if matches!(tls, Some(rustls::Error::InvalidMessage(_))) {
             text.push_str(NO_TLS);
         } else if tls.is_none()
@@ -89,16 +115,22 @@ impl Transport {
             match io.kind() {
                 io::ErrorKind::TimedOut => {
                     let limit = self.connect_timeout.as_secs_f64();
-                    text = format!("cannot connect to {host} within {limit:.1} s (connect_timeout)");
+                    text = format!("cannot connect to {whom} within {limit:.1} s (connect_timeout)");
                 }
                 io::ErrorKind::ConnectionRefused => {
-                    text.push_str("; nothing listens there: check the endpoint and its port");
+                    let what = proxy.as_ref().map_or("the endpoint", Proxy::source);
+                    text = format!("{text}; nothing listens there: check {what} and its port");
                 }
                 io::ErrorKind::UnexpectedEof if self.endpoint.tls() => text.push_str(NO_TLS),
                 // The look-up of a name fails with a text and no number of the system's.
-                _ if io.raw_os_error().is_none() => text.push_str(self.advice_on_names(uri)),
+                _ if io.raw_os_error().is_none() && proxy.is_none() => {
+                    text.push_str(self.advice_on_names(uri));
+                }
                 _ => {}
             }
+        }
+        if self.endpoint.is_custom() {
+            text = format!("{text}; the endpoint is {}", self.endpoint.told());
         }
         Failure::new(Class::Transient, Error::new(ErrorKind::Connection, text).with_source(error))
     }
@@ -127,8 +159,23 @@ impl Transport {
     }
 }
 
-/// Connections to whom these certificates vouch for, or without TLS, as the URI says.
-pub(crate) fn connections(roots: RootCertStore, connect_timeout: Duration) -> Result<Connections, Error> {
+/// What to say of a proxy that refuses who asks it.
+fn unauthorized(proxy: &Proxy) -> String {
+    let source = proxy.source();
+    match proxy.authorization() {
+        None => {
+            format!("the proxy {proxy} wants a user and a password: {source}=http://user:password@host:port")
+        }
+        Some(_) => format!("the proxy {proxy} refuses the user and the password that {source} has"),
+    }
+}
+
+/// Connections to whom these certificates vouch for, or without TLS, as the URI says; by these proxies.
+pub(crate) fn connections(
+    roots: RootCertStore,
+    connect_timeout: Duration,
+    proxies: &Arc<Proxies>,
+) -> Result<Connections, Error> {
     let mut tcp = HttpConnector::new();
     tcp.set_nodelay(true);
     tcp.enforce_http(false);
@@ -144,8 +191,8 @@ pub(crate) fn connections(roots: RootCertStore, connect_timeout: Duration) -> Re
         .with_tls_config(tls_config)
         .https_or_http()
         .enable_http1()
-        .wrap_connector(tcp);
-    Ok(Connections::new(connector, IDLE))
+        .wrap_connector(Connector::new(tcp, Arc::clone(proxies)));
+    Ok(Connections::new(connector, Arc::clone(proxies), IDLE))
 }
 
 /// The output of `exchange`, unless bytes stop moving or the deadline passes.

@@ -30,6 +30,7 @@ use crate::http::body::BodyReader;
 use crate::http::limits::{Limits, deadline_passed, host_and_port};
 use crate::http::progress::Progress;
 use crate::operation::call::Call;
+use crate::protocol::bucket::AccessPoint;
 use crate::protocol::error_response::{Context, error_inside, failure};
 use crate::transfer::payload::{Payload, PayloadBody};
 
@@ -284,7 +285,12 @@ impl Client {
     }
 
     pub(crate) async fn session(&self) -> Result<&Session, Error> {
-        self.inner.session.get_or_try_init(|| Session::open(&self.inner.config)).await
+        let open = async || {
+            let session = Session::open(&self.inner.config).await?;
+            self.inner.store.begin(session.checksums());
+            Ok(session)
+        };
+        self.inner.session.get_or_try_init(open).await
     }
 
     async fn prepare(
@@ -335,7 +341,7 @@ impl Client {
                 None if body.is_empty() => SignableBody::empty(),
                 None => SignableBody::UnsignedPayload,
             };
-            let region = session.region.as_deref().unwrap_or_default();
+            let region = address.region.as_deref().or(session.region.as_deref()).unwrap_or_default();
             sign_request(&credentials, region, now, &call.method, &address.uri, &mut headers, signed)?;
             operation.credentials = Some(credentials);
         }
@@ -348,8 +354,16 @@ impl Client {
     }
 
     fn asked<'a>(&self, call: &'a Call, session: &'a Session) -> Context<'a> {
-        let (region, now) = (session.region.as_deref(), self.service_time());
-        Context { operation: call.operation, bucket: &call.bucket, region, headers: &call.headers, now }
+        let access_point = AccessPoint::of(&call.bucket).ok().flatten();
+        let region = access_point.map(|point| point.region).or(session.region.as_deref());
+        Context {
+            operation: call.operation,
+            bucket: &call.bucket,
+            region,
+            endpoint: &session.endpoint,
+            headers: &call.headers,
+            now: self.service_time(),
+        }
     }
 
     /// The service's time, as far as it is known.

@@ -7,7 +7,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::admission::pacing::Keys;
 use crate::error::{Error, ErrorKind};
-use crate::protocol::address::{check_bucket, check_key, encode_query};
+use crate::protocol::address::{check_key, encode_query};
+use crate::protocol::bucket::check_bucket;
 use crate::transfer::payload::Payload;
 
 /// A request, ready to be sent any number of times.

@@ -8,7 +8,8 @@ use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::operation::call::Call;
 use crate::operation::multipart::Part;
-use crate::protocol::address::{check_bucket, check_key, encode_key};
+use crate::protocol::address::{check_key, encode_key};
+use crate::protocol::bucket::{AccessPoint, check_bucket};
 use crate::protocol::checksum::parse_crc32;
 use crate::protocol::xml;
 
@@ -27,7 +28,9 @@ impl CopySource {
     fn sent_with(&self, call: Call) -> Result<Call, Error> {
         check_bucket(&self.bucket)?;
         check_key(&self.key).map_err(|error| error.with_bucket(&self.bucket))?;
-        let call = call.header("x-amz-copy-source", &format!("{}/{}", self.bucket, encode_key(&self.key)))?;
+        let within = if AccessPoint::of(&self.bucket)?.is_some() { "object/" } else { "" };
+        let source = format!("{}/{within}{}", self.bucket, encode_key(&self.key));
+        let call = call.header("x-amz-copy-source", &source)?;
         match &self.etag {
             Some(etag) => call.header("x-amz-copy-source-if-match", etag),
             None => Ok(call),

@@ -9,6 +9,7 @@ use http::{HeaderMap, StatusCode};
 use crate::admission::retry::{Class, Failure, Remedy};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::dates::parse_http_date;
+use crate::protocol::endpoint::Endpoint;
 use crate::protocol::xml::{self, Element};
 
 /// What the mapping needs to know of the request.
@@ -17,6 +18,7 @@ pub(crate) struct Context<'a> {
     pub(crate) bucket: &'a str,
     /// The region the request was signed for; `None` when unsigned.
     pub(crate) region: Option<&'a str>,
+    pub(crate) endpoint: &'a Endpoint,
     /// The request's.
     pub(crate) headers: &'a HeaderMap,
     /// The time, as far as it is known, for a response that does not tell it.
@@ -173,7 +175,14 @@ fn classify(status: StatusCode, code: Option<&str>) -> (ErrorKind, Class) {
 fn describe(asked: &Context<'_>, status: StatusCode, code: Option<&str>, message: Option<&str>) -> String {
     let operation = asked.operation;
     match (code, message) {
-        (Some("NoSuchBucket"), _) => format!("bucket {:?} does not exist", asked.bucket),
+        (Some("NoSuchBucket"), _) => {
+            format!("bucket {:?} does not exist at {}", asked.bucket, asked.endpoint.told())
+        }
+        (Some("InvalidAccessKeyId"), message) => format!(
+            "{operation}: {}; the endpoint is {}",
+            message.map_or_else(|| "the access key id is unknown".to_owned(), shortened),
+            asked.endpoint.told()
+        ),
         (Some("NoSuchKey"), _) => format!("{operation}: no such object"),
         (_, Some(message)) => format!("{operation}: {}", shortened(message)),
         (Some(code), None) => format!("{operation}: {code}{}", settings(asked.headers)),
@@ -243,13 +252,16 @@ fn wrong_region(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::endpoint::Addressing;
 
     /// What a response to a PutObject with these headers means.
     fn judged(sent: &HeaderMap, status: u16, headers: &HeaderMap, body: &[u8]) -> Failure {
+        let endpoint = Endpoint::custom("http://store:9000", "AWS_ENDPOINT_URL", None, Addressing::default());
         let asked = Context {
             operation: "PutObject",
             bucket: "bkt",
             region: Some("us-east-1"),
+            endpoint: &endpoint.unwrap(),
             headers: sent,
             now: parse_http_date("Tue, 15 Nov 1994 08:12:00 GMT").unwrap(),
         };
@@ -326,7 +338,7 @@ mod tests {
     #[test]
     fn a_missing_bucket_is_named() {
         let error = answer(404, "NoSuchBucket", "").error;
-        assert_eq!(error.message(), "bucket \"bkt\" does not exist");
+        assert_eq!(error.message(), "bucket \"bkt\" does not exist at http://store:9000 (AWS_ENDPOINT_URL)");
         assert_eq!((error.status(), error.request_id()), (Some(404), Some("RID")));
     }
 

@@ -9,7 +9,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-use crate::support::{Act, Responder, Seen, error, pattern, response, with};
+use crate::support::{Act, Responder, Seen, config, error, pattern, response, with};
 
 /// Writes every field of every span and event down.
 #[derive(Clone, Default)]
@@ -97,12 +97,12 @@ async fn no_log_of_any_level_holds_a_secret_or_a_signature() {
     let credentials = with(StaticCredentials::new("AKIDEXAMPLE", SECRET_KEY), |keys| {
         keys.session_token = Some(TOKEN.to_owned())
     });
-    let config = with(server.config(), |config| {
+    let settings = with(server.config(), |config| {
         config.credentials = Some(credentials);
         config.max_attempts = 2;
         config.deadline = Duration::from_secs(1);
     });
-    let client = Client::new(config).unwrap();
+    let client = Client::new(settings).unwrap();
     let logged = Everything::default();
     let guard = tracing::subscriber::set_default(logged.clone());
     let mut shown = format!("{client:?}");
@@ -139,4 +139,73 @@ async fn no_log_of_any_level_holds_a_secret_or_a_signature() {
             shown[at.unwrap().saturating_sub(800)..].chars().take(900).collect::<String>()
         );
     }
+}
+
+const PROXY_PASSWORD: &str = "hunter2-of-the-proxy";
+
+/// Requests by the proxy of the environment; prints all that was logged and shown.
+#[tokio::test]
+#[ignore = "run by the test below, in an environment that it makes"]
+async fn by_a_proxy() {
+    if std::env::var_os("SECRETS_TEST_CHILD").is_none() {
+        return;
+    }
+    let logged = Everything::default();
+    let guard = tracing::subscriber::set_default(logged.clone());
+    let mut shown = String::new();
+    for endpoint_url in ["http://store.test:9000", "https://store.test"] {
+        let config = with(config(endpoint_url, "AKIDEXAMPLE", SECRET_KEY), |config| {
+            config.max_attempts = 2;
+            config.deadline = Duration::from_secs(5);
+        });
+        let client = Client::new(config).unwrap();
+        for key in ["works", "reset", "refused"] {
+            let put = client.put_object("bkt", key, Payload::from(pattern(10)), &PutOptions::default()).await;
+            shown += &format!("{put:?} {:?} {client:?}\n", client.get_object("bkt", key).await);
+        }
+        shown += &format!("{:?} {:?}\n", client.settings(Some("bkt")).await, client.stats());
+    }
+    drop(guard);
+    println!("{shown}{}", logged.0.lock().unwrap());
+}
+
+#[tokio::test]
+async fn the_password_of_a_proxy_goes_to_the_proxy_and_nowhere_else() {
+    // It answers for the service where it is told the whole URL, and gives no tunnel.
+    let proxy = Responder::start(|number, seen| match seen.method.as_str() {
+        "CONNECT" => Act::ThenClose(response("407 Proxy Authentication Required", &[], b"")),
+        _ if seen.target.contains("/refused") => {
+            Act::ThenClose(response("407 Proxy Authentication Required", &[], b""))
+        }
+        _ => script(number, seen),
+    })
+    .await;
+    let address = proxy.url().strip_prefix("http://").unwrap();
+    let url = format!("http://me:{PROXY_PASSWORD}@{address}");
+    let output = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "secrets::by_a_proxy", "--ignored", "--nocapture"])
+        .env_clear()
+        .envs([("SECRETS_TEST_CHILD", "1"), ("HOME", "/nonexistent"), ("ALL_PROXY", url.as_str())])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .await
+        .unwrap();
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("aws_sigv4") && text.contains("trying again"), "all is heard: {text}");
+    assert!(text.contains(&format!("the proxy http://{address} (ALL_PROXY)")), "{text}");
+    let seen = proxy.seen();
+    let authorization = seen[0].header("proxy-authorization").unwrap();
+    let secret = authorization.strip_prefix("Basic ").unwrap();
+    assert!(seen.iter().all(|seen| seen.header("proxy-authorization") == Some(authorization)));
+    assert!(seen.iter().any(|seen| seen.method == "CONNECT" && seen.target == "bkt.store.test:443"));
+    assert!(seen.iter().any(|seen| seen.target == "http://bkt.store.test:9000/works"));
+    for secret in [PROXY_PASSWORD, secret] {
+        assert!(!text.contains(secret), "{text}");
+    }
+    // A refusal is final: one request for each of two operations without TLS, and one tunnel for each of six with it.
+    let refused = seen.iter().filter(|seen| seen.target.contains("/refused")).count();
+    let tunnels = seen.iter().filter(|seen| seen.method == "CONNECT").count();
+    assert_eq!((refused, tunnels), (2, 6));
 }
