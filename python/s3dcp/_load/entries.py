@@ -17,6 +17,7 @@ from .. import _native
 
 # Entries that are unpickled one by one, of so many: that costs a few times as much for each as to unpickle all.
 ONE_OF = 16
+_ABSENT = object()
 
 
 class Unpickling(Protocol):
@@ -82,20 +83,20 @@ class Entries(dict[Any, Any]):
 
     def __missing__(self, key: Any) -> Any:
         source = self._source
-        if source is None:
-            raise KeyError(key)
-        with source.lock:
-            if self._source is None:
-                return super().__getitem__(key)
-            numbers = source.find(key)
-            if numbers is None:
+        if source is not None:
+            with source.lock:
+                if self._source is not None and (numbers := source.find(key)) is not None:
+                    for number in numbers:
+                        known, value = source.entry(number)
+                        if known == key:
+                            return super().setdefault(known, value)
+                    raise KeyError(key)
                 self._make_all()
-                return super().__getitem__(key)
-            for number in numbers:
-                known, value = source.entry(number)
-                if known == key:
-                    return super().setdefault(known, value)
-        raise KeyError(key)
+        # all are here by now, made by this thread or another
+        value = super().get(key, _ABSENT)
+        if value is _ABSENT:
+            raise KeyError(key)
+        return value
 
     def _make_all(self) -> None:
         source = self._source
@@ -106,9 +107,10 @@ class Entries(dict[Any, Any]):
                 return
             # in the index's order; those that somebody has already stay what they are
             everything = {**source.everything(), **dict(super().items())}
-            self._source = None
             super().clear()
             super().update(everything)
+            # at last: until then others who miss something wait for the lock
+            self._source = None
 
     def __len__(self) -> int:
         source = self._source
