@@ -178,6 +178,17 @@ def test_local_plans_are_left_as_they_were() -> None:
     assert pickle.dumps(local) == before
 
 
+def test_other_plain_tensors_are_found_without_asking_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(planner: Any, index: Any) -> Any:
+        raise AssertionError(f"the planner was asked for {index.fqn}")
+
+    monkeypatch.setattr(DefaultSavePlanner, "lookup_object", asked)
+    state = {"small": values((3, 4))}
+    for planner in (FastSavePlanner(), even_jobs.planner()):
+        (item,) = plan(planner, state).items
+        assert Resolver(planner).tensor(item) is state["small"]
+
+
 class Doubled(FastSavePlanner):
     """Looks tensors up and changes them, as torch's documentation shows it."""
 
