@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import s3torchconnector
-from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemWriter
 
 import s3dcp
 from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, checkpoint_id
@@ -121,9 +121,20 @@ def signature(function: Any) -> str:
 
 
 def test_the_planners_take_torchs_arguments() -> None:
-    for ours in (s3dcp.FastSavePlanner, s3dcp.FastLoadPlanner):
-        assert inspect.signature(ours) == inspect.signature(ours.__base__)
+    for ours, torchs in ((s3dcp.FastSavePlanner, DefaultSavePlanner), (s3dcp.FastLoadPlanner, DefaultLoadPlanner)):
+        parameters = inspect.signature(torchs).parameters
+        given = {name: object() for name in parameters}
+        made = vars(torchs(**given))
+        assert vars(ours(**given)).items() >= {**made, **_plans_key(made, ours)}.items()
         assert f"`{ours.__name__}`" in pages.text(SETTINGS)
+    own = inspect.signature(s3dcp.FastSavePlanner).parameters
+    told = defaults("`FastSavePlanner`")
+    assert told == {name: shown(own[name].default) for name in own if name not in ("args", "kwargs")}
+
+
+def _plans_key(made: dict[str, Any], ours: type) -> dict[str, str]:
+    """Under which name torch caches the plans of a planner: its class's."""
+    return {"_cached_plans_key": ours.__name__} if "_cached_plans_key" in made else {}
 
 
 # -- variables
@@ -276,6 +287,8 @@ NUMBERS = [
     ("docs/resume.md", r"again every (\d+) s", CHECKPOINT, "LEASE_BEAT", 1),
     ("docs/resume.md", r"after (three) times that", CHECKPOINT, "SILENT_BEATS", 1),
     ("docs/save.md", r"JSON can hold, (\d+) KiB", CHECKPOINT, "MAX_NOTES_BYTES", 1 / 1024),
+    ("docs/save.md", r"splits tensors of (\d+) MiB", f"{PYTHON}/_replicas.py", "SPLIT_FROM", 1 / MIB),
+    (SETTINGS, r"True: from (\d+) MiB on", f"{PYTHON}/_replicas.py", "SPLIT_FROM", 1 / MIB),
     ("docs/operations.md", r"younger than (\d+) hours", CLI, "USUAL_LIMIT", 1 / 3600),
     ("docs/prefixes.md", r"more than ([\d,]+) bytes", PREFIX, "MAX_KEY_BYTES", 1),
     ("docs/servers.md", r"waits (\d+) s, or a quarter", S3, "LONGEST_ASKED", 1),

@@ -32,7 +32,7 @@ GO_ON = {
     "docs/reshard.md": 1,
     "docs/resume.md": 2,
     "docs/retention.md": 1,
-    "docs/save.md": 5,
+    "docs/save.md": 6,
     "docs/testing.md": 1,
     "docs/tools.md": 1,
     "docs/troubleshooting.md": 1,

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint import filesystem, state_dict_saver
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 __all__ = [
     "HAS_RANK_INDEXES",
     "INDEX_VERSION",
+    "PLANS_IN_TWO_STEPS",
     "ExtensionRegistry",
     "ReaderTransforms",
     "SerializationFormat",
@@ -31,6 +33,9 @@ HAS_RANK_INDEXES = "use_collectives" in inspect.signature(state_dict_saver.save)
 
 # Written into the index from 2.9 on.
 INDEX_VERSION: str | None = getattr(filesystem, "CURRENT_DCP_VERSION", None)
+
+# From 2.7 on the default planner makes global plans in a method of its own, beneath the one that caches them.
+PLANS_IN_TWO_STEPS = hasattr(DefaultSavePlanner, "_create_global_plan")
 
 try:  # 2.7
     from torch.distributed.checkpoint._extension import ExtensionRegistry

@@ -21,6 +21,7 @@ from . import _native
 from ._compat import takes_no_dist
 from ._progress import ProgressCallback
 from ._ranks import is_distributed, on_first_rank, this_rank
+from ._replicas import split_from
 from ._usage import Latency, UsageMeter
 from .catalogue import Checkpoint, keep, list_checkpoints
 from .client_config import S3ClientConfig
@@ -113,6 +114,7 @@ class CheckpointManager:
         s3client_config: settings of the S3 client.
         process_group: the ranks that save; None for all.
         beat_seconds: time between two signs of life of the writer.
+        split_replicated: whether ranks that have all of a large tensor each write some of it: see `FastSavePlanner`.
         writer: further arguments of `S3StorageWriter`, such as ``thread_count``.
 
     Raises:
@@ -131,6 +133,7 @@ class CheckpointManager:
         s3client_config: S3ClientConfig | None = None,
         process_group: dist.ProcessGroup | None = None,
         beat_seconds: float = _native.LEASE_BEAT_SECONDS,
+        split_replicated: bool | int = False,
         **writer: Any,
     ) -> None:
         self.uri = uri
@@ -138,6 +141,8 @@ class CheckpointManager:
         self.async_ = async_
         self._group = process_group
         self._beat_seconds = beat_seconds
+        split_from(split_replicated)
+        self._split_replicated = split_replicated
         self._client_settings: dict[str, Any] = {
             "region": region,
             "endpoint_url": endpoint_url,
@@ -196,7 +201,8 @@ class CheckpointManager:
         self._writer.notes = {**(notes or {}), "step": step, **({"metrics": dict(metrics)} if metrics else {})}
         meter = UsageMeter(self._writer.fs.client)
         alone = _alone(async_save if self.async_ else save)
-        how = {"planner": FastSavePlanner(), "process_group": self._group, **alone}
+        planner = FastSavePlanner(split_replicated=self._split_replicated)
+        how = {"planner": planner, "process_group": self._group, **alone}
         if not self.async_:
             save(dict(state), storage_writer=self._writer, **how)
             done: Future[SaveReport] = Future()

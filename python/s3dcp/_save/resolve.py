@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
 
 from .._hooks import answers_like
+from .._replicas import resolve_data
 from .._tensors import PLAIN_TENSORS
 from .._trust import WAY_OUT, refusal
 from ..errors import shown
@@ -30,7 +31,7 @@ class Resolver:
     def __init__(self, planner: SavePlanner) -> None:
         self._planner = planner
         self._state: dict[str, Any] = {}
-        self._is_default = answers_like(DefaultSavePlanner, planner, _HOOKS)
+        self._is_default = answers_like(DefaultSavePlanner, planner, _HOOKS, {"resolve_data": resolve_data})
         if self._is_default:
             state = getattr(planner, "state_dict", None)
             self._state = state if isinstance(state, dict) else {}

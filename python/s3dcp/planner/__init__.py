@@ -5,7 +5,7 @@ against runtime protocols and in full garbage collections. These planners are su
 own, run with faster functions where torch's call a helper (`_flatten`, `_save_plan`, `_load_plan`). Nothing of torch
 is changed, and what its methods do around the helpers, such as caching plans, stays what the installed version does.
 Where a helper of the installed torch differs from what is known here (`_check`), torch's own is used and a warning is
-logged.
+logged. What these planners do beyond torch's, on demand, stands in `_replicas`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from typing import Any, TypeVar
 
 from torch.distributed.checkpoint import default_planner
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan
 
+from .. import _replicas
+from .._compat import PLANS_IN_TWO_STEPS
 from ._check import replacements
 
 __all__ = ["FastLoadPlanner", "FastSavePlanner"]
@@ -52,13 +56,49 @@ def _with_helpers(cls: Planner) -> Planner:
 
 
 @_with_helpers
-class FastSavePlanner(DefaultSavePlanner):
+class _FasterSavePlanner(DefaultSavePlanner):
+    """torch's ``DefaultSavePlanner``, with the faster helpers."""
+
+
+class FastSavePlanner(_FasterSavePlanner):
     """torch's ``DefaultSavePlanner``, several times faster for states of many tensors.
 
     Takes the same arguments and makes the same plans and the same index; other ranks may use torch's planner in the
     same save. Subclasses override what they would override there. Pass one to ``dcp.save`` or ``dcp.async_save`` as
     ``planner``.
+
+    Args:
+        split_replicated: whether the ranks that have all of a large tensor, as those of ``DistributedDataParallel`` do,
+            each write some of its rows, so that all ranks write as much; otherwise one writes it while the others wait.
+            True for tensors of 64 MiB and more, a number for tensors of so many bytes. The checkpoint is plain DCP. All
+            ranks of a save use this planner then, with the same value.
+        args, kwargs: those of ``DefaultSavePlanner``.
+
+    Raises:
+        ConfigError: `split_replicated` is neither a bool nor a number of bytes.
     """
+
+    def __init__(self, *args: Any, split_replicated: bool | int = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._split_from = _replicas.split_from(split_replicated)
+        if self._split_from is not None:
+            # Plans that were made otherwise are no use.
+            self._cached_plans_key = f"{type(self).__name__}, split from {self._split_from}"
+
+    resolve_data = _replicas.resolve_data
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        """As torch's, with replicated tensors split."""
+        return super().create_global_plan(all_plans if PLANS_IN_TWO_STEPS else self._split(all_plans))
+
+    def _create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        return super()._create_global_plan(self._split(all_plans))
+
+    def _split(self, all_plans: list[SavePlan]) -> list[SavePlan]:
+        if self._split_from is None:
+            return all_plans
+        dedup = functools.partial(_namespace["dedup_save_plans"], save_to_lowest_rank=self.dedup_save_to_lowest_rank)
+        return _replicas.split_replicated(all_plans, self._split_from, dedup)
 
 
 @_with_helpers
