@@ -172,7 +172,9 @@ impl Outline {
     pub fn value(&self, pickle: &[u8], number: u32) -> Result<Option<Vec<u8>>, Error> {
         let known = self.memo.get(number as usize);
         let slice = |known: &Known| known.start..known.end;
-        known.map(|known| self.cut(pickle, std::slice::from_ref(&slice(known)), &[], References::Included)).transpose()
+        known
+            .map(|known| self.cut(pickle, std::slice::from_ref(&slice(known)), &[], References::Included))
+            .transpose()
     }
 
     /// A pickle of a whole mapping.
