@@ -242,7 +242,7 @@ def test_every_command_and_option_exists(page: str) -> None:
 S3, CHECKPOINT, PACING, PREFIX, SERVER = (
     f"crates/{crate}/src" for crate in ("s3", "checkpoint", "pacing", "prefix", "server")
 )
-CLI, PYTHON = "crates/cli/src", "python/s3dcp"
+CLI, PYTHON, LOAD = "crates/cli/src", "python/s3dcp", "python/s3dcp/_load"
 
 
 # Page, what it says with the number in brackets, where the code has it, its name there, and what to multiply that by.
@@ -268,6 +268,9 @@ NUMBERS = [
     (SETTINGS, r"after a failed save \| (\d+) s", CHECKPOINT, "DISCARD_LIMIT", 1),
     (SETTINGS, r"that has none \| (\d+) s", CHECKPOINT, "LIMIT", 1),
     (SETTINGS, r"size of an index \| (\d+) GiB", CHECKPOINT, "MAX_INDEX_BYTES", 1 / GIB),
+    (SETTINGS, r"when they are asked for \| (\d+) MiB", f"{LOAD}/index.py", "LARGE_INDEX_BYTES", 1 / MIB),
+    ("docs/decisions/index.md", r"an index of (\d+) MiB and more", f"{LOAD}/index.py", "LARGE_INDEX_BYTES", 1 / MIB),
+    ("docs/decisions/index.md", r"one in (\d+) entries", f"{LOAD}/entries.py", "ONE_OF", 1),
     (SETTINGS, r"next caller \| (\d+)", f"{PYTHON}/_client.py", "_CLIENTS_KEPT", 1),
     (SETTINGS, r"The latest (\d+) are kept", f"{PYTHON}/_client.py", "_CLIENTS_KEPT", 1),
     (SETTINGS, r"`base` is (\d+) to 36", PREFIX, "MIN_BASE", 1),
