@@ -27,6 +27,7 @@ from s3dcp import (
     testing,
 )
 from s3dcp._client import client_for
+from support.environment import kept_environment
 from support.proxy import Proxy, proxy
 
 PASSWORD = "hunter:2/@%"
@@ -34,10 +35,13 @@ VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 @pytest.fixture(autouse=True)
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
+def no_proxies() -> Iterator[None]:
+    """No proxy; afterwards the environment is what it was, in whatever order servers and tests put theirs back."""
+    with kept_environment():
+        for name in VARIABLES:
+            os.environ.pop(name, None)
+            os.environ.pop(name.lower(), None)
+        yield
 
 
 @pytest.fixture(params=[False, True], ids=["http", "https"])
@@ -162,6 +166,7 @@ def test_the_settings_say_which_proxy_is_in_use_and_never_its_password(
 
 
 def test_a_changed_proxy_means_another_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     assert shown() == ("none", "default")
     monkeypatch.setenv("https_proxy", "proxy.test:3128")
