@@ -265,12 +265,14 @@ def test_a_person_is_told_what_was_written(store: Store, tmp_path: Path) -> None
 # -- an index for each rank
 
 
+@pytest.fixture(params=["ours", "torch's"])
+def source(request: pytest.FixtureRequest, store: Store, tmp_path: Path) -> str | Path:
+    """Where ranks save alone: a bucket, or a folder in which torch's own writer does."""
+    return tmp_path / "source" if request.param == "torch's" else store.uri
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize("writer", ["ours", "torch's"])
-def test_what_ranks_saved_without_collectives_is_one_model(
-    writer: str, store: Store, groups: Any, tmp_path: Path
-) -> None:
-    source = tmp_path / "source" if writer == "torch's" else store.uri
+def test_what_ranks_saved_without_collectives_is_one_model(source: str | Path, groups: Any, tmp_path: Path) -> None:
     groups(2).run(parts.save, source)
     told = command.told("export", source, tmp_path / "model.safetensors")
     assert_same(load_file(tmp_path / "model.safetensors"), parts.whole(2))
@@ -278,11 +280,9 @@ def test_what_ranks_saved_without_collectives_is_one_model(
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("writer", ["ours", "torch's"])
 def test_different_tensors_by_one_name_are_no_model_and_each_rank_has_one(
-    writer: str, store: Store, groups: Any, tmp_path: Path
+    source: str | Path, groups: Any, tmp_path: Path
 ) -> None:
-    source = tmp_path / "source" if writer == "torch's" else store.uri
     groups(2).run(parts.save, source, buffer_of_each=True)
     told = command.refused("export", source, tmp_path / "model", code=2)
     assert "buffer: rank 1 saved another tensor by this name than rank 0" in told

@@ -169,8 +169,8 @@ class S3Storage(Storage):  # type: ignore[misc]
             etag = self._client.head_object(bucket, key).etag
             known = self._indexes.get((bucket, folder))
             if known is None or known[0] is None or known[0] != etag:
-                body, etag = self._client.get_object(bucket, key)
-                known = etag, _files_of(body, bucket, folder)
+                index = self._client.get_index(bucket, key)
+                known = index.etag, _files_of(index, bucket, folder)
                 self._indexes[bucket, folder] = known
         except NotFound:
             self._indexes.pop((bucket, folder), None)
@@ -595,15 +595,15 @@ class _WriteStream(WriteStream):
             self._save.discard([])
 
 
-def _files_of(body: bytes, bucket: str, folder: str) -> dict[str, _Found]:
+def _files_of(index: _native.StoredIndex, bucket: str, folder: str) -> dict[str, _Found]:
     """The files that the index of a checkpoint names; none where it is not one of this storage."""
-    metadata = read_index(_native.StoredIndex(body), f"s3://{bucket}/{_native.join_key(folder, _INDEX)}", frozenset())
+    metadata = read_index(index, f"s3://{bucket}/{_native.join_key(folder, _INDEX)}", frozenset())
     layout = _native.Layout(folder)
     files = {}
-    for index, info in metadata.storage_data.items():
+    for item, info in metadata.storage_data.items():
         match = _STAGED.fullmatch(info.relative_path)
-        if match is not None and match["file"] == index.fqn:
-            files[index.fqn] = _Found(layout.resolve(info.relative_path), info.length)
+        if match is not None and match["file"] == item.fqn:
+            files[item.fqn] = _Found(layout.resolve(info.relative_path), info.length)
     return files
 
 

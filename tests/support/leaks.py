@@ -19,6 +19,7 @@ import torch
 
 from s3dcp import S3ClientConfig, S3FileSystem, S3StorageReader, S3StorageWriter
 from support import jobs
+from support.environment import kept_environment
 from support.store import REGION
 
 
@@ -77,15 +78,10 @@ def main() -> None:
     """All cases, one after the other."""
     logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
     faulthandler.enable()
-    before = dict(os.environ)
     for name, (changes, endpoint_url) in json.load(sys.stdin).items():
-        os.environ.update(changes)
-        case(name, sys.argv[1], endpoint_url)
-        for variable in changes:
-            if variable in before:
-                os.environ[variable] = before[variable]
-            else:
-                del os.environ[variable]
+        with kept_environment():
+            os.environ.update(changes)
+            case(name, sys.argv[1], endpoint_url)
     faulthandler.dump_traceback(all_threads=True)
 
 

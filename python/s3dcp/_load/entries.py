@@ -11,7 +11,7 @@ import copy
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from .. import _native
 
@@ -20,35 +20,28 @@ ONE_OF = 16
 _ABSENT = object()
 
 
-class Unpickling(Protocol):
-    """What unpickles the parts of an index."""
-
-    def load(self, body: bytes, persistent: Callable[[Any], Any] | None = None) -> Any:
-        """What a pickle says; `persistent` makes the persistent objects in it."""
-
-
 class Values:
     """What an index says, part by part.
 
     Args:
         index: an index with an outline.
-        unpickling: unpickles its parts.
+        load: makes what a pickle says; its second argument makes the persistent objects in it.
     """
 
-    def __init__(self, index: _native.StoredIndex, unpickling: Unpickling) -> None:
+    def __init__(self, index: _native.StoredIndex, load: Callable[..., Any]) -> None:
         self.index = index
         self.lock = threading.RLock()
-        self._unpickling = unpickling
+        self._load = load
         self._shared: dict[int, Any] = {}
 
     def entry(self, mapping: int, number: int) -> tuple[Any, Any, int]:
         """Key and value, and what they cost: the length of their pickle."""
         body = self.index.entry(mapping, number)
-        return *self._unpickling.load(body, self._shared_value), len(body)
+        return *self._load(body, self._shared_value), len(body)
 
     def mapping(self, mapping: int) -> dict[Any, Any]:
         """All entries."""
-        entries = self._unpickling.load(self.index.mapping(mapping))
+        entries = self._load(self.index.mapping(mapping))
         assert type(entries) is dict
         return entries
 
@@ -57,7 +50,7 @@ class Values:
         try:
             return self._shared[number]
         except KeyError:
-            value = self._shared[number] = self._unpickling.load(self.index.value(number))
+            value = self._shared[number] = self._load(self.index.value(number))
             return value
 
 

@@ -59,7 +59,7 @@ def read_index(index: _native.StoredIndex, where: str, extra_globals: frozenset[
 def _outlined(index: _native.StoredIndex, where: str) -> Metadata:
     """The index, whose entries are unpickled when they are asked for."""
     metadata = unpickled(index.frame(), where, frozenset())
-    values = Values(index, Unpickling(where, frozenset()))
+    values = Values(index, Unpickling(where, frozenset()).load)
     for mapping, name in enumerate(_native.MAPPINGS):
         if index.count(mapping) != 0 and type(getattr(metadata, name)) is dict:
             setattr(metadata, name, Entries.of(values, mapping))

@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::iter::once;
 use std::ops::Range;
 
 use s3dcp_s3::Error;
@@ -92,9 +93,8 @@ impl Mapping {
     fn find(&self, hash: u64) -> Vec<u32> {
         let mut found = Vec::new();
         let mut slot = self.slot(hash);
-        while let Some(&(half, number)) = self.slots.get(slot)
-            && self.slots[slot] != EMPTY_SLOT
-        {
+        while self.slots[slot] != EMPTY_SLOT {
+            let (half, number) = self.slots[slot];
             if half == hash as u32 {
                 found.push(number);
             }
@@ -162,7 +162,7 @@ impl Outline {
     /// `Corrupt` for another pickle.
     pub fn entry(&self, pickle: &[u8], mapping: usize, number: u32) -> Result<Option<Vec<u8>>, Error> {
         let entry = self.mappings[mapping].entry(number);
-        entry.map(|entry| self.cut(pickle, &[entry], &[0x86], References::Persistent)).transpose()
+        entry.map(|entry| self.cut(pickle, once(entry), &[0x86], References::Persistent)).transpose()
     }
 
     /// A pickle of a value that an entry refers to, with what it refers to in its turn; `None` where there is none.
@@ -170,11 +170,8 @@ impl Outline {
     /// # Errors
     /// `Corrupt` for another pickle.
     pub fn value(&self, pickle: &[u8], number: u32) -> Result<Option<Vec<u8>>, Error> {
-        let known = self.memo.get(number as usize);
-        let slice = |known: &Known| known.start..known.end;
-        known
-            .map(|known| self.cut(pickle, std::slice::from_ref(&slice(known)), &[], References::Included))
-            .transpose()
+        let known = self.memo.get(number as usize).map(|known| known.start..known.end);
+        known.map(|known| self.cut(pickle, once(known), &[], References::Included)).transpose()
     }
 
     /// A pickle of a whole mapping.
@@ -182,7 +179,7 @@ impl Outline {
     /// # Errors
     /// `Corrupt` for another pickle.
     pub fn mapping(&self, pickle: &[u8], mapping: usize) -> Result<Vec<u8>, Error> {
-        self.cut(pickle, std::slice::from_ref(&self.mappings[mapping].range), &[], References::Included)
+        self.cut(pickle, once(self.mappings[mapping].range.clone()), &[], References::Included)
     }
 
     /// A pickle of the index without the entries of its mappings.
@@ -200,14 +197,14 @@ impl Outline {
             start = mapping.range.end;
         }
         slices.push(start..self.length - 1);
-        self.cut(pickle, &slices, &[], References::Included)
+        self.cut(pickle, slices, &[], References::Included)
     }
 
     /// A pickle of what the opcodes in `slices` and then `last` make.
     fn cut(
         &self,
         pickle: &[u8],
-        slices: &[Range<u32>],
+        slices: impl IntoIterator<Item = Range<u32>>,
         last: &[u8],
         references: References,
     ) -> Result<Vec<u8>, Error> {

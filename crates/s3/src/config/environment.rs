@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, invalid};
 
 type Read = dyn Fn(&str) -> Option<OsString> + Send + Sync;
 
@@ -95,13 +95,10 @@ pub(crate) fn check_key(source: &str, value: &str) -> Result<(), Error> {
     Err(invalid(format!("{source} {why}")))
 }
 
-fn invalid(message: String) -> Error {
-    Error::new(ErrorKind::Config, message)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn white_space_around_a_value_is_dropped_and_an_empty_value_counts_as_unset() {

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::environment::{check_key, trimmed};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, invalid};
 use crate::protocol::endpoint::{Addressing, Endpoint, Region, without_user_info};
 
 /// Smallest part that S3 takes (except the last of an upload), in bytes.
@@ -324,13 +324,10 @@ pub(crate) fn check_part_size(size: u64) -> Result<(), Error> {
     )))
 }
 
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Config, message)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn the_defaults_are_valid_and_sized_by_the_throughput_target() {

@@ -18,7 +18,7 @@ use aws_types::os_shim_internal::{Env, Fs};
 
 use crate::config::environment::{Environment, trimmed};
 use crate::config::sourced::Sourced;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, invalid};
 
 /// The name of the profile that is taken where none is named.
 const DEFAULT: &str = "default";
@@ -269,13 +269,10 @@ fn encoded(name: &str) -> String {
     text
 }
 
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Config, message)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     /// The profile that these files and variables come to.
     async fn profile(

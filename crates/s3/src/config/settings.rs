@@ -7,7 +7,7 @@ use crate::config::ClientConfig;
 use crate::config::environment::{Environment, flag};
 use crate::config::profile::Profile;
 use crate::config::sourced::Sourced;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, invalid};
 use crate::http::trust::Bundle;
 use crate::protocol::endpoint::{Addressing, Endpoint, Region, Style};
 
@@ -292,14 +292,11 @@ impl Places<'_> {
     }
 }
 
-fn invalid(message: String) -> Error {
-    Error::new(ErrorKind::Config, message)
-}
-
 #[cfg(test)]
 #[cfg(feature = "credential-chain")]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     const CONFIG: &str = "[default]\nregion = eu-west-3\nendpoint_url = http://profile:4\n\
                           [profile aws]\nregion = eu-west-3\nignore_configured_endpoint_urls = true\n\

@@ -2,7 +2,7 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, invalid};
 use crate::protocol::bucket::{check_bucket, split_bucket};
 
 /// Everything but the characters that RFC 3986 calls unreserved.
@@ -26,11 +26,11 @@ pub const MAX_KEY_BYTES: usize = 1024;
 /// `Config`, naming the value, when it does not start with `s3://` or names no bucket.
 pub fn parse_s3_uri(uri: &str) -> Result<(String, String), Error> {
     let Some(rest) = uri.strip_prefix("s3://") else {
-        return Err(config(format!("an S3 path must start with s3://, not {uri:?}")));
+        return Err(invalid(format!("an S3 path must start with s3://, not {uri:?}")));
     };
     let (bucket, key) = split_bucket(rest);
     if bucket.is_empty() {
-        return Err(config(format!("an S3 path must name a bucket (s3://bucket/key), not {uri:?}")));
+        return Err(invalid(format!("an S3 path must name a bucket (s3://bucket/key), not {uri:?}")));
     }
     check_bucket(bucket)?;
     Ok((bucket.to_owned(), key.to_owned()))
@@ -54,7 +54,7 @@ pub fn join_key(folder: &str, name: &str) -> String {
 /// Refuses a key that S3 would refuse.
 pub(crate) fn check_key(key: &str) -> Result<(), Error> {
     if key.is_empty() || key.len() > MAX_KEY_BYTES {
-        return Err(config(format!(
+        return Err(invalid(format!(
             "a key has 1 to {MAX_KEY_BYTES} bytes, not {}: {:?}",
             key.len(),
             key.chars().take(80).collect::<String>()
@@ -73,13 +73,10 @@ pub(crate) fn encode_query(value: &str) -> String {
     utf8_percent_encode(value, ENCODED).to_string()
 }
 
-fn config(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Config, message)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn an_s3_uri_splits_at_the_first_slash() {

@@ -3,7 +3,7 @@
 //! An access point's alias (`…-s3alias`) is a name like any other. What this does not do: ARNs of S3 on Outposts and of Object
 //! Lambda, directory buckets, and multi-region access points, whose requests need another kind of signature.
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, invalid};
 
 /// What every ARN begins with.
 const ARN: &str = "arn:";
@@ -25,7 +25,7 @@ impl<'a> AccessPoint<'a> {
     /// # Errors
     /// `Config`, for an ARN of anything else.
     pub(crate) fn of(bucket: &'a str) -> Result<Option<AccessPoint<'a>>, Error> {
-        let refuse = |why: &str| Err(config(format!("bucket {bucket:?} {why}")));
+        let refuse = |why: &str| Err(invalid(format!("bucket {bucket:?} {why}")));
         let Some(rest) = bucket.strip_prefix(ARN) else { return Ok(None) };
         let parts: Vec<&str> = rest.splitn(5, ':').collect();
         let [partition, service, region, account, resource] = parts[..] else {
@@ -84,12 +84,12 @@ pub(crate) fn check_bucket(bucket: &str) -> Result<(), Error> {
         && bucket != "."
         && bucket != "..";
     if !usable {
-        return Err(config(format!(
+        return Err(invalid(format!(
             "a bucket name has letters, digits, '-', '.' and '_' only, at most 255 of them, not {bucket:?}"
         )));
     }
     if bucket.ends_with("--x-s3") {
-        return Err(config(format!(
+        return Err(invalid(format!(
             "bucket {bucket:?} is an S3 Express directory bucket; these need session authentication, which is not supported"
         )));
     }
@@ -112,13 +112,10 @@ pub(crate) fn is_host_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-fn config(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Config, message)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn the_bucket_ends_at_the_first_slash_and_an_access_point_at_the_next() {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use http::Uri;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, invalid};
 use crate::protocol::address::encode_key;
 use crate::protocol::bucket::{AccessPoint, can_be_in_host, is_host_label};
 
@@ -25,7 +25,7 @@ impl Region {
     /// The region of this name; `source` is named in the error.
     pub(crate) fn parse(name: &str, source: &str) -> Result<Region, Error> {
         if !is_host_label(name) {
-            return Err(config(format!("{source} must be a name like \"us-east-1\", not {name:?}")));
+            return Err(invalid(format!("{source} must be a name like \"us-east-1\", not {name:?}")));
         }
         let plain = name.strip_prefix("fips-").or_else(|| name.strip_suffix("-fips"));
         Ok(Region { name: plain.unwrap_or(name).to_owned(), fips: plain.is_some() })
@@ -126,7 +126,7 @@ impl Endpoint {
     pub(crate) fn aws(region: &Region, mut addressing: Addressing) -> Result<Endpoint, Error> {
         addressing.fips |= region.fips;
         let (partition, _) = region.partition();
-        let refuse = |why: &str| Err(config(format!("use_accelerate_endpoint cannot be used {why}")));
+        let refuse = |why: &str| Err(invalid(format!("use_accelerate_endpoint cannot be used {why}")));
         match &addressing {
             Addressing { accelerate: true, fips: true, .. } => refuse("with use_fips_endpoint")?,
             Addressing { accelerate: true, style: Style::Path, .. } => {
@@ -134,7 +134,7 @@ impl Endpoint {
             }
             Addressing { accelerate: true, .. } if partition == "aws-cn" => refuse("in China")?,
             Addressing { fips: true, .. } if partition == "aws-cn" => {
-                return Err(config("use_fips_endpoint cannot be used in China"));
+                return Err(invalid("use_fips_endpoint cannot be used in China"));
             }
             _ => {}
         }
@@ -160,7 +160,7 @@ impl Endpoint {
         region: Option<&Region>,
         mut addressing: Addressing,
     ) -> Result<Endpoint, Error> {
-        let refuse = |why: &str| config(format!("{source} {why}, not {:?}", without_user_info(url)));
+        let refuse = |why: &str| invalid(format!("{source} {why}, not {:?}", without_user_info(url)));
         let (tls, rest) = if let Some(rest) = url.strip_prefix("https://") {
             (true, rest)
         } else if let Some(rest) = url.strip_prefix("http://") {
@@ -196,7 +196,7 @@ impl Endpoint {
         ] {
             if on {
                 let url = without_user_info(url);
-                return Err(config(format!(
+                return Err(invalid(format!(
                     "{setting} chooses among AWS's endpoints, and {source} is {url:?}: set one of the two"
                 )));
             }
@@ -284,7 +284,7 @@ impl Endpoint {
             (format!("{bucket}.{}", self.authority), format!("{}/{key}", self.prefix))
         } else if self.addressing.accelerate {
             let why = "cannot stand in a host name, which use_accelerate_endpoint asks for";
-            return Err(config(format!("bucket {bucket:?} {why}")));
+            return Err(invalid(format!("bucket {bucket:?} {why}")));
         } else {
             let slash = if key.is_empty() { "" } else { "/" };
             (self.authority.clone(), format!("{}/{bucket}{slash}{key}", self.prefix))
@@ -297,7 +297,7 @@ impl Endpoint {
 
     /// The host of an access point, of which `arn` is the ARN.
     fn host_of(&self, access_point: &AccessPoint<'_>, arn: &str) -> Result<String, Error> {
-        let refuse = |why: String| Err(config(format!("bucket {arn:?} {why}")));
+        let refuse = |why: String| Err(invalid(format!("bucket {arn:?} {why}")));
         if self.addressing.style == Style::Path {
             return refuse(format!("has a host name of its own, and {} cannot stand in one", self.url()));
         }
@@ -337,7 +337,7 @@ fn host(service: &str, within: &str, addressing: &Addressing, region: &Region) -
 
 fn uri_of(text: &str) -> Result<Uri, Error> {
     text.parse()
-        .map_err(|error| config(format!("no URL can be made of {text:?}: {error}")).with_source(error))
+        .map_err(|error| invalid(format!("no URL can be made of {text:?}: {error}")).with_source(error))
 }
 
 /// A URL without the `user:password@` that someone may have put there, whatever characters are in it.
@@ -349,13 +349,10 @@ pub(crate) fn without_user_info(url: &str) -> String {
     }
 }
 
-fn config(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Config, message)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     fn url(endpoint: &Endpoint, bucket: &str, key: &str) -> String {
         endpoint.address(bucket, Some(key), "").unwrap().uri.to_string()
