@@ -14,7 +14,7 @@ use crate::service::{Other, Service, run_until_stopped};
 /// Copy a checkpoint between buckets, services and local folders
 ///
 /// The index goes last, and only where there is none: until then nobody takes the copy for a checkpoint. From bucket to bucket of
-/// one service, AWS in all its regions, the service copies by itself where the destination's credentials may read the source. A copy
+/// one service, AWS in all regions of a partition, the service copies by itself where the destination's credentials may read the source. A copy
 /// that was stopped is gone on with by the same command: a file is left as it is where it has the right size and, where both services
 /// keep one, the right CRC-32. A file whose name another save gives as well (torch's have no id) must have the right CRC-32; those on a
 /// disk are read for it.
