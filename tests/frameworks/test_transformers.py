@@ -195,6 +195,34 @@ def test_a_local_trainer_is_as_it_was_and_may_export_to_s3(store: Store, tmp_pat
     assert {"export/config.json", "export/model.safetensors"} <= set(store.all_keys())
 
 
+def test_a_checkpoint_that_was_exported_is_loaded(store: Store, tmp_path: Path) -> None:
+    import torch
+    import torch.distributed.checkpoint as dcp
+    import transformers
+
+    from s3dcp import S3StorageWriter, catalogue
+
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=40
+    )
+    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, without a process group
+        dcp.save({"model": model.state_dict(), "step": 7}, storage_writer=S3StorageWriter(None, store.uri))
+    export = f"s3://{store.bucket}/export"
+    catalogue.export(store.uri, export, select=["model"], strip_prefixes=["model."], max_shard_size=20_000)
+    for key in store.all_keys("export/"):
+        store.client.download_file(store.bucket, key, str(tmp_path / Path(key).name))
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    config.save_pretrained(tmp_path)
+    loaded, told = transformers.LlamaForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.bfloat16, output_loading_info=True
+    )
+    assert not any(told.values()), told
+    for (name, ours), theirs in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
 @pytest.mark.parametrize("name", ["../outside", "a//b", "a/./b"])
 def test_a_key_is_no_way_out_of_the_staging_directory(store: Store, tmp_path: Path, name: str) -> None:
     from s3dcp._staging import RemoteFolder

@@ -1,6 +1,7 @@
 //! Names, sizes and times as a person reads them.
 
 use std::borrow::Cow;
+use std::fmt::{Display, Write as _};
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -34,14 +35,24 @@ pub(crate) fn size(bytes: u64) -> String {
 
 /// A shape as torch writes it.
 pub(crate) fn shape(sizes: &[i64]) -> String {
-    let sizes: Vec<String> = sizes.iter().map(i64::to_string).collect();
-    format!("[{}]", sizes.join(", "))
+    bracketed(sizes.iter())
 }
 
 /// A block as Python writes its slices.
 pub(crate) fn slices(offsets: &[i64], sizes: &[i64]) -> String {
     let slice = |(offset, size): (&i64, &i64)| format!("{offset}:{}", offset.saturating_add(*size));
-    format!("[{}]", offsets.iter().zip(sizes).map(slice).collect::<Vec<_>>().join(", "))
+    bracketed(offsets.iter().zip(sizes).map(slice))
+}
+
+fn bracketed(items: impl Iterator<Item = impl Display>) -> String {
+    let mut text = String::with_capacity(16);
+    text.push('[');
+    for (number, item) in items.enumerate() {
+        let comma = if number > 0 { ", " } else { "" };
+        // writing to a text does not fail
+        let _ = write!(text, "{comma}{item}");
+    }
+    text + "]"
 }
 
 /// A number in six digits.

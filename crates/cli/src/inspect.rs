@@ -63,7 +63,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.output.show(|| &found, |out| tell(out, &found, arguments))
 }
 
-fn tell(out: &mut dyn Write, found: &Inspection, arguments: &Arguments) -> io::Result<()> {
+fn tell(out: &mut dyn Write, found: &Inspection<'_>, arguments: &Arguments) -> io::Result<()> {
     if arguments.tree {
         out.write_all(tree(found, arguments).as_bytes())?;
     } else if arguments.stats {
@@ -77,15 +77,15 @@ fn tell(out: &mut dyn Write, found: &Inspection, arguments: &Arguments) -> io::R
             out,
             "{} {}: {}",
             bad("cannot be read"),
-            item_name(&tensor.name, tensor.rank),
+            item_name(tensor.name, tensor.rank),
             printable(fault)
         )?;
     }
     totals(out, found)
 }
 
-fn items(out: &mut dyn Write, found: &Inspection) -> io::Result<()> {
-    let files = Files { folder: &found.uri };
+fn items(out: &mut dyn Write, found: &Inspection<'_>) -> io::Result<()> {
+    let files = Files { folder: found.uri };
     let columns = [
         Column::Words("tensor"),
         Column::Words("dtype"),
@@ -98,9 +98,9 @@ fn items(out: &mut dyn Write, found: &Inspection) -> io::Result<()> {
     let mut tensors = Table::new(&columns);
     for tensor in &found.tensors {
         let first = |table: &mut Table<'_>| {
-            table.cell(item_name(&tensor.name, tensor.rank));
-            table.cell(&tensor.dtype);
-            table.cell(shape(&tensor.shape));
+            table.cell(&item_name(tensor.name, tensor.rank));
+            table.cell(tensor.dtype);
+            table.cell(&shape(tensor.shape));
         };
         if tensor.chunks.is_empty() {
             first(&mut tensors);
@@ -111,7 +111,7 @@ fn items(out: &mut dyn Write, found: &Inspection) -> io::Result<()> {
                 0 => first(&mut tensors),
                 _ => (0..3).for_each(|_| tensors.cell("")),
             }
-            tensors.cell(part(tensor, chunk));
+            tensors.cell(&part(tensor, chunk));
             files.place(chunk.place.as_ref(), &mut tensors);
         }
     }
@@ -119,7 +119,7 @@ fn items(out: &mut dyn Write, found: &Inspection) -> io::Result<()> {
         [Column::Words("object"), Column::Numbers("bytes"), Column::Numbers("offset"), Column::Words("file")];
     let mut objects = Table::new(&columns);
     for object in &found.objects {
-        objects.cell(item_name(&object.name, object.rank));
+        objects.cell(&item_name(object.name, object.rank));
         files.place(object.place.as_ref(), &mut objects);
     }
     let gap = if found.tensors.is_empty() || found.objects.is_empty() { "" } else { "\n" };
@@ -127,8 +127,8 @@ fn items(out: &mut dyn Write, found: &Inspection) -> io::Result<()> {
 }
 
 /// Which part of its tensor a chunk is.
-fn part(tensor: &InspectedTensor, chunk: &InspectedChunk) -> String {
-    if chunk.sizes == tensor.shape { "all".to_owned() } else { slices(&chunk.offsets, &chunk.sizes) }
+fn part(tensor: &InspectedTensor<'_>, chunk: &InspectedChunk<'_>) -> Cow<'static, str> {
+    if chunk.sizes == tensor.shape { "all".into() } else { slices(chunk.offsets, chunk.sizes).into() }
 }
 
 #[derive(Clone, Copy)]
@@ -141,14 +141,14 @@ impl Files<'_> {
     fn place(self, place: Option<&Place>, table: &mut Table<'_>) {
         match place {
             Some(place) => {
-                table.cell(size(place.length));
-                table.cell(place.offset);
-                table.cell(self.name(&place.file));
+                table.cell(&size(place.length));
+                table.cell(&place.offset.to_string());
+                table.cell(&self.name(&place.file));
             }
             None => {
                 table.cell("-");
                 table.cell("-");
-                table.cell(bad("not in the index"));
+                table.cell(&bad("not in the index"));
             }
         }
     }
@@ -168,25 +168,25 @@ impl Files<'_> {
     }
 }
 
-fn tree(found: &Inspection, arguments: &Arguments) -> String {
+fn tree(found: &Inspection<'_>, arguments: &Arguments) -> String {
     let mut names = Names::default();
     for tensor in &found.tensors {
-        let mut says = vec![tensor.dtype.clone(), shape(&tensor.shape), size(tensor.bytes)];
+        let mut says = vec![tensor.dtype.to_owned(), shape(tensor.shape), size(tensor.bytes)];
         says.extend(tensor.rank.map(|rank| format!("rank {rank}")));
         says.extend(tensor.statistics.as_ref().map(|statistics| {
             let [min, max, mean, nan, inf] = numbers(statistics);
             format!("min {min}, max {max}, mean {mean}, {nan} NaN, {inf} infinite")
         }));
-        names.add(&tensor.name, says.join("  "), tensor.bytes);
+        names.add(tensor.name, says.join("  "), tensor.bytes);
     }
     for object in &found.objects {
         let bytes = object.place.as_ref().map_or(0, |place| place.length);
-        names.add(&object.name, format!("object  {}", size(bytes)), bytes);
+        names.add(object.name, format!("object  {}", size(bytes)), bytes);
     }
-    names.render(&found.uri, arguments.depth.unwrap_or(usize::MAX))
+    names.render(found.uri, arguments.depth.unwrap_or(usize::MAX))
 }
 
-fn statistics(found: &Inspection) -> String {
+fn statistics(found: &Inspection<'_>) -> String {
     let columns = [
         Column::Words("tensor"),
         Column::Words("dtype"),
@@ -198,8 +198,12 @@ fn statistics(found: &Inspection) -> String {
         Column::Numbers("infinite"),
     ];
     let rows = found.tensors.iter().map(|tensor| {
-        let found = tensor.statistics.as_ref().map_or_else(|| ["-"; 5].map(str::to_owned), numbers);
-        let first = [item_name(&tensor.name, tensor.rank).into(), tensor.dtype.clone(), shape(&tensor.shape)];
+        let found = tensor
+            .statistics
+            .as_ref()
+            .map_or_else(|| ["-"; 5].map(str::to_owned), |statistics| numbers(statistics));
+        let first =
+            [item_name(tensor.name, tensor.rank).into(), tensor.dtype.to_owned(), shape(tensor.shape)];
         [&first[..], &found[..]].concat()
     });
     table(&columns, rows)
@@ -217,8 +221,8 @@ fn numbers(statistics: &Statistics) -> [String; 5] {
     [shown(statistics.min), shown(statistics.max), mean, nan, inf]
 }
 
-fn totals(out: &mut dyn Write, found: &Inspection) -> io::Result<()> {
-    let files = Files { folder: &found.uri };
+fn totals(out: &mut dyn Write, found: &Inspection<'_>) -> io::Result<()> {
+    let files = Files { folder: found.uri };
     let by_rank: Vec<Total> = found
         .by_rank
         .iter()
@@ -260,7 +264,7 @@ fn totals(out: &mut dyn Write, found: &Inspection) -> io::Result<()> {
     writeln!(
         out,
         "{}{of}: {}, {}, {} in {}",
-        printable(&found.uri),
+        printable(found.uri),
         count(found.total.tensors, "tensor"),
         count(found.total.objects, "object"),
         size(found.total.bytes),

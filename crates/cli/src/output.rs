@@ -1,8 +1,10 @@
 //! What a subcommand tells: a table for a person, or JSON for a program.
 
-use std::fmt::{self, Display, Formatter, Write as _};
+use std::fmt::{self, Display, Formatter};
 use std::io::{self, Write};
+use std::sync::LazyLock;
 
+use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use serde::Serialize;
@@ -19,13 +21,13 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Writes the record as JSON, or what `tell` writes of it for a person. Colours go to terminals alone.
+    /// Writes the record as JSON, or what `tell` writes of it for a person.
     pub(crate) fn show<T: Serialize>(
         &self,
         record: impl FnOnce() -> T,
         tell: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), Failure> {
-        let mut out = io::BufWriter::new(anstream::stdout().lock());
+        let mut out = io::BufWriter::new(io::stdout().lock());
         let written = if self.json {
             serde_json::to_writer_pretty(&mut out, &record())
                 .map_err(io::Error::from)
@@ -76,12 +78,10 @@ impl<'a> Table<'a> {
     }
 
     /// Adds the next cell: rows are filled from the left.
-    pub(crate) fn cell(&mut self, text: impl Display) {
-        let start = self.cells.len();
-        // writing to a text does not fail
-        let _ = write!(self.cells, "{text}");
+    pub(crate) fn cell(&mut self, text: &str) {
         let width = &mut self.widths[self.ends.len() % self.columns.len()];
-        *width = width_of(&self.cells[start..]).max(*width);
+        *width = width_of(text).max(*width);
+        self.cells.push_str(text);
         self.ends.push(self.cells.len());
     }
 }
@@ -99,9 +99,15 @@ impl Display for Table<'_> {
             let room = width - width_of(cell);
             let is_last = place + 1 == self.columns.len();
             match column {
-                Column::Numbers(_) => write!(f, "{:room$}{cell}", "")?,
+                Column::Numbers(_) => {
+                    blanks(f, room)?;
+                    f.write_str(cell)?;
+                }
                 Column::Words(_) if is_last => f.write_str(cell)?,
-                Column::Words(_) => write!(f, "{cell}{:room$}", "")?,
+                Column::Words(_) => {
+                    f.write_str(cell)?;
+                    blanks(f, room)?;
+                }
             }
             f.write_str(if is_last { "\n" } else { "  " })?;
         }
@@ -109,10 +115,18 @@ impl Display for Table<'_> {
     }
 }
 
+fn blanks(f: &mut Formatter<'_>, count: usize) -> fmt::Result {
+    const BLANKS: &str = "                                ";
+    match BLANKS.get(..count) {
+        Some(blanks) => f.write_str(blanks),
+        None => write!(f, "{:count$}", ""),
+    }
+}
+
 /// A [`Table`] of these rows.
 pub(crate) fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new(columns);
-    rows.into_iter().flatten().for_each(|cell| table.cell(cell));
+    rows.into_iter().flatten().for_each(|cell| table.cell(&cell));
     table.to_string()
 }
 
@@ -136,8 +150,12 @@ pub(crate) fn faint(text: impl Display) -> String {
     painted(Style::new().dimmed(), text)
 }
 
+/// Whether standard output takes colours: a terminal does, unless its user has said otherwise.
+static TAKES_COLOURS: LazyLock<bool> =
+    LazyLock::new(|| AutoStream::choice(&io::stdout()) != ColorChoice::Never);
+
 fn painted(style: Style, text: impl Display) -> String {
-    format!("{style}{text}{style:#}")
+    if *TAKES_COLOURS { format!("{style}{text}{style:#}") } else { text.to_string() }
 }
 
 /// `1 file`, `2 files`: a number with its noun.

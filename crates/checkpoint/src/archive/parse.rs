@@ -265,7 +265,7 @@ fn plain_tensor(pickle: &[u8]) -> Result<Option<Plain<'_>>, Error> {
 }
 
 /// The same of a value in a pickle.
-pub(crate) fn rebuilt_tensor<'a>(tree: &Tree<'a>, root: Value<'a>) -> Result<Option<Plain<'a>>, Error> {
+pub(crate) fn rebuilt_tensor<'a>(tree: &Tree<'a>, root: Value) -> Result<Option<Plain<'a>>, Error> {
     let rebuild = match tree.maker(root) {
         Some(("torch._utils", rebuild)) => rebuild,
         Some(_) => return Ok(None),
@@ -291,7 +291,9 @@ pub(crate) fn rebuilt_tensor<'a>(tree: &Tree<'a>, root: Value<'a>) -> Result<Opt
     let Some(storage) = tree.persistent_id(arguments[0]).and_then(|id| tree.tuple(id)) else {
         return Ok(None);
     };
-    let &[Value::Text("storage"), class, Value::Text(key), Value::Text(_), Value::Int(numel)] = storage
+    let &[tag, class, key, location, numel] = storage else { return Ok(None) };
+    let (Some("storage"), Some(key), Some(_), Some(numel)) =
+        (tree.text(tag), tree.text(key), tree.text(location), tree.int(numel))
     else {
         return Ok(None);
     };
@@ -308,7 +310,7 @@ pub(crate) fn rebuilt_tensor<'a>(tree: &Tree<'a>, root: Value<'a>) -> Result<Opt
     else {
         return Ok(None);
     };
-    let (Value::Int(offset), Ok(numel)) = (arguments[1], u64::try_from(numel)) else { return Ok(None) };
+    let (Some(offset), Ok(numel)) = (tree.int(arguments[1]), u64::try_from(numel)) else { return Ok(None) };
     let impossible = || corrupt("tensor archive: the tensor does not fit its storage");
     let storage_offset = u64::try_from(offset).map_err(|_| impossible())?;
     let data_length =
@@ -323,7 +325,7 @@ pub(crate) fn rebuilt_tensor<'a>(tree: &Tree<'a>, root: Value<'a>) -> Result<Opt
 }
 
 /// The sizes or strides of a tensor: a tuple (or a `torch.Size` of one) of integers.
-fn dimensions<'a>(tree: &Tree<'a>, value: Value<'a>) -> Option<Vec<u64>> {
+fn dimensions(tree: &Tree<'_>, value: Value) -> Option<Vec<u64>> {
     let items = match tree.maker(value) {
         Some(("torch", "Size")) => match tree.arguments(value)? {
             [items] => tree.tuple(*items)?,
@@ -334,9 +336,5 @@ fn dimensions<'a>(tree: &Tree<'a>, value: Value<'a>) -> Option<Vec<u64>> {
     if items.len() > MAX_DIMENSIONS {
         return None;
     }
-    let size = |item: &Value<'_>| match item {
-        Value::Int(size) => u64::try_from(*size).ok(),
-        _ => None,
-    };
-    items.iter().map(size).collect()
+    items.iter().map(|&item| u64::try_from(tree.int(item)?).ok()).collect()
 }

@@ -273,7 +273,7 @@ fn compare_tensors(item: ItemName, one: &StoredTensor, other: &StoredTensor) -> 
         item,
         equal: same_dtype,
         by: ComparedBy::Values,
-        dtypes: [one.dtype_name.clone(), other.dtype_name.clone()],
+        dtypes: [one.dtype_name.to_string(), other.dtype_name.to_string()],
         shapes: [one.size.clone(), other.size.clone()],
         difference: None,
         fault: None,

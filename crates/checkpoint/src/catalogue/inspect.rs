@@ -14,12 +14,12 @@ use crate::name_filter::NameFilter;
 use crate::storage::Storage;
 use crate::values::Statistics;
 
-/// A checkpoint, item by item.
+/// A checkpoint, item by item. What its index says is borrowed from the open checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
-pub struct Inspection {
+pub struct Inspection<'a> {
     /// The folder of its index, as a URI or a local path.
-    pub uri: String,
+    pub uri: &'a str,
     /// Its index; or those of its ranks.
     pub indexes: Vec<InspectedIndex>,
     /// Its epoch, where its index tells one.
@@ -27,9 +27,9 @@ pub struct Inspection {
     /// Ranks that saved it, where its index tells.
     pub ranks: Option<u64>,
     /// Its tensors, by name.
-    pub tensors: Vec<InspectedTensor>,
+    pub tensors: Vec<InspectedTensor<'a>>,
     /// Its pickled objects, by name.
-    pub objects: Vec<InspectedObject>,
+    pub objects: Vec<InspectedObject<'a>>,
     /// What it comes to.
     pub total: Total,
     /// The same for each dtype, and for `object`.
@@ -55,22 +55,22 @@ pub struct InspectedIndex {
 /// A tensor.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
-pub struct InspectedTensor {
+pub struct InspectedTensor<'a> {
     /// Its name.
-    pub name: String,
+    pub name: &'a str,
     /// The rank in whose own index it is.
     pub rank: Option<u64>,
     /// As torch calls it: `float32`.
-    pub dtype: String,
+    pub dtype: &'a str,
     /// Elements along each dimension.
-    pub shape: Vec<i64>,
+    pub shape: &'a [i64],
     /// Bytes of its values; of a dtype that is not known here, bytes of its items.
     pub bytes: u64,
     /// Where it is stored.
-    pub chunks: Vec<InspectedChunk>,
+    pub chunks: Vec<InspectedChunk<'a>>,
     /// What its values come to, where they were read.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub statistics: Option<Statistics>,
+    pub statistics: Option<Box<Statistics>>,
     /// Why they could not be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
@@ -79,11 +79,11 @@ pub struct InspectedTensor {
 /// A chunk of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct InspectedChunk {
+pub struct InspectedChunk<'a> {
     /// Its first element.
-    pub offsets: Vec<i64>,
+    pub offsets: &'a [i64],
     /// Elements along each dimension.
-    pub sizes: Vec<i64>,
+    pub sizes: &'a [i64],
     /// Where it is stored; `None` where the index does not say.
     #[serde(flatten)]
     pub place: Option<Place>,
@@ -92,9 +92,9 @@ pub struct InspectedChunk {
 /// A pickled object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct InspectedObject {
+pub struct InspectedObject<'a> {
     /// Its name.
-    pub name: String,
+    pub name: &'a str,
     /// The rank in whose own index it is.
     pub rank: Option<u64>,
     /// Where it is stored; `None` where the index does not say.
@@ -136,10 +136,10 @@ pub struct Total {
 ///
 /// # Errors
 /// `Config` for one that means no item.
-pub fn inspect(checkpoint: &OpenCheckpoint, names: &NameFilter) -> Result<Inspection, Error> {
+pub fn inspect<'a>(checkpoint: &'a OpenCheckpoint, names: &NameFilter) -> Result<Inspection<'a>, Error> {
     names.check(checkpoint.indexes.iter().flat_map(|index| index.load.contents().names()))?;
     let mut inspection = Inspection {
-        uri: checkpoint.uri.clone(),
+        uri: &checkpoint.uri,
         epoch: checkpoint.indexes.iter().find_map(|index| index.load.facts().epoch),
         ranks: checkpoint.indexes.iter().find_map(|index| index.load.facts().ranks),
         ..Inspection::default()
@@ -155,11 +155,11 @@ pub fn inspect(checkpoint: &OpenCheckpoint, names: &NameFilter) -> Result<Inspec
         }
         for (name, stored) in contents.objects.iter().filter(|(name, _)| names.has(name)) {
             let place = stored.as_ref().map(|stored| places.place(stored));
-            inspection.objects.push(InspectedObject { name: name.clone(), rank, place });
+            inspection.objects.push(InspectedObject { name, rank, place });
         }
     }
-    inspection.tensors.sort_by(|one, other| (&one.name, one.rank).cmp(&(&other.name, other.rank)));
-    inspection.objects.sort_by(|one, other| (&one.name, one.rank).cmp(&(&other.name, other.rank)));
+    inspection.tensors.sort_by_key(|tensor| (tensor.name, tensor.rank));
+    inspection.objects.sort_by_key(|object| (object.name, object.rank));
     inspection.add_up();
     Ok(inspection)
 }
@@ -167,27 +167,27 @@ pub fn inspect(checkpoint: &OpenCheckpoint, names: &NameFilter) -> Result<Inspec
 struct Places<'a> {
     storage: &'a Storage,
     /// The file before, which is most often the next one's too.
-    last: Option<(Arc<str>, Arc<str>, Option<u64>)>,
+    last: Option<(&'a Arc<str>, Arc<str>, Option<u64>)>,
 }
 
-impl Places<'_> {
-    fn tensor(&mut self, name: &str, rank: Option<u64>, tensor: &StoredTensor) -> InspectedTensor {
+impl<'a> Places<'a> {
+    fn tensor(&mut self, name: &'a str, rank: Option<u64>, tensor: &'a StoredTensor) -> InspectedTensor<'a> {
         let chunks = tensor.chunks.iter().map(|chunk| InspectedChunk {
-            offsets: chunk.chunk.offsets.clone(),
-            sizes: chunk.chunk.sizes.clone(),
+            offsets: &chunk.chunk.offsets,
+            sizes: &chunk.chunk.sizes,
             place: chunk.stored.as_ref().map(|stored| self.place(stored)),
         });
-        let chunks: Vec<InspectedChunk> = chunks.collect();
+        let chunks: Vec<InspectedChunk<'_>> = chunks.collect();
         let stored = chunks.iter().filter_map(|chunk| chunk.place.as_ref()).map(|place| place.length);
         let bytes = match tensor.dtype() {
             Some(dtype) => byte_count(&tensor.size, dtype.item_size()),
             None => stored.fold(0, u64::saturating_add),
         };
         InspectedTensor {
-            name: name.to_owned(),
+            name,
             rank,
-            dtype: tensor.dtype_name.clone(),
-            shape: tensor.size.clone(),
+            dtype: &tensor.dtype_name,
+            shape: &tensor.size,
             bytes,
             chunks,
             statistics: None,
@@ -195,13 +195,13 @@ impl Places<'_> {
         }
     }
 
-    fn place(&mut self, stored: &Stored) -> Place {
+    fn place(&mut self, stored: &'a Stored) -> Place {
         let entry = &stored.entry;
         let (file, saved_by) = match &self.last {
-            Some((key, file, rank)) if *key == entry.key => (file.clone(), *rank),
+            Some((key, file, rank)) if Arc::ptr_eq(key, &entry.key) => (file.clone(), *rank),
             _ => {
                 let (file, rank): (Arc<str>, _) = (self.storage.uri(&entry.key).into(), rank_in(&entry.key));
-                self.last = Some((entry.key.clone(), file.clone(), rank));
+                self.last = Some((&entry.key, file.clone(), rank));
                 (file, rank)
             }
         };
@@ -229,7 +229,7 @@ impl<K: Ord> Totals<K> {
 /// Where an item was saved: by a rank, else in a file.
 type Saved<'a> = (Option<u64>, &'a str);
 
-impl Inspection {
+impl Inspection<'_> {
     /// Where files are named that hold what was listed, as URIs or local paths.
     #[must_use]
     pub fn files(&self) -> BTreeSet<&str> {
@@ -260,14 +260,14 @@ impl Inspection {
                 }
             }
             total.add((), 1, 0, bytes);
-            by_dtype.add(&tensor.dtype, 1, 0, bytes);
-            by_prefix.add(&tensor.name[..prefix(&tensor.name)], 1, 0, bytes);
+            by_dtype.add(tensor.dtype, 1, 0, bytes);
+            by_prefix.add(&tensor.name[..prefix(tensor.name)], 1, 0, bytes);
         }
         for object in &self.objects {
             let bytes = object.place.as_ref().map_or(0, |place| place.length);
             total.add((), 0, 1, bytes);
             by_dtype.add("object", 0, 1, bytes);
-            by_prefix.add(&object.name[..prefix(&object.name)], 0, 1, bytes);
+            by_prefix.add(&object.name[..prefix(object.name)], 0, 1, bytes);
             if let Some(place) = &object.place {
                 by_rank.add(saved(place), 0, 1, bytes);
             }

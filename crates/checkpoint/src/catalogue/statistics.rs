@@ -19,7 +19,7 @@ use crate::values::Statistics;
 /// Those of requests. What is wrong with a tensor is noted as its fault.
 pub async fn read_statistics(
     checkpoint: &Arc<OpenCheckpoint>,
-    inspection: &mut Inspection,
+    inspection: &mut Inspection<'_>,
     read: impl Fn(u64),
 ) -> Result<(), Error> {
     let mut all = Vec::new();
@@ -27,19 +27,19 @@ pub async fn read_statistics(
         let chunks = tensor
             .chunks
             .iter()
-            .map(|chunk| Chunk { offsets: chunk.offsets.clone(), sizes: chunk.sizes.clone() });
+            .map(|chunk| Chunk { offsets: chunk.offsets.to_vec(), sizes: chunk.sizes.to_vec() });
         let chunks: Vec<Chunk> = chunks.collect();
-        let checked = check_chunks(&tensor.shape, &chunks);
-        match (checked, DType::from_torch_name(&tensor.dtype)) {
+        let checked = check_chunks(tensor.shape, &chunks);
+        match (checked, DType::from_torch_name(tensor.dtype)) {
             (Err(error), _) => tensor.fault = Some(error.message().to_owned()),
             (Ok(_), None) => tensor.fault = Some(format!("torch alone reads values of {}", tensor.dtype)),
             (Ok(_), Some(dtype)) => {
-                tensor.statistics = Some(Statistics::default());
+                tensor.statistics = Some(Box::default());
                 let index = checkpoint.indexes.iter().position(|index| index.rank == tensor.rank);
                 all.push(Walked {
                     tensor: place,
                     index: index.unwrap_or(0),
-                    name: tensor.name.as_str().into(),
+                    name: tensor.name.into(),
                     chunks,
                     item_size: dtype.item_size(),
                 });

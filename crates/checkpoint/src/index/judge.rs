@@ -1,5 +1,8 @@
 //! Judges the bytes of an index before anything is unpickled, and reads from them what this crate needs.
 
+use std::panic::resume_unwind;
+use std::thread;
+
 use s3dcp_s3::Error;
 
 use crate::error::corrupt;
@@ -7,6 +10,10 @@ use crate::index::allow::AllowList;
 use crate::index::facts::IndexFacts;
 use crate::index::scan::{Others, Survey};
 use crate::index::seal::sealed_pickle;
+use crate::pickle::value::Tree;
+
+/// An index that is worth a second thread.
+const LARGE_BYTES: usize = 1 << 20;
 
 /// Walks an index; with it whether a trailer vouches for the bytes.
 fn survey<'a>(bytes: &'a [u8], allow: &AllowList, others: Others) -> Result<(Survey<'a>, bool), Error> {
@@ -32,6 +39,22 @@ pub(crate) fn judged<'a>(bytes: &'a [u8], allow: &AllowList) -> Result<(&'a [u8]
         return Err(cut_off());
     }
     Ok((&bytes[..survey.length], survey))
+}
+
+/// The same, and the pickle as a tree. Of a large one both are made at once.
+pub(crate) fn judged_tree<'a>(bytes: &'a [u8], allow: &AllowList) -> Result<(Tree<'a>, Survey<'a>), Error> {
+    let pickle = sealed_pickle(bytes)?.unwrap_or(bytes);
+    thread::scope(|scope| {
+        let reader = (pickle.len() >= LARGE_BYTES)
+            .then(|| thread::Builder::new().spawn_scoped(scope, || Tree::read(pickle)).ok())
+            .flatten();
+        let (pickle, survey) = judged(bytes, allow)?;
+        let tree = match reader {
+            Some(reader) => reader.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            None => Tree::read(pickle),
+        };
+        Ok((tree?, survey))
+    })
 }
 
 fn cut_off() -> Error {

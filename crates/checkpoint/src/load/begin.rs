@@ -14,7 +14,7 @@ use crate::archive::spec::TensorSpec;
 use crate::error::{config, corrupt};
 use crate::index::allow::AllowList;
 use crate::index::facts::IndexFacts;
-use crate::index::judge::judged;
+use crate::index::judge::judged_tree;
 use crate::index::read::MAX_INDEX_BYTES;
 use crate::layout::Layout;
 use crate::storage::Storage;
@@ -41,8 +41,10 @@ impl Load {
     /// The same with the bytes of the index.
     pub(crate) fn of(storage: &Storage, index_key: &str, index: &[u8]) -> Result<Load, Error> {
         let read = || {
-            let (pickle, survey) = judged(index, &AllowList::default_globals())?;
-            Ok((survey.facts()?, contents_of(pickle, &Layout::beside(index_key))?))
+            let (tree, survey) = judged_tree(index, &AllowList::default_globals())?;
+            let facts = survey.facts()?;
+            drop(survey);
+            Ok((facts, contents_of(&tree, &Layout::beside(index_key))?))
         };
         let (facts, contents) = read().map_err(|error| storage.at(index_key, error))?;
         Ok(Load { storage: storage.clone(), index_key: index_key.to_owned(), facts, contents })

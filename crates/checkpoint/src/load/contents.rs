@@ -3,7 +3,7 @@
 //! The pickle has been judged before (`index/judge.rs`), and nothing in it is run. What a hostile one lets many entries
 //! share is paid for, like what its own walk copies: in proportion to the bytes that are there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use s3dcp_s3::Error;
@@ -15,7 +15,7 @@ use crate::dtype::DType;
 use crate::error::corrupt;
 use crate::index::allow::{AllowList, METADATA};
 use crate::index::checksums::ItemChecksums;
-use crate::index::judge::judged;
+use crate::index::judge::judged_tree;
 use crate::index::scan::{COPIES_PER_BYTE, FREE_COPIES};
 use crate::layout::Layout;
 use crate::pickle::value::{Tree, Value};
@@ -40,7 +40,7 @@ impl Contents {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredTensor {
     /// Its dtype, as torch calls it: `float32`.
-    pub dtype_name: String,
+    pub dtype_name: Arc<str>,
     /// Elements along each dimension.
     pub size: Vec<i64>,
     /// The chunks that it was saved in, as the index has them.
@@ -79,25 +79,37 @@ pub struct Stored {
 /// `Corrupt` for what [`check_index`](crate::check_index) refuses, and for an index that describes a tensor in no way
 /// known.
 pub fn read_contents(index: &[u8], layout: &Layout, allow: &AllowList) -> Result<Contents, Error> {
-    contents_of(judged(index, allow)?.0, layout)
+    contents_of(&judged_tree(index, allow)?.0, layout)
 }
 
-/// The same of a pickle that has been judged.
-pub(crate) fn contents_of(pickle: &[u8], layout: &Layout) -> Result<Contents, Error> {
-    let tree = Tree::read(pickle)?;
-    let budget = FREE_COPIES + pickle.len() as u64 * COPIES_PER_BYTE;
-    let mut reader = Reader { tree: &tree, layout, budget, keys: HashMap::new() };
+/// The same of a pickle that has been judged and read.
+pub(crate) fn contents_of(tree: &Tree<'_>, layout: &Layout) -> Result<Contents, Error> {
+    let budget = FREE_COPIES + tree.length() as u64 * COPIES_PER_BYTE;
+    let mut reader = Reader { tree, layout, budget, keys: HashMap::new(), dtype_names: BTreeSet::new() };
     reader.contents()
 }
 
-/// Where the index places an item: its name and, of a chunk, its offsets.
-type Place<'a> = (&'a str, Option<Vec<i64>>);
+/// What the index places: a name and, of a chunk, its offsets.
+type Placed<'a> = (&'a str, Option<Vec<i64>>);
+
+/// Where the index places what.
+struct Places<'a> {
+    numbers: HashMap<Placed<'a>, usize>,
+    stored: Vec<Option<Stored>>,
+}
+
+impl<'a> Places<'a> {
+    fn take(&mut self, placed: &Placed<'a>) -> Option<Stored> {
+        self.numbers.remove(placed).and_then(|number| self.stored[number].take())
+    }
+}
 
 struct Reader<'a, 't> {
     tree: &'t Tree<'a>,
     layout: &'t Layout,
     budget: u64,
     keys: HashMap<&'a str, Arc<str>>,
+    dtype_names: BTreeSet<Arc<str>>,
 }
 
 fn malformed(what: &str) -> Error {
@@ -111,26 +123,31 @@ impl<'a> Reader<'a, '_> {
         let part = |name| metadata.and_then(|state| tree.dict(tree.item(state, name)?));
         let mut places =
             self.places(part("storage_data").ok_or_else(|| malformed("storage_data is not a dict"))?)?;
-        let mut contents = Contents::default();
+        let (mut tensors, mut objects) = (Vec::new(), Vec::new());
         let entries =
             part("state_dict_metadata").ok_or_else(|| malformed("state_dict_metadata is not a dict"))?;
         for (name, entry) in entries {
-            let Value::Text(name) = name else { return Err(malformed("a name is not text")) };
+            let name = tree.text(name).ok_or_else(|| malformed("a name is not text"))?;
             self.pay(name.len())?;
             match tree.maker(entry) {
                 Some((METADATA, "TensorStorageMetadata")) => {
                     let tensor = self.tensor(name, entry, &mut places)?;
                     let tensor = tensor
                         .ok_or_else(|| corrupt(format!("{name}: the index describes it in no way known")))?;
-                    contents.objects.remove(name);
-                    contents.tensors.insert(name.to_owned(), tensor);
+                    tensors.push((name.to_owned(), tensor));
                 }
                 Some((METADATA, "BytesStorageMetadata")) => {
-                    contents.tensors.remove(name);
-                    contents.objects.insert(name.to_owned(), places.remove(&(name, None)));
+                    objects.push((name.to_owned(), places.take(&(name, None))));
                 }
                 _ => return Err(corrupt(format!("{name}: the index describes it in no way known"))),
             }
+        }
+        let count = tensors.len() + objects.len();
+        let contents =
+            Contents { tensors: tensors.into_iter().collect(), objects: objects.into_iter().collect() };
+        let is_twice = |name| contents.tensors.contains_key(name);
+        if contents.tensors.len() + contents.objects.len() < count || contents.objects.keys().any(is_twice) {
+            return Err(malformed("a name is there twice"));
         }
         Ok(contents)
     }
@@ -139,8 +156,8 @@ impl<'a> Reader<'a, '_> {
     fn tensor(
         &mut self,
         name: &'a str,
-        entry: Value<'a>,
-        places: &mut HashMap<Place<'a>, Stored>,
+        entry: Value,
+        places: &mut Places<'a>,
     ) -> Result<Option<StoredTensor>, Error> {
         let tree = self.tree;
         let field = |object, name| tree.item(tree.state(object)?, name);
@@ -164,30 +181,35 @@ impl<'a> Reader<'a, '_> {
             };
             self.pay(name.len())?;
             let mut place = (name, Some(offsets));
-            let mut stored = places.remove(&place);
+            let mut stored = places.take(&place);
             let offsets = place.1.take().unwrap_or_default();
             if number == 0 && stored.is_none() {
-                stored = places.remove(&place);
+                stored = places.take(&place);
             }
             chunks.push(StoredChunk { chunk: Chunk { offsets, sizes }, stored });
         }
-        Ok(Some(StoredTensor { dtype_name: dtype_name.to_owned(), size, chunks }))
+        let dtype_name = match self.dtype_names.get(dtype_name) {
+            Some(name) => name.clone(),
+            None => {
+                let name: Arc<str> = dtype_name.into();
+                self.dtype_names.insert(name.clone());
+                name
+            }
+        };
+        Ok(Some(StoredTensor { dtype_name, size, chunks }))
     }
 
     /// Every item that the index places.
-    fn places(
-        &mut self,
-        entries: impl Iterator<Item = (Value<'a>, Value<'a>)>,
-    ) -> Result<HashMap<Place<'a>, Stored>, Error> {
+    fn places(&mut self, entries: impl Iterator<Item = (Value, Value)>) -> Result<Places<'a>, Error> {
         let tree = self.tree;
-        let mut places = HashMap::with_capacity(entries.size_hint().0);
+        let count = entries.size_hint().0;
+        let mut places = Places { numbers: HashMap::with_capacity(count), stored: Vec::with_capacity(count) };
         for (index, info) in entries {
             let (Some(index), Some(info)) = (tree.state(index), tree.state(info)) else {
                 return Err(malformed("an entry of storage_data"));
             };
-            let Some(Value::Text(name)) = tree.item(index, "fqn") else {
-                return Err(malformed("an index without a name"));
-            };
+            let name = tree.item(index, "fqn").and_then(|name| tree.text(name));
+            let name = name.ok_or_else(|| malformed("an index without a name"))?;
             self.pay(name.len())?;
             let offsets = match tree.item(index, "offset") {
                 None | Some(Value::None) => None,
@@ -197,20 +219,17 @@ impl<'a> Reader<'a, '_> {
                 let message = format!("{name}: {}", error.message());
                 error.with_message(message)
             })?;
-            places.insert((name, offsets), stored);
+            places.numbers.insert((name, offsets), places.stored.len());
+            places.stored.push(Some(stored));
         }
         Ok(places)
     }
 
-    fn stored(&mut self, info: Value<'a>) -> Result<Stored, Error> {
+    fn stored(&mut self, info: Value) -> Result<Stored, Error> {
         let tree = self.tree;
-        let number = |name| match tree.item(info, name) {
-            Some(Value::Int(number)) => u64::try_from(number).ok(),
-            _ => None,
-        };
-        let (Some(Value::Text(path)), Some(offset), Some(length)) =
-            (tree.item(info, "relative_path"), number("offset"), number("length"))
-        else {
+        let number = |name| u64::try_from(tree.int(tree.item(info, name)?)?).ok();
+        let path = tree.item(info, "relative_path").and_then(|path| tree.text(path));
+        let (Some(path), Some(offset), Some(length)) = (path, number("offset"), number("length")) else {
             return Err(malformed("an entry of storage_data has no file name, offset or length"));
         };
         self.pay(path.len())?;
@@ -228,11 +247,11 @@ impl<'a> Reader<'a, '_> {
         };
         let checksums = match tree.item(info, "crc32") {
             None | Some(Value::None) => None,
-            Some(Value::Bytes(bytes)) => {
+            Some(checksums) => {
+                let bytes = tree.bytes(checksums).ok_or_else(|| malformed("checksums in the index"))?;
                 self.pay(bytes.len())?;
                 Some(ItemChecksums::from_bytes(bytes)?)
             }
-            Some(_) => return Err(malformed("checksums in the index")),
         };
         let is_transformed = match tree.item(info, "transform_descriptors") {
             None | Some(Value::None) => false,
@@ -243,7 +262,7 @@ impl<'a> Reader<'a, '_> {
     }
 
     /// A tuple or list of integers, or a `torch.Size` of them.
-    fn numbers(&mut self, value: Value<'a>) -> Result<Option<Vec<i64>>, Error> {
+    fn numbers(&mut self, value: Value) -> Result<Option<Vec<i64>>, Error> {
         let tree = self.tree;
         let items = match tree.maker(value) {
             Some(("torch", "Size")) => match tree.arguments(value) {
@@ -254,11 +273,7 @@ impl<'a> Reader<'a, '_> {
         };
         let Some(items) = items.filter(|items| items.len() <= MAX_DIMENSIONS) else { return Ok(None) };
         self.pay(items.len())?;
-        let number = |item: &Value<'_>| match item {
-            Value::Int(number) => Some(*number),
-            _ => None,
-        };
-        Ok(items.iter().map(number).collect())
+        Ok(items.iter().map(|&item| tree.int(item)).collect())
     }
 
     fn pay(&mut self, cost: usize) -> Result<(), Error> {

@@ -44,7 +44,7 @@ struct Walk<'a, 't> {
 }
 
 impl<'a> Walk<'a, '_> {
-    fn visit(&mut self, name: String, value: Value<'a>, depth: usize) -> Result<(), Error> {
+    fn visit(&mut self, name: String, value: Value, depth: usize) -> Result<(), Error> {
         let tree = self.tree;
         self.left = self
             .left
@@ -92,16 +92,11 @@ impl<'a> Walk<'a, '_> {
         }
     }
 
-    fn visit_pairs(
-        &mut self,
-        name: &str,
-        pairs: Vec<(Value<'a>, Value<'a>)>,
-        depth: usize,
-    ) -> Result<(), Error> {
+    fn visit_pairs(&mut self, name: &str, pairs: Vec<(Value, Value)>, depth: usize) -> Result<(), Error> {
         for (key, value) in pairs {
-            let key = match key {
-                Value::Text(text) => text.to_owned(),
-                Value::Int(number) => number.to_string(),
+            let key = match (self.tree.text(key), self.tree.int(key)) {
+                (Some(text), _) => text.to_owned(),
+                (_, Some(number)) => number.to_string(),
                 _ => return Err(unknown(&format!("{name}: a key that is neither text nor a number"))),
             };
             self.visit(below(name, &key), value, depth + 1)?;

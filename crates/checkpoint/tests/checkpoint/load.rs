@@ -62,7 +62,7 @@ async fn what_a_checkpoint_holds_is_read_from_its_index() {
         ];
         assert_eq!(chunks, quarters);
         assert!(matrix.chunks.iter().all(|stored| stored.stored.is_some()));
-        assert_eq!(tensors["scalar"].dtype_name, "float64");
+        assert_eq!(&*tensors["scalar"].dtype_name, "float64");
     }
 }
 

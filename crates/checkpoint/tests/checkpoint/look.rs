@@ -47,13 +47,13 @@ async fn what_a_checkpoint_holds_is_listed_with_totals() {
         upload(&bed, writer, "run", |_, _| {}).await;
         let checkpoint = Arc::new(open(&bed, "run").await);
         let mut found = inspect(&checkpoint, &NameFilter::default()).unwrap();
-        let names: Vec<&str> = found.tensors.iter().map(|tensor| &tensor.name[..]).collect();
+        let names: Vec<&str> = found.tensors.iter().map(|tensor| tensor.name).collect();
         assert_eq!(names, ["empty", "half", "matrix", "scalar", "transposed"], "{writer}");
         assert_eq!((found.total.tensors, found.total.objects), (5, 1));
         assert_eq!(found.by_rank.iter().map(|total| &total.of[..]).collect::<Vec<_>>(), ["rank 0"]);
         assert_eq!(found.total.bytes, found.by_dtype.iter().map(|total| total.bytes).sum::<u64>());
         read_statistics(&checkpoint, &mut found, |_| {}).await.unwrap();
-        let matrix = found.tensors[2].statistics.unwrap();
+        let matrix = found.tensors[2].statistics.as_ref().unwrap();
         assert_eq!((matrix.count, matrix.mean), (35, Some(17.0)));
         assert_eq!((matrix.min, matrix.max), (Some(Number::Float(0.0)), Some(Number::Float(34.0))));
     }
