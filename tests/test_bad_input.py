@@ -137,6 +137,8 @@ def test_a_bad_conditional_commit_is_refused_by_name(value: Any) -> None:
         ("connect_timeout", -1),
         ("read_timeout", float("inf")),
         ("max_connections", 0),
+        ("network_interfaces", "eth0"),
+        ("network_interfaces", [7]),
         ("server_side_encryption", "rot13"),
         ("sse_kms_key_id", "a-key"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["S3ClientConfig"]
@@ -63,6 +64,9 @@ class S3ClientConfig:
             profile's.
         use_accelerate_endpoint: AWS's endpoints near the client (S3 Transfer Acceleration); None for the profile's.
 
+        network_interfaces: names of network interfaces, such as ``["eth0", "eth1"]``, that connections take turns over;
+            empty for the one that the system chooses.
+
     Raises:
         ValueError: a field is out of its range; the message names it.
     """
@@ -87,6 +91,7 @@ class S3ClientConfig:
     use_fips_endpoint: bool | None = None
     use_dualstack_endpoint: bool | None = None
     use_accelerate_endpoint: bool | None = None
+    network_interfaces: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, limit: str) -> None:
@@ -137,3 +142,7 @@ class S3ClientConfig:
             "max_connections",
             "None or an integer of at least 1",
         )
+        names = self.network_interfaces
+        listed = isinstance(names, Sequence) and not isinstance(names, str)
+        require(listed and all(isinstance(name, str) for name in names), "network_interfaces", "a list of names")
+        object.__setattr__(self, "network_interfaces", tuple(names))

@@ -28,6 +28,7 @@ pub(crate) struct Settings {
     use_fips_endpoint: Option<bool>,
     use_dualstack_endpoint: Option<bool>,
     use_accelerate_endpoint: Option<bool>,
+    network_interfaces: Vec<String>,
 }
 
 impl Settings {
@@ -58,6 +59,7 @@ impl Settings {
         config.max_connections = self.max_connections;
         config.throughput_target_gbps = self.throughput_target_gbps;
         config.part_size = self.part_size;
+        config.network_interfaces = self.network_interfaces;
         config
     }
 }

@@ -72,7 +72,7 @@ impl HttpClient for ChainHttp {
         let connect_timeout = settings.connect_timeout().unwrap_or(read_timeout);
         let trusted = self.roots.clone().unwrap_or_else(|_| RootCertStore::empty());
         let connector = Connector {
-            connections: connections(trusted, connect_timeout, &self.proxies).map(Arc::new),
+            connections: connections(trusted, connect_timeout, &self.proxies, &Arc::default()).map(Arc::new),
             without_tls: self.roots.as_ref().err().cloned(),
             read_timeout,
             last: Arc::clone(&self.last),

@@ -11,10 +11,12 @@ pub(crate) mod sourced;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::environment::{check_key, trimmed};
 use crate::error::{Error, invalid};
+use crate::http::resolver::Resolve;
 use crate::protocol::endpoint::{Addressing, Endpoint, Region, without_user_info};
 
 /// Smallest part that S3 takes (except the last of an upload), in bytes.
@@ -27,6 +29,8 @@ pub const DEFAULT_PART_SIZE: u64 = 16 << 20;
 /// Gbit/s counted on from one connection to S3: a quarter of what it carries at its best, for much of a save of a few
 /// seconds is over before the search for the number of connections has learned anything.
 const GBPS_PER_CONNECTION: f64 = 0.15625;
+/// Longest name of a network interface, in bytes.
+const MAX_INTERFACE_NAME: usize = 15;
 /// How far beyond the throughput target's the number of connections may go.
 const CONNECTIONS_AT_MOST: usize = 2;
 
@@ -144,6 +148,10 @@ pub struct ClientConfig {
     pub part_size: Option<u64>,
     /// `User-Agent` of every request.
     pub user_agent: String,
+    /// Network interfaces (`"eth0"`) that connections take turns over. Empty: the system chooses.
+    pub network_interfaces: Vec<String>,
+    /// Who looks up the addresses of the service's name. `None`: the system.
+    pub resolver: Option<Arc<dyn Resolve>>,
 }
 
 impl Default for ClientConfig {
@@ -172,6 +180,8 @@ impl Default for ClientConfig {
             throughput_target_gbps: 10.0,
             part_size: None,
             user_agent: concat!("s3dcp/", env!("CARGO_PKG_VERSION")).to_owned(),
+            network_interfaces: Vec::new(),
+            resolver: None,
         }
     }
 }
@@ -202,6 +212,8 @@ impl fmt::Debug for ClientConfig {
             .field("throughput_target_gbps", &self.throughput_target_gbps)
             .field("part_size", &self.part_size)
             .field("user_agent", &self.user_agent)
+            .field("network_interfaces", &self.network_interfaces)
+            .field("resolver", &self.resolver)
             .finish()
     }
 }
@@ -277,6 +289,13 @@ impl ClientConfig {
                 *value = trimmed(value).to_owned();
                 check_key(name, value)?;
             }
+        }
+        let is_interface = |name: &&String| {
+            (1..=MAX_INTERFACE_NAME).contains(&name.len())
+                && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
+        };
+        if let Some(name) = self.network_interfaces.iter().find(|name| !is_interface(name)) {
+            return Err(invalid(format!("network_interfaces must be names such as eth0, not {name:?}")));
         }
         if http::HeaderValue::from_str(&self.user_agent).is_err() {
             return Err(invalid(format!("user_agent must be printable ASCII, not {:?}", self.user_agent)));

@@ -8,10 +8,12 @@
 //!
 //! A stream that died while idle is replaced within the same attempt where the request was not sent or changes nothing.
 //! Where one is lost in another way, silence included, [`Connections::drop_idle`] lets no other of its time cost an
-//! attempt too. What this does not do: limit how many connections there are (admission does), spread over a name's addresses.
+//! attempt too. An idle stream to an address that is left out ([`crate::http::addresses`]) is closed. What this does not do: limit how
+//! many connections there are (admission does).
 
 use std::error::Error as StdError;
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -23,12 +25,15 @@ use http::{HeaderMap, Method, Request, Response, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper_rustls::HttpsConnector;
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use tower_service::Service;
 
+use crate::clock;
+use crate::http::addresses::Asked;
 use crate::http::body::{Body, Framed, Plain};
 use crate::http::idle_streams::{IdleStreams, Origin, Stream};
 use crate::http::proxy::{Connector, Proxies, Proxy};
+use crate::http::resolver::Resolver;
 use crate::transfer::payload::PayloadBody;
 
 /// Why there is no response.
@@ -43,17 +48,19 @@ pub(crate) enum NoResponse {
 pub(crate) struct Connections {
     connector: HttpsConnector<Connector>,
     proxies: Arc<Proxies>,
+    resolver: Arc<Resolver>,
     idle: Arc<IdleStreams>,
 }
 
 impl Connections {
-    /// Connections that this connector makes with these proxies, each kept so long when nobody uses it.
+    /// Connections that this connector makes with these proxies and this resolver, each kept so long when nobody uses it.
     pub(crate) fn new(
         connector: HttpsConnector<Connector>,
         proxies: Arc<Proxies>,
+        resolver: Arc<Resolver>,
         idle: Duration,
     ) -> Connections {
-        Connections { connector, proxies, idle: Arc::new(IdleStreams::new(idle)) }
+        Connections { connector, proxies, resolver, idle: Arc::new(IdleStreams::new(idle)) }
     }
 
     /// The proxy that requests to this URI go by.
@@ -75,10 +82,11 @@ impl Connections {
             }
         };
         let origin = Origin::new(uri.authority().cloned(), &self.idle);
-        if let Some(stream) = origin.stream().await {
+        let host = uri.host().unwrap_or_default().to_owned();
+        if let Some(stream) = self.idle_stream(&origin, &host).await {
             let changes_nothing = matches!(*request.method(), Method::GET | Method::HEAD);
             let copy = changes_nothing.then(|| request.clone());
-            match exchange(stream, request, origin.clone()).await {
+            match self.timed_exchange(stream, request, origin.clone(), &host).await {
                 Ok(response) => return Ok(response),
                 Err(Unanswered { error, unsent }) => match unsent.or(copy) {
                     Some(again) => {
@@ -90,7 +98,35 @@ impl Connections {
             }
         }
         let stream = self.connector.clone().call(uri).await.map_err(NoResponse::Unconnected)?;
-        exchange(stream, request, origin).await.map_err(|unanswered| NoResponse::Broken(unanswered.error))
+        let answered = self.timed_exchange(stream, request, origin, &host).await;
+        answered.map_err(|unanswered| NoResponse::Broken(unanswered.error))
+    }
+
+    /// An idle stream to an address that is not left out.
+    async fn idle_stream(&self, origin: &Origin, host: &str) -> Option<Stream> {
+        loop {
+            let stream = origin.stream().await?;
+            if !address(&stream).is_some_and(|address| self.resolver.is_left_out(host, address)) {
+                return Some(stream);
+            }
+        }
+    }
+
+    /// One exchange, of whose time the resolver hears.
+    async fn timed_exchange(
+        &self,
+        stream: Stream,
+        request: Request<PayloadBody>,
+        origin: Origin,
+        host: &str,
+    ) -> Result<Response<Body>, Unanswered> {
+        let (address, asked) = (address(&stream), Asked::of(request.body().size_hint().exact().unwrap_or(0)));
+        let started = clock::now();
+        let response = exchange(stream, request, origin).await?;
+        if let Some(address) = address {
+            self.resolver.answered(host, address, asked, clock::now().duration_since(started));
+        }
+        Ok(response)
     }
 
     /// Closes all idle connections. What took one away (a network's equipment that forgets connections, a service that
@@ -99,6 +135,15 @@ impl Connections {
     pub(crate) fn drop_idle(&self) {
         self.idle.clear();
     }
+}
+
+/// The address at the other end.
+fn address(stream: &Stream) -> Option<IpAddr> {
+    let tcp = match stream {
+        MaybeHttpsStream::Http(tcp) => tcp.inner(),
+        MaybeHttpsStream::Https(tls) => tls.inner().get_ref().0.inner().inner(),
+    };
+    tcp.peer_addr().ok().map(|address| address.ip())
 }
 
 /// A request that was not answered.

@@ -21,6 +21,7 @@ use tower_service::Service;
 
 use crate::config::environment::Environment;
 use crate::error::{Error, ErrorKind};
+use crate::http::resolver::Resolver;
 
 /// Why there is no tunnel.
 pub(crate) type TunnelError = <Tunnel<HttpConnector> as Service<Uri>>::Error;
@@ -141,11 +142,12 @@ fn names_a_host(authority: &Authority) -> bool {
 pub(crate) struct Connector {
     tcp: HttpConnector,
     proxies: Arc<Proxies>,
+    resolver: Arc<Resolver>,
 }
 
 impl Connector {
-    pub(crate) fn new(tcp: HttpConnector, proxies: Arc<Proxies>) -> Connector {
-        Connector { tcp, proxies }
+    pub(crate) fn new(tcp: HttpConnector, proxies: Arc<Proxies>, resolver: Arc<Resolver>) -> Connector {
+        Connector { tcp, proxies, resolver }
     }
 }
 
@@ -170,8 +172,7 @@ impl Service<Uri> for Connector {
             }
             proxy => {
                 let to = proxy.map_or(uri, |proxy| proxy.intercept.uri().clone());
-                let opening = self.tcp.call(to);
-                Box::pin(async move { Ok(opening.await?) })
+                Box::pin(Arc::clone(&self.resolver).connect(self.tcp.clone(), to))
             }
         }
     }

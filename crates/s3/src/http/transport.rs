@@ -23,6 +23,7 @@ use crate::http::connection_pool::{Connections, NoResponse};
 use crate::http::limits::{Limits, causes, host_and_port};
 use crate::http::progress::Progress;
 use crate::http::proxy::{Connector, Proxies, Proxy, TunnelError};
+use crate::http::resolver::{InterfaceError, Resolver};
 use crate::http::trust::{Bundle, roots};
 use crate::protocol::endpoint::Endpoint;
 use crate::transfer::payload::PayloadBody;
@@ -49,7 +50,9 @@ impl Transport {
         proxies: Proxies,
     ) -> Result<Transport, Error> {
         let roots = if endpoint.tls() { roots(bundle)? } else { RootCertStore::empty() };
-        let connections = connections(roots, config.connect_timeout, &Arc::new(proxies))?;
+        let resolver = Resolver::new(config.resolver.clone(), config.network_interfaces.clone());
+        let connections =
+            connections(roots, config.connect_timeout, &Arc::new(proxies), &Arc::new(resolver))?;
         Ok(Transport { endpoint: endpoint.clone(), connect_timeout: config.connect_timeout, connections })
     }
 
@@ -93,6 +96,9 @@ impl Transport {
                 "the TLS certificate of {host} is not trusted: {why}; see ca_bundle and AWS_CA_BUNDLE"
             );
             return Failure::fatal(Error::new(ErrorKind::Config, text).with_source(error));
+        }
+        if let Some(interface) = find::<InterfaceError>(&*error) {
+            return Failure::fatal(Error::new(ErrorKind::Config, interface.to_string()).with_source(error));
         }
         let proxy = self.connections.proxy(uri);
         let tunnel = find::<TunnelError>(&*error);
@@ -175,6 +181,7 @@ pub(crate) fn connections(
     roots: RootCertStore,
     connect_timeout: Duration,
     proxies: &Arc<Proxies>,
+    resolver: &Arc<Resolver>,
 ) -> Result<Connections, Error> {
     let mut tcp = HttpConnector::new();
     tcp.set_nodelay(true);
@@ -191,8 +198,8 @@ pub(crate) fn connections(
         .with_tls_config(tls_config)
         .https_or_http()
         .enable_http1()
-        .wrap_connector(Connector::new(tcp, Arc::clone(proxies)));
-    Ok(Connections::new(connector, Arc::clone(proxies), IDLE))
+        .wrap_connector(Connector::new(tcp, Arc::clone(proxies), Arc::clone(resolver)));
+    Ok(Connections::new(connector, Arc::clone(proxies), Arc::clone(resolver), IDLE))
 }
 
 /// The output of `exchange`, unless bytes stop moving or the deadline passes.

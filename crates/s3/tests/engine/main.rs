@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
 #![expect(clippy::disallowed_methods, reason = "tests wait for real sockets")]
 
+mod addresses;
 mod causes;
 #[cfg(feature = "credential-chain")]
 mod chain;

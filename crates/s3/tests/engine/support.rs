@@ -98,7 +98,14 @@ pub(crate) struct Responder {
 
 impl Responder {
     pub(crate) async fn start(script: impl Fn(usize, &Seen) -> Act + Send + Sync + 'static) -> Responder {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Responder::listen(TcpListener::bind("127.0.0.1:0").await.unwrap(), script)
+    }
+
+    /// The same where somebody listens already.
+    pub(crate) fn listen(
+        listener: TcpListener,
+        script: impl Fn(usize, &Seen) -> Act + Send + Sync + 'static,
+    ) -> Responder {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let connections: Arc<AtomicUsize> = Arc::default();
