@@ -242,6 +242,7 @@ def test_every_command_and_option_exists(page: str) -> None:
 S3, CHECKPOINT, PACING, PREFIX, SERVER = (
     f"crates/{crate}/src" for crate in ("s3", "checkpoint", "pacing", "prefix", "server")
 )
+ADDRESSES, HEDGING = f"{S3}/http/addresses.rs", f"{S3}/admission/hedging.rs"
 CLI, PYTHON, LOAD = "crates/cli/src", "python/s3dcp", "python/s3dcp/_load"
 
 
@@ -276,10 +277,16 @@ NUMBERS = [
     (SETTINGS, r"`base` is (\d+) to 36", PREFIX, "MIN_BASE", 1),
     (SETTINGS, r"`base` is 2 to (\d+)", PREFIX, "MAX_BASE", 1),
     (SETTINGS, r"within (\d+) s", S3, "IDLE", 1),
-    (SETTINGS, r"looked up again \| every (\d+) s", S3, "FRESH", 1),
-    (SETTINGS, r"address beside \| after (\d+) ms", S3, "STAGGER", 1000),
-    (SETTINGS, r"is left out for \| (\d+) s", S3, "LEFT_OUT", 1),
-    (SETTINGS, r"those of the others \| (\d+) times", S3, "SLOW", 1),
+    (SETTINGS, r"reads only \| (\d+) %", HEDGING, "SHARE", 100),
+    (SETTINGS, r"takes longer than (\d+) %", HEDGING, "USUAL", 100),
+    (SETTINGS, r"of its operation \| (\d+) times", HEDGING, "TIMES", 1),
+    (SETTINGS, r"times, and (\d+) ms at least", HEDGING, "NEVER_LATE", 1000),
+    (SETTINGS, r"before one can be late \| (\d+)", HEDGING, "ENOUGH", 1),
+    (SETTINGS, r"once more for \| (\d+) s", HEDGING, "OFF", 1),
+    (SETTINGS, r"looked up again \| every (\d+) s", ADDRESSES, "FRESH", 1),
+    (SETTINGS, r"address beside \| after (\d+) ms", f"{S3}/http/resolver.rs", "STAGGER", 1000),
+    (SETTINGS, r"is left out for \| (\d+) s", ADDRESSES, "LEFT_OUT", 1),
+    (SETTINGS, r"those of the others \| (\d+) times", ADDRESSES, "SLOW", 1),
     ("README.md", r"about ([\d,]+) writes a second", "crates/partition/src/limits.rs", "writes_per_second", 1),
     ("README.md", r"every (\d+) MiB of a large one", CHECKPOINT, "SLICE_SIZE", 1 / MIB),
     ("DESIGN.md", r"slice \| (\d+) MiB of an item", CHECKPOINT, "SLICE_SIZE", 1 / MIB),

@@ -49,6 +49,8 @@ pub(crate) struct Stats {
     #[pyo3(get)]
     retries: u64,
     #[pyo3(get)]
+    hedged: u64,
+    #[pyo3(get)]
     throttled: u64,
     #[pyo3(get)]
     bytes_sent: u64,
@@ -62,6 +64,7 @@ impl From<s3dcp_s3::Stats> for Stats {
         Self {
             requests: inner.requests,
             retries: inner.retries,
+            hedged: inner.hedged,
             throttled: inner.throttled,
             bytes_sent: inner.bytes_sent,
             bytes_received: inner.bytes_received,

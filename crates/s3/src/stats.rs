@@ -14,6 +14,8 @@ pub struct Stats {
     pub requests: u64,
     /// Of these, requests that repeated a failed one.
     pub retries: u64,
+    /// Of these, requests sent once more because the answer to the first was late.
+    pub hedged: u64,
     /// Answers that asked for fewer requests (503, 429).
     pub throttled: u64,
     /// Body bytes sent, repeated ones included.
@@ -31,6 +33,7 @@ impl Stats {
         Stats {
             requests: self.requests.saturating_sub(before.requests),
             retries: self.retries.saturating_sub(before.retries),
+            hedged: self.hedged.saturating_sub(before.hedged),
             throttled: self.throttled.saturating_sub(before.throttled),
             bytes_sent: self.bytes_sent.saturating_sub(before.bytes_sent),
             bytes_received: self.bytes_received.saturating_sub(before.bytes_received),
@@ -44,6 +47,7 @@ pub(crate) struct Counters {
     latencies: Mutex<Latencies>,
     requests: AtomicU64,
     retries: AtomicU64,
+    hedged: AtomicU64,
     throttled: AtomicU64,
     bytes_sent: AtomicU64,
     bytes_received: AtomicU64,
@@ -56,6 +60,10 @@ impl Counters {
 
     pub(crate) fn add_retry(&self) {
         self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_hedge(&self) {
+        self.hedged.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn add_throttled(&self) {
@@ -78,6 +86,7 @@ impl Counters {
         Stats {
             requests: self.requests.load(Ordering::Relaxed),
             retries: self.retries.load(Ordering::Relaxed),
+            hedged: self.hedged.load(Ordering::Relaxed),
             throttled: self.throttled.load(Ordering::Relaxed),
             bytes_sent: self.bytes_sent.load(Ordering::Relaxed),
             bytes_received: self.bytes_received.load(Ordering::Relaxed),

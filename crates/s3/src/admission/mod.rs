@@ -4,6 +4,7 @@
 //! connection. Bytes that uploads hold in memory are counted here too.
 
 pub(crate) mod connection_limit;
+pub(crate) mod hedging;
 pub(crate) mod in_flight;
 pub(crate) mod pacing;
 pub(crate) mod retry;
@@ -16,6 +17,7 @@ use s3dcp_pacing::Share;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::admission::connection_limit::{Connection, ConnectionLimit};
+use crate::admission::hedging::Hedging;
 use crate::admission::in_flight::InFlight;
 use crate::admission::pacing::{Keys, Pacing};
 use crate::admission::tuning::Concurrency;
@@ -28,6 +30,7 @@ pub(crate) struct Admission {
     pacing: Arc<Pacing>,
     connections: ConnectionLimit,
     in_flight: InFlight,
+    hedging: Arc<Hedging>,
     counters: Arc<Counters>,
 }
 
@@ -43,6 +46,7 @@ pub(crate) enum Outcome {
 /// The right to one attempt. Its connection is free for another request when this is dropped.
 pub(crate) struct Permit {
     pacing: Arc<Pacing>,
+    hedging: Arc<Hedging>,
     counters: Arc<Counters>,
     keys: Arc<Keys>,
     again: bool,
@@ -57,6 +61,7 @@ impl Admission {
             pacing: Arc::new(Pacing::new()),
             connections: ConnectionLimit::new(Concurrency::new(first, most), Arc::clone(counters)),
             in_flight: InFlight::new(in_flight),
+            hedging: Arc::default(),
             counters: Arc::clone(counters),
         }
     }
@@ -86,6 +91,7 @@ impl Admission {
         };
         Some(Permit {
             pacing: Arc::clone(&self.pacing),
+            hedging: Arc::clone(&self.hedging),
             counters: Arc::clone(&self.counters),
             keys: Arc::clone(keys),
             again,
@@ -135,6 +141,17 @@ impl Permit {
         }
     }
 
+    /// What tells when the answer to its request is late.
+    pub(crate) fn hedging(&self) -> &Hedging {
+        &self.hedging
+    }
+
+    /// The request is sent once more, beside the first.
+    pub(crate) fn leave_again(&self) {
+        self.counters.add_request();
+        self.counters.add_hedge();
+    }
+
     /// The response says this of the load.
     pub(crate) fn answered(&self, outcome: Outcome) {
         match outcome {
@@ -146,6 +163,7 @@ impl Permit {
     /// The response says that the service wants fewer requests about these keys, each lane once.
     pub(crate) fn refused(&self, keys: &[Keys]) {
         self.counters.add_throttled();
+        self.hedging.slowed_down(clock::now());
         let mut told: Vec<&Keys> = Vec::new();
         for keys in keys {
             if !told.iter().any(|other| other.share_a_lane(keys)) {

@@ -139,7 +139,7 @@ impl Connector {
             ErrorKind::Timeout => ConnectorError::timeout(error.into()),
             _ => ConnectorError::io(error.into()),
         };
-        let response = clock::before(deadline, connections.send(request)).await;
+        let response = clock::before(deadline, connections.send(request, false)).await;
         let response = response
             .ok_or_else(|| failed(limits.silence("while waiting for the answer").error))?
             .map_err(|error| match error {

@@ -68,8 +68,12 @@ impl Connections {
         self.proxies.of(uri)
     }
 
-    /// Sends a request and reads the head of the response. The URI is absolute.
-    pub(crate) async fn send(&self, mut request: Request<PayloadBody>) -> Result<Response<Body>, NoResponse> {
+    /// Sends a request and reads the head of the response. The URI is absolute. With `anew` it goes over a new connection.
+    pub(crate) async fn send(
+        &self,
+        mut request: Request<PayloadBody>,
+        anew: bool,
+    ) -> Result<Response<Body>, NoResponse> {
         let uri = std::mem::take(request.uri_mut());
         let asked = self.proxies.of(&uri).filter(|_| uri.scheme() == Some(&Scheme::HTTP));
         *request.uri_mut() = match &asked {
@@ -83,7 +87,8 @@ impl Connections {
         };
         let origin = Origin::new(uri.authority().cloned(), &self.idle);
         let host = uri.host().unwrap_or_default().to_owned();
-        if let Some(stream) = self.idle_stream(&origin, &host).await {
+        let idle = if anew { None } else { self.idle_stream(&origin, &host).await };
+        if let Some(stream) = idle {
             let changes_nothing = matches!(*request.method(), Method::GET | Method::HEAD);
             let copy = changes_nothing.then(|| request.clone());
             match self.timed_exchange(stream, request, origin.clone(), &host).await {

@@ -56,15 +56,17 @@ impl Transport {
         Ok(Transport { endpoint: endpoint.clone(), connect_timeout: config.connect_timeout, connections })
     }
 
-    /// Sends a request and waits for the head of the response, as long as bytes of the body go out.
+    /// Sends a request and waits for the head of the response, as long as bytes of the body go out. With `anew` it goes over a
+    /// new connection, and so most often to another address.
     pub(crate) async fn send(
         &self,
         request: Request<PayloadBody>,
         progress: &Progress,
         limits: Limits,
+        anew: bool,
     ) -> Result<Response<Body>, Failure> {
         let uri = request.uri().clone();
-        let response = answered(self.connections.send(request), progress, &limits).await?;
+        let response = answered(self.connections.send(request, anew), progress, &limits).await?;
         let response = response.map_err(|error| match error {
             NoResponse::Unconnected(error) => self.unconnected(error, &uri),
             NoResponse::Broken(error) => self.broken(error, &uri),

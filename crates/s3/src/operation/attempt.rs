@@ -5,6 +5,7 @@
 //!
 //! What tries once or recovers is boxed: it is compiled here once, rather than in every crate that awaits an operation.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -14,8 +15,8 @@ use aws_sigv4::http_request::SignableBody;
 use aws_smithy_types::base64;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use futures_util::future::{BoxFuture, Either, select};
+use http::{HeaderMap, HeaderValue, Request, Response as HttpResponse, StatusCode};
 use md5::{Digest, Md5};
 
 use crate::admission::retry::{Attempts, Class, Failure, Policy, Remedy, Verdict};
@@ -26,7 +27,7 @@ use crate::client::Client;
 use crate::clock::{self, Instant};
 use crate::config::ServerSideEncryption;
 use crate::error::{Error, ErrorKind};
-use crate::http::body::BodyReader;
+use crate::http::body::{Body, BodyReader};
 use crate::http::limits::{Limits, deadline_passed, host_and_port};
 use crate::http::progress::Progress;
 use crate::operation::call::Call;
@@ -36,6 +37,8 @@ use crate::transfer::payload::{Payload, PayloadBody};
 
 /// Longest error document that is read.
 const MAX_ERROR_BODY: usize = 64 * 1024;
+/// Longer than any answer may take.
+const NEVER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Longest response that is kept in memory: a page of a listing has about 1 MiB.
 const MAX_RESPONSE: usize = 64 << 20;
 
@@ -157,7 +160,7 @@ impl Client {
         operation.attempts.count = attempt;
         permit.leave();
         let sent = clock::now();
-        let response = session.transport.send(request, &progress, limits.clone()).await?;
+        let response = self.answer(call, session, request, (&progress, limits.clone()), &permit).await?;
         let time = clock::now().duration_since(sent);
         inner.counters.add_latency(time);
         match call.body.len() {
@@ -174,6 +177,49 @@ impl Client {
         let failure = failure(&self.asked(call, session), head.status, &head.headers, &document);
         permit.answered(outcome(&failure));
         Err(failure)
+    }
+
+    /// Sends a request, and once more beside where it changes nothing and its answer is late: the first answer counts.
+    async fn answer(
+        &self,
+        call: &Call,
+        session: &Session,
+        request: Request<PayloadBody>,
+        (progress, limits): (&Progress, Limits),
+        permit: &Permit,
+    ) -> Result<HttpResponse<Body>, Failure> {
+        let (transport, hedging) = (&session.transport, permit.hedging());
+        if call.writes {
+            return transport.send(request, progress, limits, false).await;
+        }
+        let started = clock::now();
+        let late_after = hedging.late_after(call.operation, started);
+        let copy = late_after.map(|_| request.clone());
+        let mut first = pin!(transport.send(request, progress, limits.clone(), false));
+        let late = clock::before(started + late_after.unwrap_or(NEVER), first.as_mut());
+        let answer = match (late.await, copy) {
+            (Some(answer), _) => answer,
+            (None, Some(copy)) if hedging.take(clock::now()) => {
+                permit.leave_again();
+                tracing::debug!(
+                    operation = call.operation,
+                    key = call.key,
+                    "an answer is late: asking again"
+                );
+                let progress = Progress::new(Arc::clone(&self.inner.counters));
+                let second = pin!(transport.send(copy, &progress, limits, true));
+                match select(first, second).await {
+                    Either::Left((Ok(answer), _)) | Either::Right((Ok(answer), _)) => Ok(answer),
+                    Either::Left((Err(_), second)) => second.await,
+                    Either::Right((Err(_), first)) => first.await,
+                }
+            }
+            (None, _) => first.await,
+        };
+        if answer.is_ok() {
+            hedging.answered(call.operation, clock::now().duration_since(started));
+        }
+        answer
     }
 
     /// Applies a remedy and waits for its pause; or hands out the final error.

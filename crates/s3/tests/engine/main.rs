@@ -7,6 +7,7 @@ mod causes;
 #[cfg(feature = "credential-chain")]
 mod chain;
 mod faults;
+mod hedging;
 mod secrets;
 mod server;
 mod stores;
