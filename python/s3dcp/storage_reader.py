@@ -21,7 +21,7 @@ from torch.futures import Future
 
 from . import _native
 from ._compat import HAS_RANK_INDEXES, ExtensionRegistry, ReaderTransforms
-from ._load.index import allowed_global_names, index_facts, read_index
+from ._load.index import allowed_global_names, index_facts, node_folder, read_index
 from ._load.rank_load import RankLoad
 from ._progress import ProgressCallback, checked_progress, transfer_progress
 from ._ranks import this_rank, world_size
@@ -124,11 +124,19 @@ class S3StorageReader(FileSystemReader):
         self.sync_files = False
         self._index_error: Exception | None = None
         self._etag: str | None = None
+        self._node_index: _native.StoredIndex | None = None
         self._metadata: Metadata | None = None
         self._operation: Operation | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_metadata": None, "_index_error": None, "_operation": None, "storage_data": {}}
+        return {
+            **self.__dict__,
+            "_metadata": None,
+            "_index_error": None,
+            "_node_index": None,
+            "_operation": None,
+            "storage_data": {},
+        }
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Forget the last load; the next one is at `checkpoint_id` when given."""
@@ -138,6 +146,7 @@ class S3StorageReader(FileSystemReader):
         self.storage_data = {}
         self._metadata = None
         self._index_error = None
+        self._node_index = None
         self.load_id = str(uuid.uuid4())
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -235,11 +244,15 @@ class S3StorageReader(FileSystemReader):
     def _read_index(self, rank: int | None) -> Metadata:
         bucket, path_key = split_path(self.path)
         key = _index_key(path_key, rank)
+        # each rank has an index of its own without collectives
+        folder = node_folder() if rank is None else None
         try:
-            index = self.fs.client.get_index(bucket, key)
+            index = self.fs.client.get_index(bucket, key, folder)
         except NotFound as error:
             raise error.with_message(f"no checkpoint at {self.path}: {error}") from error
         self._etag = index.etag
+        # For ranks that come later: when one reads data, all have read the index.
+        self._node_index = index if folder else None
         metadata = read_index(index, f"s3://{bucket}/{key}", self._allowed_globals)
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
@@ -313,6 +326,7 @@ class S3StorageReader(FileSystemReader):
         metadata = self._index_for("read_data")
         operation = self._this_load()
         operation.note(items=len(plan.items))
+        self._node_index = None
         with operation.phase("read"):
             self._read_items(metadata, plan, planner)
         operation.end()
