@@ -14,6 +14,7 @@ import logging
 import math
 import pickle
 import time
+import traceback
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from .._compat import own_connection
 from ..errors import ConnectionFailed, Interrupted, S3DcpError
 from .share import Portion, Share
 
@@ -61,25 +63,24 @@ class Group:
     @staticmethod
     def connect(share: Share, request_deadline: float) -> Group | None:
         """Connect to all ranks; None where one of them cannot, which then holds for all."""
-        c10d = dist.distributed_c10d
-        store = c10d.PrefixStore(f"s3dcp/share/{share.load_id}", c10d._get_default_store().clone())
-        patience = timedelta(seconds=CONNECT_SECONDS)
-        backend, trouble = None, ""
+        c10d, patience = dist.distributed_c10d, timedelta(seconds=CONNECT_SECONDS)
+        ready = [f"ready/{rank}" for rank in range(share.ranks)]
+        backend, trouble = None, "not all ranks came"
         try:
-            backend = c10d.ProcessGroupGloo(c10d.PrefixStore("gloo", store), share.rank, share.ranks, timeout=patience)
+            store = c10d.PrefixStore(f"s3dcp/share/{share.load_id}", own_connection(c10d._get_default_store()))
+            try:
+                own = c10d.PrefixStore("gloo", store)
+                backend = c10d.ProcessGroupGloo(own, share.rank, share.ranks, timeout=patience)
+            except Exception as error:
+                trouble = str(error)
+            store.set(ready[share.rank], "no" if backend is None else "yes")
+            store.wait(ready, patience)
+            if all(store.get(key) == b"yes" for key in ready):
+                return Group(backend, request_deadline + GRACE_SECONDS)
         except Exception as error:
             trouble = str(error)
-        store.set(f"ready/{share.rank}", "yes" if backend is not None else "no")
-        ready = [f"ready/{rank}" for rank in range(share.ranks)]
-        try:
-            store.wait(ready, patience)
-            fit = all(store.get(key) == b"yes" for key in ready)
-        except Exception as error:
-            fit, trouble = False, trouble or str(error)
-        if not fit:
-            logger.warning("ranks cannot connect to share what they load, so each fetches all of its own: %s", trouble)
-            return None
-        return Group(backend, request_deadline + GRACE_SECONDS)
+        logger.warning("ranks cannot connect to share what they load, so each fetches all of its own: %s", trouble)
+        return None
 
     def send(self, tensor: torch.Tensor, rank: int, tag: int) -> Work:
         """Begin to send."""
@@ -157,20 +158,41 @@ class Exchange:
         Raises:
             Exception: what failed on this rank, else what failed on the owner of bytes that it misses.
         """
-        portions = self._share.portions
+        try:
+            self._go_through(self._share.portions)
+            self._part()
+        except BaseException as error:
+            # A traceback would keep alive what still receives into the state.
+            self._under_way.clear()
+            traceback.clear_frames(error.__traceback__)
+            raise
+        if failed := self.failure or self.told:
+            raise failed
+
+    def _go_through(self, portions: Sequence[Portion]) -> None:
         if self._share.trial is None:
             self._together(portions)
-        else:
-            warm, shared, alone = (bisect_left(portions, end, key=_number) for end in self._share.trial)
-            self._together(portions[:warm])
-            told = (
-                self._measured(self._together, portions[warm:shared]),
-                self._measured(self._alone, portions[shared:alone]),
-            )
-            go_on = self._together if self._agree(told) else self._alone
-            go_on(portions[alone:])
-        if error := self.failure or self.told:
-            raise error
+            return
+        warm, shared, alone = (bisect_left(portions, end, key=_number) for end in self._share.trial)
+        self._together(portions[:warm])
+        told = (
+            self._measured(self._together, portions[warm:shared]),
+            self._measured(self._alone, portions[shared:alone]),
+        )
+        go_on = self._together if self._agree(told) else self._alone
+        go_on(portions[alone:])
+
+    def _part(self) -> None:
+        """Wait for each other: a connection that one end closes may lose what is on its way to the other."""
+        tag, others = 2 * self._share.count + 1, [rank for rank in range(self._share.ranks) if rank != self._me]
+        farewell = torch.zeros(1, dtype=torch.uint8, device="cpu")
+        heard = torch.zeros(len(others), dtype=torch.uint8, device="cpu")
+        works: list[tuple[int, Work]] = []
+        for number, rank in enumerate(others):
+            if rank not in self._gone:
+                self._begin(works, rank, self._group.send, [(farewell, tag)])
+                self._begin(works, rank, self._group.receive, [(heard[number : number + 1], tag)])
+        self._wait(works)
 
     def _measured(self, step: Callable[[Sequence[Portion]], None], portions: Sequence[Portion]) -> float:
         """Do it; the seconds that it took for each byte, 0 for none."""
@@ -185,8 +207,9 @@ class Exchange:
         others = {rank: torch.zeros_like(own) for rank in range(self._share.ranks) if rank != self._me}
         works: list[tuple[int, Work]] = []
         for rank, theirs in others.items():
-            self._begin(works, rank, self._group.send, [(own, tag)])
-            self._begin(works, rank, self._group.receive, [(theirs, tag)])
+            if rank not in self._gone:
+                self._begin(works, rank, self._group.send, [(own, tag)])
+                self._begin(works, rank, self._group.receive, [(theirs, tag)])
         self._wait(works)
         all_told = [told, *((float(theirs[0]), float(theirs[1])) for theirs in others.values())]
         worth = is_worth(all_told)
