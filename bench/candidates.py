@@ -24,7 +24,8 @@ def s3dcp(operation: str, spec: dict[str, Any]) -> Callable[[], Any]:
         config = S3ClientConfig(part_size=spec["part_mib"] * 2**20) if "part_mib" in spec else None
         strategy = HexPrefixStrategy() if spec.get("hex") else None
         return lambda: S3StorageWriter(REGION, spec["uri"], config, strategy, spec.get("files", 1))
-    return lambda: S3StorageReader(REGION, spec["uri"])
+    connections = S3ClientConfig(max_connections=spec["connections"]) if spec.get("connections") else None
+    return lambda: S3StorageReader(REGION, spec["uri"], connections, share=spec.get("share", "auto"))
 
 
 def s3torchconnector(operation: str, spec: dict[str, Any]) -> Callable[[], Any]:

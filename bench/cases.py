@@ -108,6 +108,17 @@ def throttled(options: Options) -> Iterator[Row]:
             yield Row(candidate, "save", spec, note, ranks=8, budget=(writes_per_second, partitions))
 
 
+def replicas(options: Options) -> Iterator[Row]:
+    """Ranks that all load the same, each over a few connections of its own."""
+    gib = min(options.gib, 0.5)
+    for ranks in (4, 8):
+        for share in (False, True):
+            spec = {"gib": gib, "connections": RANK_CONNECTIONS, "share": share}
+            note = "shared" if share else "not shared"
+            before = {"ranks": 1, "connections": None, "share": None}
+            yield Row(US, "load", spec, f"{ranks} ranks, {note}", ranks=ranks, before=before)
+
+
 def everyday(options: Options) -> Iterator[Row]:
     """One save and one load of the large state by each candidate."""
     for candidate in options.candidates:
@@ -149,6 +160,8 @@ def imports(options: Options) -> Iterator[Row]:
         yield Row("import", "import", {"module": module, "after": after}, f"{module} after {after}")
 
 
+RANK_NETWORK = {"latency_ms": 20, "connection_rate": 50_000_000}
+RANK_CONNECTIONS = 4
 SLOW_NETWORK = {"latency_ms": 20, "connection_rate": 90_000_000}
 CASES = {
     "large": Case("Large tensors", large),
@@ -157,6 +170,7 @@ CASES = {
     "quarter": Case("One quarter of the state", quarter, max_runs=3),
     "https": Case("HTTPS", everyday, server={"tls": True}, max_runs=3),
     "emulated": Case("20 ms to the first byte, 90 MB/s per connection", everyday, SLOW_NETWORK, max_runs=3),
+    "replicas": Case("Ranks that load the same, 200 MB/s each", replicas, RANK_NETWORK, max_runs=3),
     "throttled": Case("A server that asks for fewer requests, 8 ranks", throttled, max_runs=3),
     "transfer": Case("The engine alone over the same slow connections", transfer, SLOW_NETWORK, max_runs=3),
     "sizes": Case("Cost by the size of the state", sizes, max_runs=3),

@@ -145,7 +145,9 @@ def variables_read() -> set[str]:
     found = set()
     for path in [*ROOT.glob("crates/*/src/**/*.rs"), *ROOT.glob("python/**/*.py")]:
         if path.name != "testing.py":  # which sets them
-            found |= set(re.findall(r'"((?:AWS|S3DCP)_[A-Z0-9_]+|HOME|[A-Z]+_PROXY)"', pages.code(path)))
+            found |= set(
+                re.findall(r'"((?:AWS|S3DCP)_[A-Z0-9_]+|HOME|LOCAL_WORLD_SIZE|[A-Z]+_PROXY)"', pages.code(path))
+            )
     return found
 
 
@@ -270,6 +272,14 @@ NUMBERS = [
     (SETTINGS, r"that has none \| (\d+) s", CHECKPOINT, "LIMIT", 1),
     (SETTINGS, r"size of an index \| (\d+) GiB", CHECKPOINT, "MAX_INDEX_BYTES", 1 / GIB),
     (SETTINGS, r"when they are asked for \| (\d+) MiB", f"{LOAD}/index.py", "LARGE_INDEX_BYTES", 1 / MIB),
+    (SETTINGS, r"shared by itself \| from (\d+) GiB", f"{LOAD}/share.py", "AUTO_BYTES", 1 / GIB),
+    ("docs/share.md", r"share (\d+) GiB or more", f"{LOAD}/share.py", "AUTO_BYTES", 1 / GIB),
+    (SETTINGS, r"among (\d+) ranks", f"{LOAD}/share.py", "AUTO_RANKS", 1),
+    ("docs/share.md", r"of at most (\d+) ranks", f"{LOAD}/share.py", "AUTO_RANKS", 1),
+    (SETTINGS, r"to connect \| (\d+) s", f"{LOAD}/exchange.py", "CONNECT_SECONDS", 1),
+    ("docs/share.md", r"connect within (\d+) s", f"{LOAD}/exchange.py", "CONNECT_SECONDS", 1),
+    ("docs/share.md", r"or (\d+) s after the deadline", f"{LOAD}/exchange.py", "GRACE_SECONDS", 1),
+    (SETTINGS, r"share in memory \| (\d+) MiB", "crates/python/src/shared_index.rs", "SHARED_FROM", 1 / MIB),
     ("docs/decisions/index.md", r"an index of (\d+) MiB and more", f"{LOAD}/index.py", "LARGE_INDEX_BYTES", 1 / MIB),
     ("docs/decisions/index.md", r"one in (\d+) entries", f"{LOAD}/entries.py", "ONE_OF", 1),
     (SETTINGS, r"next caller \| (\d+)", f"{PYTHON}/_client.py", "_CLIENTS_KEPT", 1),

@@ -33,6 +33,7 @@ GO_ON = {
     "docs/resume.md": 2,
     "docs/retention.md": 1,
     "docs/save.md": 6,
+    "docs/share.md": 2,
     "docs/testing.md": 1,
     "docs/tools.md": 1,
     "docs/troubleshooting.md": 1,

@@ -25,6 +25,7 @@ __all__ = [
     "SerializationFormat",
     "WriterTransforms",
     "copies_when_staged",
+    "own_connection",
     "takes_no_dist",
 ]
 
@@ -84,6 +85,11 @@ except ImportError:
 def takes_no_dist(function: Callable[..., Any]) -> bool:
     """Whether a save or load of torch is told that there is no process group: from 2.8 on, `async_save` from 2.9 on."""
     return "no_dist" in inspect.signature(function).parameters
+
+
+def own_connection(store: Any) -> Any:
+    """A connection to a store that nobody else waits on; where this torch can make none, the store itself."""
+    return store.clone() if hasattr(store, "clone") else store
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,6 +20,14 @@ def this_rank(process_group: Any = None) -> int:
     """This process's rank in a group, the default one where it is None; 0 without one."""
     dist = _distributed()
     return int(dist.get_rank(*_of(process_group))) if dist else 0
+
+
+def ranks_on_node() -> int:
+    """Ranks of this job on this machine, where torchrun says how many; else 1."""
+    try:
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    except ValueError:
+        return 1
 
 
 def together(step: Callable[[], Result], process_group: Any = None) -> Result:

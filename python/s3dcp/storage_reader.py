@@ -7,13 +7,15 @@ torch drives a load in this order: ``read_metadata`` (without a rank, then, afte
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
@@ -21,8 +23,9 @@ from torch.futures import Future
 
 from . import _native
 from ._compat import HAS_RANK_INDEXES, ExtensionRegistry, ReaderTransforms
-from ._load.index import allowed_global_names, index_facts, read_index
+from ._load.index import allowed_global_names, index_facts, node_folder, read_index
 from ._load.rank_load import RankLoad
+from ._load.share import Place, Share, is_certain, plan_share
 from ._progress import ProgressCallback, checked_progress, transfer_progress
 from ._ranks import this_rank, world_size
 from ._shared_pace import SharedPace
@@ -33,13 +36,17 @@ from .file_system import S3FileSystem, split_path
 
 __all__ = ["S3StorageReader"]
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class _PlanData:
-    """What each rank tells the coordinator through ``LoadPlan.storage_data``."""
+    """What each rank tells the coordinator through ``LoadPlan.storage_data``, and what it is told."""
 
     etag: str | None
     saved_ranks: int | None
+    place: Place | None = None
+    share: Share | None = None
 
 
 class _UnreadableIndex(Metadata):
@@ -85,6 +92,9 @@ class S3StorageReader(FileSystemReader):
             code the checkpoint holds: only for checkpoints you trust.
         allowed_globals: further classes, or names like ``"package.module.Name"``, that the index may hold.
         progress: True for a progress bar on standard error, or a callable ``(bytes_done, bytes_total)``.
+        share: have one rank fetch what several want, and pass it on to them; ``"auto"``: where that saves much. With
+            False each rank of a node also fetches the index.
+        process_group: the group of ranks that load, as ``dcp.load`` has it; None is the default one.
         _extension_registry: torch's registry of stream extensions.
 
     Raises:
@@ -106,6 +116,8 @@ class S3StorageReader(FileSystemReader):
         weights_only: bool = True,
         allowed_globals: Iterable[str | type] = (),
         progress: bool | ProgressCallback = False,
+        share: bool | Literal["auto"] = "auto",
+        process_group: ProcessGroup | None = None,
         _extension_registry: ExtensionRegistry | None = None,
     ) -> None:
         if reader_constructor is not None:
@@ -120,15 +132,27 @@ class S3StorageReader(FileSystemReader):
         self.verify = verify
         self.weights_only = weights_only
         self.progress = checked_progress(progress)
+        # the published package's settings have none
+        self._deadline: float = getattr(s3client_config, "deadline", S3ClientConfig.deadline)
+        self.share = _checked_share(share)
+        self.process_group = _checked_group(process_group)
         self._allowed_globals = allowed_global_names(allowed_globals)
         self.sync_files = False
         self._index_error: Exception | None = None
         self._etag: str | None = None
+        self._node_index: _native.StoredIndex | None = None
         self._metadata: Metadata | None = None
         self._operation: Operation | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_metadata": None, "_index_error": None, "_operation": None, "storage_data": {}}
+        return {
+            **self.__dict__,
+            "_metadata": None,
+            "_index_error": None,
+            "_node_index": None,
+            "_operation": None,
+            "storage_data": {},
+        }
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Forget the last load; the next one is at `checkpoint_id` when given."""
@@ -138,6 +162,7 @@ class S3StorageReader(FileSystemReader):
         self.storage_data = {}
         self._metadata = None
         self._index_error = None
+        self._node_index = None
         self.load_id = str(uuid.uuid4())
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -235,11 +260,15 @@ class S3StorageReader(FileSystemReader):
     def _read_index(self, rank: int | None) -> Metadata:
         bucket, path_key = split_path(self.path)
         key = _index_key(path_key, rank)
+        # each rank has an index of its own without collectives
+        folder = node_folder() if rank is None and self.share else None
         try:
-            index = self.fs.client.get_index(bucket, key)
+            index = self.fs.client.get_index(bucket, key, folder)
         except NotFound as error:
             raise error.with_message(f"no checkpoint at {self.path}: {error}") from error
         self._etag = index.etag
+        # For ranks that come later: when one reads data, all have read the index.
+        self._node_index = index if folder else None
         metadata = read_index(index, f"s3://{bucket}/{key}", self._allowed_globals)
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
@@ -268,7 +297,7 @@ class S3StorageReader(FileSystemReader):
         """Note which index this rank read."""
         metadata = self._index_for("prepare_local_plan")
         if self.use_collectives:
-            plan.storage_data = _PlanData(self._etag, None)
+            plan.storage_data = _PlanData(self._etag, None, Place.here(self.process_group) if self.share else None)
         else:
             plan.storage_data = _PlanData(None, index_facts(metadata).get("ranks"))
         return plan
@@ -289,7 +318,24 @@ class S3StorageReader(FileSystemReader):
         self._index_for("prepare_global_plan")
         with self._this_load().phase("plan", goes_on=True):
             self._see_that_they_fit(plans)
+            self._share_among(plans)
         return plans
+
+    def _share_among(self, plans: list[LoadPlan]) -> None:
+        """Tell the ranks what each fetches for others, where it is certain that these are they."""
+        told = [plan.storage_data for plan in plans]
+        places = [data.place if isinstance(data, _PlanData) else None for data in told]
+        if len(plans) < 2 or not is_certain(places):
+            return
+        bucket, path_key = split_path(self.path)
+        load = self.fs.client.load(bucket, path_key, self.verify, len(plans))
+        try:
+            shares = plan_share(load, self._index_for("prepare_global_plan"), plans, self.share == "auto")
+        except Exception as error:
+            logger.debug("nothing is shared, and each rank says what is wrong with its items: %s", error)
+            return
+        for data, share in zip(told, shares, strict=False):
+            data.share = share
 
     def _see_that_they_fit(self, plans: list[LoadPlan]) -> None:
         told = [plan.storage_data for plan in plans if isinstance(plan.storage_data, _PlanData)]
@@ -313,6 +359,7 @@ class S3StorageReader(FileSystemReader):
         metadata = self._index_for("read_data")
         operation = self._this_load()
         operation.note(items=len(plan.items))
+        self._node_index = None
         with operation.phase("read"):
             self._read_items(metadata, plan, planner)
         operation.end()
@@ -335,7 +382,8 @@ class S3StorageReader(FileSystemReader):
             is_part,
         )
         rank = self.rank if self.rank is not None else 0
-        expected = load.expected_bytes(plan) if self.progress else 0
+        share = plan.storage_data.share if isinstance(plan.storage_data, _PlanData) else None
+        expected = load.expected_bytes(plan, share) if self.progress else 0
         try:
             with (
                 transfer_progress(
@@ -343,7 +391,7 @@ class S3StorageReader(FileSystemReader):
                 ),
                 SharedPace(self.fs.client, False, bucket, path_key),
             ):
-                load.run(plan, planner)
+                load.run(plan, planner, share, self._deadline)
         except NotFound as error:
             raise self._explain_missing(error, bucket, path_key) from error
 
@@ -377,6 +425,20 @@ class S3StorageReader(FileSystemReader):
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         """Whether `checkpoint_id` is an S3 URI."""
         return S3FileSystem.validate_checkpoint_id(checkpoint_id)
+
+
+def _checked_share(share: Any) -> bool | Literal["auto"]:
+    if share is True or share is False or (isinstance(share, str) and share == "auto"):
+        return share  # type: ignore[return-value]
+    raise ValueError(f'share={share!r}: must be True, False or "auto"')
+
+
+def _checked_group(process_group: Any) -> ProcessGroup | None:
+    if process_group is None or isinstance(process_group, ProcessGroup):
+        return process_group
+    raise ValueError(
+        f"process_group={process_group!r}: must be a process group of torch.distributed that this rank is in"
+    )
 
 
 def _index_key(path_key: str, rank: int | None) -> str:

@@ -11,7 +11,7 @@
 //!   lies, [`Block`], which cuts a wanted block of it into runs, [`plan_reads`], which makes ranges of shard files of these,
 //!   and [`fetch_items`].
 //! - The index: [`TensorIndex`] makes one of tensors, [`IndexWriter`] pickles any, [`check_index`] judges it before Python unpickles it, [`read_facts`] reads
-//!   what this crate needs.
+//!   what this crate needs. [`NodeFolder`] is where the ranks of a node have one copy of it.
 //! - A save: [`Save`] is joined by each rank, prepared by the one that commits it, writes each shard file by a [`ShardWriter`], and is committed or
 //!   discarded. Its steps are [`prepare`], which looks at the path as [`observe`] does, [`commit`] and [`discard`].
 //!   [`WriterLease`] holds a path for one writer. [`Notes`] are what a save notes in its index.
@@ -66,6 +66,7 @@ pub use index::outline::{MAPPINGS, Outline};
 pub use index::read::{MAX_INDEX_BYTES, SeenIndex};
 pub use index::scan::scan_index;
 pub use index::seal::seal_index;
+pub use index::shared::{Claim, NodeFolder, SharedIndex, VacantIndex};
 pub use index::write::{Index, IndexWriter, SealedIndex};
 pub use layout::{Layout, Location, ShardName};
 pub use load::begin::Load;

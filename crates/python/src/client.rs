@@ -1,11 +1,14 @@
 //! `_native.Client`: the engine, for Python.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
-use s3dcp_checkpoint::{MAX_INDEX_BYTES, MOST_IN_FLIGHT, ShardName, Storage, nearby_checkpoints, remove};
+use s3dcp_checkpoint::{
+    MAX_INDEX_BYTES, MOST_IN_FLIGHT, NodeFolder, ShardName, Storage, nearby_checkpoints, remove,
+};
 use s3dcp_entry::entry;
 use s3dcp_s3::{ClientConfig, CopySource, UploadOptions};
 
@@ -16,6 +19,7 @@ use crate::plan_items::chunks_hold;
 use crate::runtime::{OfProcess, wait};
 use crate::settings::Settings;
 use crate::shard_writer::{ItemRecord, ShardWriter};
+use crate::shared_index::{get_index, get_shared_index};
 use crate::stored_item::{BlockParts, ItemPart, StoredItem, StoredStorage};
 
 /// Size, ETag and age of an object.
@@ -174,11 +178,20 @@ impl Client {
         Ok((PyBytes::new(py, &output.body), output.info.etag))
     }
 
-    /// An index.
-    fn get_index(&self, py: Python<'_>, bucket: &str, key: &str) -> PyResult<StoredIndex> {
+    /// An index; with a folder in memory, one process of those that name it fetches a large one for all.
+    #[pyo3(signature = (bucket, key, folder=None))]
+    fn get_index(
+        &self,
+        py: Python<'_>,
+        bucket: &str,
+        key: &str,
+        folder: Option<PathBuf>,
+    ) -> PyResult<StoredIndex> {
         let engine = self.engine(py)?;
-        let output = wait(py, engine.get_object_within(bucket, key, MAX_INDEX_BYTES))?;
-        Ok(StoredIndex::new(output.body, output.info.etag))
+        match folder.map(NodeFolder::new) {
+            None => wait(py, get_index(&engine, bucket, key)),
+            Some(folder) => wait(py, get_shared_index(&engine, bucket, key, &folder)),
+        }
     }
 
     fn head_object(&self, py: Python<'_>, bucket: &str, key: &str) -> PyResult<ObjectInfo> {

@@ -56,6 +56,14 @@ impl StoredIndex {
         Self { body, etag, outline: OnceLock::new() }
     }
 
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.body
+    }
+
+    pub(crate) fn etag(&self) -> Option<&String> {
+        self.etag.as_ref()
+    }
+
     fn outline(&self, mapping: usize) -> PyResult<&Outline> {
         if mapping >= MAPPINGS.len() {
             return Err(PyValueError::new_err(format!(

@@ -24,6 +24,7 @@ mod save;
 mod server;
 mod settings;
 mod shard_writer;
+mod shared_index;
 mod simulate;
 mod staging;
 mod stored_item;

@@ -8,6 +8,7 @@ allow-list; the entries of a large index when they are asked for (`entries.py`).
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,11 +17,14 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from .. import _native
 from .._gc import GcPause
+from .._ranks import ranks_on_node
 from ..errors import Corrupt
 from .entries import Entries, Values
 
 # The length from which entries are unpickled one by one, in bytes: an index of some ten thousand items.
 LARGE_INDEX_BYTES = 1 << 20
+
+SHARED_MEMORY = "/dev/shm"
 
 
 def allowed_global_names(extra: Iterable[str | type]) -> frozenset[tuple[str, str]]:
@@ -39,6 +43,16 @@ def allowed_global_names(extra: Iterable[str | type]) -> frozenset[tuple[str, st
         else:
             raise ValueError(f"allowed_globals={entry!r}: must be classes or names like 'package.module.Name'")
     return frozenset(names)
+
+
+def node_folder() -> str | None:
+    """Where the ranks of this node have one copy of a large index; None where it is for one rank alone.
+
+    It is in memory, and belongs to the user.
+    """
+    if ranks_on_node() < 2 or not os.path.isdir(SHARED_MEMORY):
+        return None
+    return f"{SHARED_MEMORY}/s3dcp-{os.geteuid()}"
 
 
 def read_index(index: _native.StoredIndex, where: str, extra_globals: frozenset[tuple[str, str]]) -> Metadata:

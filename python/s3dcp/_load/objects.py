@@ -32,9 +32,10 @@ class Objects:
     def load(self, stored: _native.StoredItem, planner: LoadPlanner, transfer: Transfer) -> None:
         """Fetch all of an item, and hand it to the planner when it has arrived."""
         memory = transfer.stage(transfer.load.whole(stored))
-        transfer.then(lambda: self._hand_over(stored, memory, planner))
+        transfer.then(lambda: self.hand_over(stored, memory, planner))
 
-    def _hand_over(self, stored: _native.StoredItem, memory: torch.Tensor, planner: LoadPlanner) -> None:
+    def hand_over(self, stored: _native.StoredItem, memory: torch.Tensor, planner: LoadPlanner) -> None:
+        """Hand an item to the planner, all of whose bytes are in `memory`."""
         stream: Any = io.BytesIO(ctypes.string_at(memory.data_ptr(), memory.numel()))
         descriptors = getattr(stored.info, "transform_descriptors", None)
         if descriptors:

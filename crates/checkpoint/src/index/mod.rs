@@ -10,4 +10,5 @@ pub(crate) mod read;
 pub(crate) mod rename;
 pub(crate) mod scan;
 pub(crate) mod seal;
+pub(crate) mod shared;
 pub(crate) mod write;
