@@ -27,8 +27,8 @@ def encrypted() -> Iterator[testing.Server]:
         yield running
 
 
-def outcome(server: testing.Server, cell: Cell) -> str:
-    bucket = f"cell-{CELLS.index(cell)}"
+def outcome(server: testing.Server, cell: Cell, suffix: str = "") -> str:
+    bucket = f"cell-{CELLS.index(cell)}{suffix}"
     server.create_bucket(bucket)
     try:
         return fault_matrix.run(server, bucket, cell)
@@ -49,6 +49,11 @@ def test_a_fault_has_the_outcome_that_the_table_promises(plain: testing.Server, 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.scope == "once"], ids=str)
 def test_over_https_the_outcome_is_the_same(encrypted: testing.Server, cell: Cell) -> None:
     assert outcome(encrypted, cell) == PROMISED[cell]
+
+
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.scope == "once"], ids=str)
+def test_in_a_directory_bucket_the_outcome_is_the_same(plain: testing.Server, cell: Cell) -> None:
+    assert outcome(plain, cell, "--use1-az4--x-s3") == PROMISED[cell]
 
 
 RANDOM = [

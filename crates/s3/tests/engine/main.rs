@@ -6,6 +6,7 @@ mod addresses;
 mod causes;
 #[cfg(feature = "credential-chain")]
 mod chain;
+mod express;
 mod faults;
 mod hedging;
 mod secrets;
