@@ -13,7 +13,7 @@ use s3dcp_sim::{Operation, Scenario, Stragglers};
 use crate::format::{parse_positive, parse_size};
 use crate::report::Failure;
 
-const BYTES_PER_GBIT: f64 = 1e9 / 8.0;
+pub(crate) const BYTES_PER_GBIT: f64 = 1e9 / 8.0;
 
 /// A job, the S3 it meets and what lies between.
 #[derive(Debug, Args)]

@@ -141,6 +141,9 @@ mod tests {
         assert_eq!(exit_code(&["plan", "--ranks", "8", "--bytes-per-rank", "64MiB", "--rounds", "2"]), 2);
         assert_eq!(exit_code(&["simulate", "--ranks", "8", "--bytes-per-rank", "64MiB"]), 0);
         assert_eq!(exit_code(&["simulate", "--ranks", "8", "--bytes-per-rank", "a lot"]), 2);
+        let load = ["simulate", "--load", "--ranks", "8", "--bytes-per-rank", "64MiB", "--replicas"];
+        assert_eq!(exit_code(&[&load[..], &["4", "--pass", "20"]].concat()), 0);
+        assert_eq!(exit_code(&[&load[..], &["3"]].concat()), 2);
         assert_eq!(exit_code(&["prune", "s3://bucket/path", "--older-than", "2"]), 2);
     }
 }

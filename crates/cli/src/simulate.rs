@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use s3dcp_sim::{Moment, Outcome, Paths, Round, simulate};
+use s3dcp_sim::{Moment, Outcome, Paths, Round, Sharing, share, simulate};
 use serde_json::{Value, json};
 
-use crate::fleet::{Fleet, Strategy};
-use crate::format::{parse_duration, parse_size, seconds, size};
+use crate::fleet::{BYTES_PER_GBIT, Fleet, Strategy};
+use crate::format::{parse_duration, parse_positive, parse_size, seconds, size};
 use crate::report::Failure;
 
 /// The report, with the place for its figures marked.
@@ -23,7 +23,7 @@ const FIGURES: &str = "/*figures*/";
 /// `docs/partitions.md`. Times are virtual; equal seeds give equal results.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  s3dcp simulate --ranks 512 --bytes-per-rank 10GiB\n  s3dcp simulate --ranks 4096 --bytes-per-rank 1GiB --strategy hex --part-size 8MiB,64MiB --html report.html"
+    after_help = "Examples:\n  s3dcp simulate --ranks 512 --bytes-per-rank 10GiB\n  s3dcp simulate --ranks 4096 --bytes-per-rank 1GiB --strategy hex --part-size 8MiB,64MiB --html report.html\n  s3dcp simulate --load --ranks 64 --bytes-per-rank 20GiB --replicas 64 --pass 25"
 )]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -47,6 +47,12 @@ pub(crate) struct Arguments {
     /// patterns (<pattern>/epoch_7)
     #[arg(long, value_enum, default_value = "same")]
     paths: Placement,
+    /// How many ranks want the same in a load, as DDP has all of them: also what it gains that one fetches and passes on
+    #[arg(long, value_name = "COUNT", requires = "load")]
+    replicas: Option<u32>,
+    /// What a rank passes on to others, in Gbit/s [default: that of --network]
+    #[arg(long, value_name = "GBPS", value_parser = parse_positive, requires = "replicas")]
+    pass: Option<f64>,
     /// Write all figures there as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -67,6 +73,8 @@ struct Case {
     strategy: &'static str,
     part_size: Option<u64>,
     outcome: Outcome,
+    /// Where ranks want the same.
+    sharing: Option<Sharing>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -90,7 +98,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             if let Some(reason) = scenario.invalid() {
                 return Err(Failure::usage(reason));
             }
-            cases.push(Case { strategy: strategy.name(), part_size, outcome: simulate(&scenario) });
+            let pass =
+                arguments.pass.map_or(scenario.network.rank_bytes_per_second, |rate| rate * BYTES_PER_GBIT);
+            let sharing = arguments.replicas.map(|replicas| share(&scenario, replicas, pass)).transpose();
+            let sharing = sharing.map_err(Failure::usage)?;
+            cases.push(Case { strategy: strategy.name(), part_size, outcome: simulate(&scenario), sharing });
         }
     }
     table(&cases).map_err(Failure::output)?;
@@ -143,6 +155,19 @@ fn table(cases: &[Case]) -> io::Result<()> {
             )?;
         }
     }
+    for case in cases {
+        let Some(sharing) = case.sharing else { continue };
+        writeln!(
+            out,
+            "{}: each rank fetches all of it: {} for {} from S3; shared: {} for {}; share=\"auto\" {}",
+            case.strategy,
+            seconds(sharing.alone),
+            size(sharing.bytes_alone),
+            seconds(sharing.shared),
+            size(sharing.bytes_shared),
+            if sharing.is_worth() { "shares" } else { "does not share" }
+        )?;
+    }
     out.flush()
 }
 
@@ -178,6 +203,13 @@ fn figures(arguments: &Arguments, cases: &[Case]) -> Value {
             "strategy": case.strategy,
             "part_size": case.part_size,
             "rounds": case.outcome.rounds.iter().map(round).collect::<Vec<_>>(),
+            "sharing": case.sharing.map(|sharing| json!({
+                "alone_s": sharing.alone.as_secs_f64(),
+                "shared_s": sharing.shared.as_secs_f64(),
+                "bytes_alone": sharing.bytes_alone,
+                "bytes_shared": sharing.bytes_shared,
+                "is_worth": sharing.is_worth(),
+            })),
             "moments": case.outcome.moments.iter().map(moment).collect::<Vec<_>>(),
         })
     };

@@ -19,8 +19,10 @@ mod fleet;
 mod outcome;
 mod rank;
 mod scenario;
+mod share;
 
 pub use advise::{Advice, Choice, advise};
 pub use fleet::simulate;
 pub use outcome::{Moment, Outcome, Round};
 pub use scenario::{Network, Operation, Paths, Scenario, Stragglers};
+pub use share::{Sharing, share};

@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 import uuid
 from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -20,6 +19,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan
 
 from .. import _native
+from .._gc import GcPause
 from .._ranks import world_size
 from .transfer import ALIGNMENT
 
@@ -33,7 +33,7 @@ TRIAL_BYTES = (64 << 20, 128 << 20, 64 << 20)
 
 # More ranks than these "auto" does not connect to each other, nor looks at more items of them.
 AUTO_RANKS = 256
-AUTO_ITEMS = 2_000_000
+AUTO_ITEMS = 500_000
 
 
 @dataclass(frozen=True)
@@ -166,14 +166,19 @@ def _trial(portions: Sequence[Portion]) -> tuple[int, int, int]:
 
 def _wanted_by_several(plans: Sequence[LoadPlan]) -> list[tuple[Any, dict[int, int]]]:
     """Items that two ranks or more want, each with those ranks in their order and its number in the plan of each."""
-    ranks_of: defaultdict[Any, dict[int, int]] = defaultdict(dict)
-    items: dict[Any, Any] = {}
-    for rank, plan in enumerate(plans):
-        for number, item in enumerate(plan.items):
-            key = (item.storage_index, item.storage_offsets, item.lengths, item.type)
-            items.setdefault(key, item)
-            ranks_of[key].setdefault(rank, number)
-    return [(items[key], ranks) for key, ranks in ranks_of.items() if len(ranks) > 1]
+    found: dict[Any, tuple[int, int] | dict[int, int]] = {}
+    with GcPause():
+        for rank, plan in enumerate(plans):
+            for number, item in enumerate(plan.items):
+                index = item.storage_index
+                key = (index.fqn, index.offset, item.storage_offsets, item.lengths)
+                known = found.setdefault(key, (rank, number))
+                if type(known) is dict:
+                    known.setdefault(rank, number)
+                elif known[0] != rank:
+                    found[key] = {known[0]: known[1], rank: number}
+    several = (ranks for ranks in found.values() if type(ranks) is dict)
+    return [(plans[min(ranks)].items[ranks[min(ranks)]], ranks) for ranks in several]
 
 
 def _parts(stored: _native.StoredItem) -> Iterable[int]:
