@@ -18,7 +18,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # $(call quietly,log,command): what installers say of themselves goes to the log, which is shown where they fail.
 quietly = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 $(2) >$(1) 2>&1 || { cat $(1); exit 1; }
 
-.PHONY: help demo test test-rust test-python test-torch test-real-s3 test-frameworks check check-rust check-python check-targets format \
+.PHONY: help demo test test-rust test-python test-torch test-real-s3 test-directory test-frameworks check check-rust check-python check-targets format \
 	deny docs bench bench-micro fuzz sanitize wheels test-wheels version clean
 
 help:
@@ -39,6 +39,10 @@ endif
 
 test-python: $(NATIVE)
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
+
+# The tests that talk to the embedded server, on directory buckets.
+test-directory: $(NATIVE)
+	$(BIN)/python -m pytest -n 2 --s3=directory $(PYTEST)
 
 # The tests that talk to the embedded server, on other servers: docs/servers.md.
 SERVERS ?= rgw garage

@@ -16,6 +16,11 @@ from support.ranks import Alone, Ranks
 from support.real import departures
 from support.store import Store, boto_client
 
+# What ``--s3`` is for directory buckets of the embedded server, how they are called, and how long their sessions last.
+DIRECTORY = "directory"
+DIRECTORY_SUFFIX = "--use1-az4--x-s3"
+SESSION_SECONDS = 5.0
+
 torch.set_num_threads(1)
 # Processes that tests start import `support` as well.
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -26,9 +31,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--s3",
-        choices=["embedded", *real.SERVERS],
+        choices=["embedded", DIRECTORY, *real.SERVERS],
         default="embedded",
-        help="run the tests that talk to the embedded server, on this one",
+        help=f"run the tests that talk to the embedded server, on this one; {DIRECTORY}: there, on directory buckets",
     )
 
 
@@ -44,7 +49,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if name in real.SERVERS and not real.SERVERS[name].HONOURS_CONDITIONS:
             item.add_marker(pytest.mark.filterwarnings("ignore:the server ignores conditional writes:UserWarning"))
         if reason := departures.reason(name, item):
-            item.add_marker(pytest.mark.xfail(reason=reason, strict=not isinstance(reason, departures.Sometimes)))
+            strict = not isinstance(reason, departures.Sometimes)
+            # A plain text: workers send it.
+            item.add_marker(pytest.mark.xfail(reason=str(reason), strict=strict))
     items[:] = wanted
     config.hook.pytest_deselected(items=others)
 
@@ -69,10 +76,21 @@ def s3dcp_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     if name == "embedded":
         yield request.getfixturevalue("s3dcp_server")
         return
+    if name == DIRECTORY:
+        with testing.server(buckets=(), session_lifetime=SESSION_SECONDS) as server:
+            yield server
+        return
     if absent := real.SERVERS[name].absent():
         pytest.exit(absent, returncode=1)
     with real.SERVERS[name].start(tmp_path_factory.mktemp(name)) as server, testing.environment(server):
         yield server
+
+
+@pytest.fixture(scope="session")
+def _s3dcp_bucket_names(request: pytest.FixtureRequest, _s3dcp_bucket_names: Callable[[], str]) -> Callable[[], str]:
+    if request.config.getoption("--s3") == DIRECTORY:
+        return lambda: f"{_s3dcp_bucket_names()}{DIRECTORY_SUFFIX}"
+    return _s3dcp_bucket_names
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ def encrypted() -> Iterator[testing.Server]:
         yield running
 
 
-def outcome(server: testing.Server, cell: Cell) -> str:
-    bucket = f"cell-{CELLS.index(cell)}"
+def outcome(server: testing.Server, cell: Cell, suffix: str = "") -> str:
+    bucket = f"cell-{CELLS.index(cell)}{suffix}"
     server.create_bucket(bucket)
     try:
         return fault_matrix.run(server, bucket, cell)
@@ -44,6 +44,11 @@ def test_the_table_has_every_cell() -> None:
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_a_fault_has_the_outcome_that_the_table_promises(plain: testing.Server, cell: Cell) -> None:
     assert outcome(plain, cell) == PROMISED[cell]
+
+
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.scope == "once"], ids=str)
+def test_in_a_directory_bucket_the_outcome_is_the_same(plain: testing.Server, cell: Cell) -> None:
+    assert outcome(plain, cell, "--use1-az4--x-s3") == PROMISED[cell]
 
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.scope == "once"], ids=str)

@@ -183,7 +183,14 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "Layout.resolve": lambda: layout.resolve("b"),
         "parse_s3_uri": lambda: _native.parse_s3_uri("s3://b/k", "path"),
         "simulate_prefixes": lambda: _native.simulate_prefixes(
-            ["a"], 1, files_per_rank=1, part_size=None, partitions=1, load=False, network_gbps=1.0
+            ["a"],
+            1,
+            files_per_rank=1,
+            part_size=None,
+            partitions=1,
+            directory_bucket=False,
+            load=False,
+            network_gbps=1.0,
         ),
         "prefix": lambda: _native.prefix(("default", None, None), 1),
         "prefixes": lambda: _native.prefixes(("default", None, None), range(1)),

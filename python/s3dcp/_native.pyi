@@ -99,6 +99,7 @@ def simulate_prefixes(
     files_per_rank: int,
     part_size: int | None,
     partitions: int,
+    directory_bucket: bool,
     load: bool,
     network_gbps: float,
 ) -> tuple[float, float, int, int, int, int]: ...
@@ -495,6 +496,7 @@ class Server:
         region: str | None = None,
         domain: str | None = None,
         md5_etags: bool = False,
+        session_lifetime: float | None = None,
         tls: bool = False,
         partitions: Partitions | None = None,
         faults: Sequence[str] = ...,

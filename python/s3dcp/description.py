@@ -28,7 +28,8 @@ class Description:
         refused: requests that S3 answered with 503 SlowDown.
         seconds: how long it takes.
         ideal_seconds: the least it could take, for the network or for S3's budget, whichever is longer.
-        partitions: partitions of S3 for these keys at its end.
+        partitions: partitions of S3 for these keys at its end; 1 in a directory bucket, which has none.
+        directory_bucket: whether it was in one.
     """
 
     world_size: int
@@ -40,13 +41,16 @@ class Description:
     seconds: float
     ideal_seconds: float
     partitions: int
+    directory_bucket: bool = False
 
     def __str__(self) -> str:
+        partitions = f"{self.partitions} partition{'' if self.partitions == 1 else 's'}"
         return (
             f"{self.world_size} ranks in {self.directories} "
             f"{'directory' if self.directories == 1 else 'directories'}, at most {self.ranks_per_directory} in one: "
-            f"{self.requests} requests of up to {self.request_bytes / (1 << 20):.0f} MiB on {self.partitions} "
-            f"partition{'' if self.partitions == 1 else 's'}, {self.refused} refused (503), {self.seconds:.1f} s "
+            f"{self.requests} requests of up to {self.request_bytes / (1 << 20):.0f} MiB "
+            f"{'in a directory bucket, without partitions' if self.directory_bucket else f'on {partitions}'}, "
+            f"{self.refused} refused (503), {self.seconds:.1f} s "
             f"({self.seconds / self.ideal_seconds:.2f} times the ideal)"
         )
 
@@ -59,6 +63,7 @@ def describe(
     files_per_rank: int = 1,
     part_size: int | None = None,
     partitions: int = 1,
+    directory_bucket: bool = False,
     load: bool = False,
     network_gbps: float = 10.0,
 ) -> Description:
@@ -77,6 +82,7 @@ def describe(
         files_per_rank: shard files of each rank (``thread_count`` of the writer), at least 1.
         part_size: bytes of a part or range; None for what s3dcp chooses.
         partitions: partitions that S3 has for these keys from the start; 1 is a cold bucket.
+        directory_bucket: the keys lie in a directory bucket (S3 Express One Zone), which has no partitions.
         load: load instead of saving.
         network_gbps: network of one rank, gigabits per second.
 
@@ -86,6 +92,8 @@ def describe(
     world_size = _native.check_integer("world_size", world_size, 1, 1 << 20)
     if not 0 < network_gbps < math.inf:
         raise ValueError(f"network_gbps must be a positive number, got {network_gbps!r}")
+    if directory_bucket and partitions != 1:
+        raise ValueError(f"partitions={partitions!r}: a directory bucket has none; leave it out with directory_bucket")
     prefixes = self.bind(world_size).prefixes(range(world_size))
     directories = Counter(prefix.rpartition("/")[0] for prefix in prefixes)
     seconds, ideal, requests, refused, at_end, request_bytes = _native.simulate_prefixes(
@@ -94,6 +102,7 @@ def describe(
         files_per_rank=_native.check_integer("files_per_rank", files_per_rank, 1, 1 << 16),
         part_size=None if part_size is None else _native.check_integer("part_size", part_size, 1 << 20, 5 << 30),
         partitions=_native.check_integer("partitions", partitions, 1, 1 << 20),
+        directory_bucket=directory_bucket,
         load=load,
         network_gbps=network_gbps,
     )
@@ -107,4 +116,5 @@ def describe(
         seconds=seconds,
         ideal_seconds=ideal,
         partitions=at_end,
+        directory_bucket=directory_bucket,
     )

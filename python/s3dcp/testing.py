@@ -38,6 +38,7 @@ def server(
     *,
     address: str | None = None,
     region: str | None = None,
+    session_lifetime: float | None = None,
     tls: bool = False,
     partitions: Partitions | None = None,
     faults: Iterable[str] = (),
@@ -52,6 +53,8 @@ def server(
             processes started meanwhile inherit them.
         address: ``"<ip>:<port>"`` to listen on instead; port 0 takes a free one.
         region: Refuse requests signed for any other region, as AWS does; every region is accepted when None.
+        session_lifetime: Seconds that a session with a directory bucket lasts (one called ``<name>--<zone id>--x-s3``);
+            five minutes when None.
         tls: Serve HTTPS, with a certificate made on the spot: clients must trust ``Server.authority``, and
             with ``environment`` those that read ``AWS_CA_BUNDLE`` do.
         partitions: A model of S3's partitions in front: what is too much for one is answered ``503 SlowDown``, and one
@@ -62,7 +65,7 @@ def server(
         fault_seed: Seed of what faults leave to chance.
 
     Raises:
-        ValueError: A bucket's name, the address or a fault is not valid.
+        ValueError: A bucket's name, the address, a lifetime or a fault is not valid.
         OSError: The address cannot be bound or the directory cannot be used.
     """
     with Server(
@@ -70,6 +73,7 @@ def server(
         list(buckets),
         address=address,
         region=region,
+        session_lifetime=session_lifetime,
         tls=tls,
         partitions=partitions,
         faults=list(faults),

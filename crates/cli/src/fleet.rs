@@ -42,12 +42,15 @@ pub(crate) struct Fleet {
     /// One connection, in MB/s
     #[arg(long, value_name = "MBPS", default_value = "85", value_parser = parse_positive)]
     connection: f64,
-    /// Time from a request to the first byte of its answer, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 30)]
-    latency: u64,
+    /// Time from a request to the first byte of its answer, in milliseconds [default: 30, or 5 in a directory bucket]
+    #[arg(long, value_name = "MS")]
+    latency: Option<u64>,
     /// Partitions that S3 has for these keys from the start; 1 is a cold bucket
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     pub(crate) partitions: usize,
+    /// The keys lie in a directory bucket (S3 Express One Zone), which has no partitions
+    #[arg(long, conflicts_with = "partitions")]
+    pub(crate) directory_bucket: bool,
     /// Share of ranks that are slow, and how many times: 0.02:4
     #[arg(long, value_name = "SHARE:TIMES", value_parser = parse_stragglers)]
     stragglers: Option<Stragglers>,
@@ -66,7 +69,8 @@ impl Fleet {
         scenario.operation = if self.load { Operation::Load } else { Operation::Save };
         scenario.partitions = self.partitions;
         let network = &mut scenario.network;
-        network.latency = Duration::from_millis(self.latency);
+        let usual = if self.directory_bucket { 5 } else { 30 };
+        network.latency = Duration::from_millis(self.latency.unwrap_or(usual));
         network.connection_bytes_per_second = self.connection * 1e6;
         network.rank_bytes_per_second = self.network * BYTES_PER_GBIT;
         if let Some(rate) = self.fleet_network {
@@ -76,6 +80,9 @@ impl Fleet {
         network.in_flight = self.connections as u64 * s3dcp_s3::DEFAULT_PART_SIZE;
         scenario.stragglers = self.stragglers.unwrap_or_default();
         scenario.seed = self.seed;
+        if self.directory_bucket {
+            scenario = scenario.in_directory_bucket();
+        }
         scenario.invalid().map_or(Ok(scenario), |reason| Err(Failure::usage(reason)))
     }
 }

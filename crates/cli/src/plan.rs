@@ -53,6 +53,7 @@ fn figures(arguments: &Arguments, advice: &Advice) -> Value {
         "bytes_per_rank": arguments.fleet.bytes_per_rank,
         "operation": if arguments.fleet.load { "load" } else { "save" },
         "network_seconds": advice.network.as_secs_f64(),
+        "directory_bucket": arguments.fleet.directory_bucket,
         "partitions": arguments.fleet.partitions,
         "partitions_wanted": advice.partitions_wanted,
         "choices": advice.choices.iter().map(choice).collect::<Vec<_>>(),
@@ -89,12 +90,20 @@ fn tell(out: &mut dyn Write, arguments: &Arguments, advice: &Advice) -> io::Resu
             choice.settled.refused,
         )?;
     }
-    writeln!(
-        out,
-        "\nnow: with {partitions} partition{} for these keys; settled: with {}.\n",
-        if partitions == 1 { "" } else { "s" },
-        advice.partitions_wanted.max(partitions),
-    )?;
+    if fleet.directory_bucket {
+        writeln!(
+            out,
+            "\nA directory bucket has no partitions: prefixes divide nothing, and there is nothing to ask AWS for. What it takes in \
+             all is what is counted on.\n"
+        )?;
+    } else {
+        writeln!(
+            out,
+            "\nnow: with {partitions} partition{} for these keys; settled: with {}.\n",
+            if partitions == 1 { "" } else { "s" },
+            advice.partitions_wanted.max(partitions),
+        )?;
+    }
     writeln!(
         out,
         "Take {}{}.",
@@ -120,7 +129,7 @@ fn tell(out: &mut dyn Write, arguments: &Arguments, advice: &Advice) -> io::Resu
              hot for minutes. Or ask AWS Support to divide the path into {} partitions before the job begins.",
             advice.partitions_wanted
         )?;
-    } else {
+    } else if !fleet.directory_bucket {
         writeln!(out, "There is no need to ask AWS for more partitions.")?;
     }
     writeln!(out, "\n{}", snippet(best, fleet.load))

@@ -4,10 +4,12 @@ use std::env;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use s3dcp_server::{Fault, Limits, Partitions, Server, ServerConfig, Storage};
 
+use crate::format::parse_duration;
 use crate::report::Failure;
 
 const ACCESS_KEY_VARIABLE: &str = "S3DCP_ACCESS_KEY";
@@ -46,6 +48,9 @@ pub(crate) struct Arguments {
     /// Make ETags the MD5 of the content, at some 2 CPU-seconds per GiB
     #[arg(long)]
     md5_etags: bool,
+    /// How long a session with a directory bucket (<name>--<zone id>--x-s3) lasts, such as 30s
+    #[arg(long, default_value = "5m", value_name = "TIME", value_parser = parse_duration)]
+    session_lifetime: Duration,
     /// Serve HTTPS, with a certificate made on the spot; what clients must trust is written to this file
     #[arg(long, value_name = "FILE")]
     tls: Option<PathBuf>,
@@ -84,6 +89,7 @@ impl Arguments {
         config.buckets.clone_from(&self.buckets);
         config.domain.clone_from(&self.domain);
         config.md5_etags = self.md5_etags;
+        config.session_lifetime = self.session_lifetime;
         config.tls = self.tls.is_some();
         config.partitions = self.partitions.map(|share| {
             let mut partitions = Partitions::default();

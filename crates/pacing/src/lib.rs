@@ -25,7 +25,7 @@ mod lane;
 mod lanes;
 mod share;
 
-pub use budget::share_of_budget;
+pub use budget::{Budget, share_of_budget};
 pub use lane::Lane;
 pub use lanes::{Lanes, folder};
 pub use share::Share;

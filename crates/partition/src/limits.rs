@@ -2,6 +2,12 @@
 
 use std::time::Duration;
 
+/// PUT and GET requests per second and directory bucket.
+const DIRECTORY_WRITES: f64 = 200_000.0;
+const DIRECTORY_READS: f64 = 2_000_000.0;
+/// Longer than any job.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
 /// What a partition can take, and when it splits and merges.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -43,6 +49,18 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// A directory bucket (S3 Express One Zone) as one partition that never splits: it has none, and takes so many requests in all
+    /// ("up to 2,000,000 GET and up to 200,000 PUT transactions per second (TPS) per directory bucket", Amazon S3 User Guide,
+    /// "Best practices to optimize S3 Express One Zone performance").
+    pub fn directory_bucket() -> Self {
+        Self {
+            writes_per_second: DIRECTORY_WRITES,
+            reads_per_second: DIRECTORY_READS,
+            split_after: NEVER,
+            ..Self::default()
+        }
+    }
+
     /// The same model with a hundredth, say, of the requests (`rate` 0.01), in which what takes minutes takes seconds
     /// (`speed` 60): small enough for one machine.
     pub fn scaled(&self, rate: f64, speed: f64) -> Self {
@@ -82,6 +100,7 @@ mod tests {
     fn the_defaults_make_sense_and_what_does_not_is_named() {
         assert_eq!(Limits::default().invalid(), None);
         assert_eq!(Limits::default().scaled(0.01, 60.0).invalid(), None);
+        assert_eq!(Limits::directory_bucket().invalid(), None);
         for (limits, named) in [
             (Limits { writes_per_second: 0.0, ..Limits::default() }, "writes_per_second"),
             (Limits { reads_per_second: f64::NAN, ..Limits::default() }, "reads_per_second"),

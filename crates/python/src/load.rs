@@ -106,8 +106,8 @@ pub(crate) struct Load {
     names: Layout,
     /// Compare with the checksums in the index.
     verify: bool,
-    /// Ranks that load at once, as far as is known.
-    ranks: u64,
+    /// What may be asked for, as far as is known how many ranks load at once.
+    requests_per_second: f64,
     /// None once closed.
     running: Mutex<Option<Vec<Arc<Running>>>>,
 }
@@ -115,7 +115,8 @@ pub(crate) struct Load {
 impl Load {
     pub(crate) fn new(engine: &Client, bucket: &str, path_key: &str, verify: bool, ranks: u64) -> Self {
         let (storage, names) = (OfProcess::new(Storage::bucket(engine, bucket)), Layout::new(path_key));
-        Self { storage, names, verify, ranks, running: Mutex::new(Some(Vec::new())) }
+        let requests_per_second = share_of_budget(bucket, false, ranks, 1);
+        Self { storage, names, verify, requests_per_second, running: Mutex::new(Some(Vec::new())) }
     }
 
     fn storage(&self, py: Python<'_>) -> PyResult<&Storage> {
@@ -173,7 +174,7 @@ impl Load {
         // is the caller's promise (torch: a state dict must not be used during a load).
         let reads = wanted.iter().map(|wanted| unsafe { wanted.read(py) }).collect::<PyResult<Vec<_>>>()?;
         drop(wanted);
-        let budget = Some(share_of_budget(false, self.ranks, 1));
+        let budget = Some(self.requests_per_second);
         let mut running = self.running();
         let Some(group) = running.as_mut() else {
             return Err(to_python(py, &Error::new(ErrorKind::Interrupted, "the load has ended")));

@@ -219,7 +219,7 @@ impl Server {
 #[pymethods]
 impl Server {
     #[new]
-    #[pyo3(signature = (data=None, buckets=Vec::new(), *, access_key=None, secret_key=None, address=None, region=None, domain=None, md5_etags=false, tls=false, partitions=None, faults=Vec::new(), fault_seed=0))]
+    #[pyo3(signature = (data=None, buckets=Vec::new(), *, access_key=None, secret_key=None, address=None, region=None, domain=None, md5_etags=false, session_lifetime=None, tls=false, partitions=None, faults=Vec::new(), fault_seed=0))]
     #[expect(clippy::too_many_arguments, reason = "they are keyword arguments in Python")]
     fn new(
         py: Python<'_>,
@@ -231,6 +231,7 @@ impl Server {
         region: Option<String>,
         domain: Option<String>,
         md5_etags: bool,
+        session_lifetime: Option<f64>,
         tls: bool,
         partitions: Option<&Partitions>,
         faults: Vec<String>,
@@ -245,6 +246,11 @@ impl Server {
         config.buckets = buckets;
         config.domain = domain;
         config.md5_etags = md5_etags;
+        if let Some(seconds) = session_lifetime {
+            config.session_lifetime = Duration::try_from_secs_f64(seconds).map_err(|_| {
+                PyValueError::new_err(format!("session_lifetime={seconds}: must be a number of seconds"))
+            })?;
+        }
         config.tls = tls;
         config.partitions = partitions.map(Partitions::to_server).transpose()?;
         config.faults = faults.iter().map(|rule| parse_fault(rule)).collect::<PyResult<_>>()?;

@@ -29,7 +29,7 @@ type Figures = (f64, f64, u64, u64, usize, u64);
 /// Simulates one save or load of as many ranks as there are prefixes.
 #[entry]
 #[pyfunction]
-#[pyo3(signature = (prefixes, bytes_per_rank, *, files_per_rank, part_size, partitions, load, network_gbps))]
+#[pyo3(signature = (prefixes, bytes_per_rank, *, files_per_rank, part_size, partitions, directory_bucket, load, network_gbps))]
 #[expect(clippy::too_many_arguments, reason = "they are named")]
 fn simulate_prefixes(
     py: Python<'_>,
@@ -38,6 +38,7 @@ fn simulate_prefixes(
     files_per_rank: u32,
     part_size: Option<u64>,
     partitions: usize,
+    directory_bucket: bool,
     load: bool,
     network_gbps: f64,
 ) -> PyResult<Figures> {
@@ -52,6 +53,9 @@ fn simulate_prefixes(
     scenario.operation = if load { Operation::Load } else { Operation::Save };
     scenario.strategy = Arc::new(Listed(prefixes));
     scenario.network.rank_bytes_per_second = network_gbps * 1e9 / 8.0;
+    if directory_bucket {
+        scenario = scenario.in_directory_bucket();
+    }
     if let Some(reason) = scenario.invalid() {
         return Err(PyValueError::new_err(reason));
     }

@@ -8,6 +8,7 @@ use s3dcp_pacing::Share;
 use tokio::sync::OnceCell;
 
 use crate::admission::Admission;
+use crate::auth::express_sessions::ExpressSessions;
 use crate::auth::session::Session;
 use crate::config::ClientConfig;
 use crate::config::settings::Setting;
@@ -30,6 +31,7 @@ pub struct Client {
 pub(crate) struct Inner {
     pub(crate) config: ClientConfig,
     pub(crate) session: OnceCell<Session>,
+    pub(crate) express_sessions: ExpressSessions,
     pub(crate) store: Store,
     pub(crate) admission: Admission,
     pub(crate) counters: Arc<Counters>,
@@ -50,6 +52,7 @@ impl Client {
         let counters = Arc::<Counters>::default();
         let inner = Inner {
             session: OnceCell::new(),
+            express_sessions: ExpressSessions::default(),
             store: Store::new(config.checksum_headers == Some(true)),
             admission: Admission::new(first, config.connections(), config.in_flight_bytes(), &counters),
             counters,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::faults::Fault;
 use crate::partitions::Partitions;
@@ -41,6 +42,8 @@ pub struct ServerConfig {
     /// Whether ETags are the MD5 of the content, as AWS makes them for plain uploads. MD5 costs some 2 CPU-seconds per GiB, so
     /// by default an ETag is merely unique. Default `false`.
     pub md5_etags: bool,
+    /// How long a session with a directory bucket lasts. Default five minutes, as at AWS.
+    pub session_lifetime: Duration,
     /// Whether to serve HTTPS, with a certificate made for this server alone; what clients must trust is
     /// [`Server::authority`](crate::Server::authority). Default `false`.
     pub tls: bool,
@@ -64,6 +67,7 @@ impl Default for ServerConfig {
             buckets: Vec::new(),
             domain: None,
             md5_etags: false,
+            session_lifetime: Duration::from_secs(300),
             tls: false,
             partitions: None,
             faults: Vec::new(),
@@ -83,6 +87,7 @@ impl fmt::Debug for ServerConfig {
             .field("buckets", &self.buckets)
             .field("domain", &self.domain)
             .field("md5_etags", &self.md5_etags)
+            .field("session_lifetime", &self.session_lifetime)
             .field("tls", &self.tls)
             .field("partitions", &self.partitions)
             .field("faults", &self.faults)

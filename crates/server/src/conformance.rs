@@ -62,7 +62,7 @@ impl Bench {
     }
 
     async fn put(&self, key: &str, body: &[u8], condition: &WriteCondition) -> Result<String, String> {
-        let object = object(self.store.etag(None), body.len(), self.segments(body, 100_000).await);
+        let object = object(self.store.etag(BUCKET, None), body.len(), self.segments(body, 100_000).await);
         let put = self.store.put(BUCKET, key, object, condition);
         put.map(|object| object.etag.clone()).map_err(|error| error.code().as_str().to_owned())
     }
@@ -223,7 +223,7 @@ async fn of_racing_writers_exactly_one_wins(bench: Bench) {
             let racers: Vec<_> = bodies
                 .into_iter()
                 .map(|segments| {
-                    let object = object(bench.store.etag(None), 1, segments);
+                    let object = object(bench.store.etag(BUCKET, None), 1, segments);
                     let (start, bench, key, absent) = (&start, &bench, &key, &absent);
                     scope.spawn(move || {
                         start.wait();
@@ -245,7 +245,7 @@ async fn an_upload_becomes_an_object_without_moving_bytes(bench: Bench) {
     let mut listed = Vec::new();
     for (number, body) in (1..).zip(&bodies) {
         let part = Part {
-            etag: bench.store.etag(None),
+            etag: bench.store.etag(BUCKET, None),
             size: body.len() as u64,
             modified: object::now(),
             digest: None,

@@ -3,6 +3,10 @@
 //! `<bucket>.<domain>` names a bucket; every other host, known or not, is taken as path style, so that the server
 //! also answers under a container's or a machine's name.
 
+use std::borrow::Cow;
+
+use http::Request;
+use http::header::HOST;
 use s3s::S3Result;
 use s3s::host::{S3Host, VirtualHost};
 
@@ -24,6 +28,17 @@ impl Domains {
             .iter()
             .find_map(|domain| host.strip_suffix(domain.as_str()).and_then(|rest| rest.strip_suffix('.')))?;
         (!bucket.is_empty()).then(|| bucket.to_owned())
+    }
+}
+
+/// The bucket that a request is about, and the key as it is written.
+pub(crate) fn bucket_and_key<'a, B>(request: &'a Request<B>, domains: &Domains) -> (Cow<'a, str>, &'a str) {
+    let path = request.uri().path().trim_start_matches('/');
+    let host = request.headers().get(HOST).and_then(|value| value.to_str().ok());
+    match (host.and_then(|host| domains.bucket(host)), path.split_once('/')) {
+        (Some(bucket), _) => (Cow::Owned(bucket), path),
+        (None, Some((bucket, key))) => (Cow::Borrowed(bucket), key),
+        (None, None) => (Cow::Borrowed(path), ""),
     }
 }
 

@@ -21,14 +21,16 @@ use percent_encoding::percent_decode_str;
 use s3s::Body;
 use s3s::service::S3Service;
 
-use crate::access::Admission;
+use crate::access::{Admission, InSession, Keys};
 use crate::connection::Connection;
+use crate::directory::is_directory;
+use crate::express_signature;
 use crate::faults::{Dropped, Faults, InjectedError, Target};
-use crate::host::Domains;
+use crate::host::{Domains, bucket_and_key};
 use crate::ids::Ids;
 use crate::metrics;
 use crate::partitions::{self, PartitionGate};
-use crate::signature::{self, Refusal};
+use crate::signature::{self, Refusal, credential_of};
 use crate::stats::Counters;
 
 /// Carries an object's size from an operation to [`invalid_range`]; never sent.
@@ -44,6 +46,7 @@ pub(crate) struct HttpService {
 
 struct Inner {
     s3: S3Service,
+    keys: Keys,
     region: Option<String>,
     domains: Domains,
     faults: Arc<Faults>,
@@ -55,13 +58,14 @@ struct Inner {
 impl HttpService {
     pub(crate) fn new(
         s3: S3Service,
+        keys: Keys,
         region: Option<String>,
         domains: Domains,
         faults: Arc<Faults>,
         partitions: Option<Arc<PartitionGate>>,
         counters: Arc<Counters>,
     ) -> Self {
-        let inner = Inner { s3, region, domains, faults, partitions, counters, ids: Ids::new() };
+        let inner = Inner { s3, keys, region, domains, faults, partitions, counters, ids: Ids::new() };
         Self { inner: Arc::new(inner) }
     }
 
@@ -122,8 +126,8 @@ impl HttpService {
         }
     }
 
-    async fn answer(&self, request: Request<Body>, request_id: &str) -> Response<Body> {
-        if let Err(refusal) = signature::check(request.method(), request.uri(), request.headers()) {
+    async fn answer(&self, mut request: Request<Body>, request_id: &str) -> Response<Body> {
+        if let Err(refusal) = self.check_signature(&mut request) {
             return refuse(refusal, request_id);
         }
         if let Some((given, expected)) = self.wrong_region(&request) {
@@ -135,6 +139,28 @@ impl HttpService {
                 None => response,
             },
             Err(error) => internal_error(&format!("{error:?}"), request_id),
+        }
+    }
+
+    /// Judges the head of a request, and the whole signature of one about a directory bucket, which goes on as any other.
+    fn check_signature(&self, request: &mut Request<Body>) -> Result<(), Refusal> {
+        let Inner { keys, domains, .. } = &*self.inner;
+        let bucket = bucket_and_key(request, domains).0.into_owned();
+        let is_directory = is_directory(&bucket);
+        let service = if is_directory { "s3express" } else { "s3" };
+        signature::check(service, request.method(), request.uri(), request.headers())?;
+        if is_directory {
+            if let Some(mode) = express_signature::translate(request, &bucket, keys)? {
+                request.extensions_mut().insert(InSession(mode));
+            }
+            return Ok(());
+        }
+        let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let access_key = authorization.and_then(|header| credential_of(header).split('/').next());
+        // A session is good for its own bucket.
+        match access_key.and_then(|key| keys.sessions.of(key)) {
+            Some(_) => Err(express_signature::unknown_key()),
+            None => Ok(()),
         }
     }
 

@@ -12,6 +12,9 @@
 //!
 //! What can go wrong between a client and S3 can be made to go wrong here ([`Fault`]), over HTTPS as well.
 //!
+//! A bucket whose name is that of a directory bucket (`<name>--<zone id>--x-s3`, S3 Express One Zone) is one, with sessions,
+//! listings in no order, and without what those do not have.
+//!
 //! It is a development endpoint: one pair of keys, no versions, no policies, no browser forms, no `fsync`.
 //!
 //! ```
@@ -35,7 +38,9 @@ mod config;
 #[cfg(test)]
 mod conformance;
 mod connection;
+mod directory;
 mod disk;
+mod express_signature;
 mod failure;
 mod faults;
 mod host;
@@ -52,6 +57,7 @@ mod receive;
 mod send;
 mod server;
 mod service;
+mod sessions;
 mod signature;
 mod stats;
 mod store;

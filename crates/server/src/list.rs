@@ -1,6 +1,6 @@
 //! Listing: which keys and which common prefixes come next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 /// What to list.
@@ -71,10 +71,45 @@ pub(crate) fn list<T: Clone>(objects: &BTreeMap<String, T>, query: &Query<'_>) -
     page
 }
 
+/// Lists what [`list`] does in the order of `place`, as a bucket without order does. Below what `unfinished` uploads are for, there
+/// are common prefixes too. `query.after` is the end of the page before.
+pub(crate) fn list_unordered<'a, T: Clone>(
+    objects: &'a BTreeMap<String, T>,
+    unfinished: impl Iterator<Item = &'a str>,
+    query: &Query<'_>,
+    place: impl Fn(&str) -> u64,
+) -> Page<T> {
+    let common = |key: &'a str| {
+        let rest = key.strip_prefix(query.prefix)?;
+        let at = rest.find(query.delimiter).filter(|_| !query.delimiter.is_empty())?;
+        Some(&key[..query.prefix.len() + at + query.delimiter.len()])
+    };
+    let keys = objects.keys().map(String::as_str).chain(unfinished);
+    let prefixes: BTreeSet<&str> = keys.filter_map(common).collect();
+    let keys = objects.iter().filter(|(key, _)| key.starts_with(query.prefix) && common(key).is_none());
+    let mut entries: Vec<(u64, &str, Option<&T>)> = prefixes
+        .into_iter()
+        .map(|prefix| (place(prefix), prefix, None))
+        .chain(keys.map(|(key, object)| (place(key), key.as_str(), Some(object))))
+        .filter(|(at, name, _)| query.after.is_none_or(|after| (*at, *name) > (place(after), after)))
+        .collect();
+    entries.sort_unstable_by_key(|(at, name, _)| (*at, *name));
+    let more = query.limit > 0 && entries.len() > query.limit;
+    entries.truncate(query.limit);
+    let next = entries.last().filter(|_| more).map(|(_, name, _)| (*name).to_owned());
+    let mut page = Page { objects: Vec::new(), prefixes: Vec::new(), next };
+    for (_, name, object) in entries {
+        match object {
+            Some(object) => page.objects.push((name.to_owned(), object.clone())),
+            None => page.prefixes.push(name.to_owned()),
+        }
+    }
+    page
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     fn keys(names: &[&str]) -> BTreeMap<String, ()> {
         names.iter().map(|name| ((*name).to_owned(), ())).collect()
@@ -123,6 +158,39 @@ mod tests {
                     let expected = (expected.clone(), expected_prefixes.iter().cloned().collect());
                     assert_eq!(walk(&objects, &query), expected, "{query:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn pages_without_order_join_to_the_same_listing() {
+        let objects = keys(&["a", "a/1", "a/2/x", "a/2/y", "b/d", "zz"]);
+        let place = |name: &str| name.bytes().map(u64::from).sum::<u64>() * 7919 % 13;
+        for (prefix, delimiter) in [("", ""), ("", "/"), ("a/", ""), ("a/", "/")] {
+            let query = Query { prefix, delimiter, limit: 100, ..Query::default() };
+            let (mut names, mut prefixes) = walk(&objects, &query);
+            for limit in 1..8 {
+                let (mut found, mut common, mut after) = (Vec::new(), Vec::new(), None::<String>);
+                loop {
+                    let query = Query { after: after.as_deref(), limit, ..query.clone() };
+                    let page = list_unordered(&objects, ["a/2/z", "c/d"].into_iter(), &query, place);
+                    assert!(page.len() <= limit);
+                    found.extend(page.objects.into_iter().map(|(key, ())| key));
+                    common.extend(page.prefixes);
+                    after = page.next;
+                    if after.is_none() {
+                        break;
+                    }
+                }
+                if (prefix, delimiter) == ("", "/") {
+                    // Only an upload under way is below it.
+                    prefixes.retain(|prefix| prefix != "c/");
+                    prefixes.push("c/".to_owned());
+                }
+                for names in [&mut names, &mut prefixes, &mut found, &mut common] {
+                    names.sort_unstable();
+                }
+                assert_eq!((&found, &common), (&names, &prefixes), "{query:?} {limit}");
             }
         }
     }

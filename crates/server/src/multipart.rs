@@ -11,6 +11,7 @@ use s3s::{S3Error, S3Result, s3_error};
 
 use crate::checksum::{Algorithm, Digest, ObjectChecksum, bad_digest};
 use crate::conditions::WriteCondition;
+use crate::directory::is_directory;
 use crate::object::{self, Metadata, Object, ObjectPart};
 use crate::store::{Bucket, Store};
 use crate::upload::{Completed, Part, Upload, UploadChecksum};
@@ -102,7 +103,7 @@ impl Store {
             return Ok(Arc::clone(&done.object));
         }
         let entry = index.bucket(bucket)?;
-        let object = self.assemble(entry.upload(key, upload_id)?, completion)?;
+        let object = self.assemble(bucket, entry.upload(key, upload_id)?, completion)?;
         let (object, replaced) = self.insert(entry, bucket, key, object, &completion.condition)?;
         let finished = entry.uploads.remove(&(key.to_owned(), upload_id.to_owned()));
         if index.completed.len() == COMPLETED_REMEMBERED {
@@ -129,7 +130,16 @@ impl Store {
         Ok(object)
     }
 
-    fn assemble(&self, upload: &Upload, completion: &Completion) -> S3Result<Object> {
+    fn assemble(&self, bucket: &str, upload: &Upload, completion: &Completion) -> S3Result<Object> {
+        let is_directory = is_directory(bucket);
+        if is_directory
+            && !completion.parts.iter().map(|part| part.number).eq(1..=completion.parts.len() as i32)
+        {
+            return Err(s3_error!(
+                InvalidPartOrder,
+                "The list of parts was not consecutive. Part numbers must start at 1 and be consecutive."
+            ));
+        }
         let parts = listed_parts(upload, &completion.parts)?;
         let size = parts.iter().map(|part| part.size).sum();
         if completion.size.is_some_and(|expected| expected != size) {
@@ -139,7 +149,7 @@ impl Store {
             ));
         }
         Ok(Object {
-            etag: self.multipart_etag(&parts),
+            etag: if is_directory { self.ids.next() } else { self.multipart_etag(bucket, &parts) },
             size,
             modified: object::now(),
             metadata: upload.metadata.clone(),
@@ -153,13 +163,13 @@ impl Store {
     }
 
     /// The MD5 of the parts' MD5s where all have one, and the number of parts.
-    fn multipart_etag(&self, parts: &[&Part]) -> String {
+    fn multipart_etag(&self, bucket: &str, parts: &[&Part]) -> String {
         let md5 = parts
             .iter()
             .map(|part| part.md5)
             .collect::<Option<Vec<_>>>()
             .map(|digests| Md5::checksum(digests.as_flattened()));
-        format!("{}-{}", self.etag(md5.as_ref()), parts.len())
+        format!("{}-{}", self.etag(bucket, md5.as_ref()), parts.len())
     }
 }
 

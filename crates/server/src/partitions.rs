@@ -15,6 +15,7 @@ use s3s::path::S3Path;
 use s3s::{Body, S3Error, S3Result, s3_error};
 use serde_json::json;
 
+use crate::directory::is_directory;
 use crate::query::Query;
 
 /// Draws what `/_s3dcp/partitions` gives, as it changes.
@@ -50,6 +51,10 @@ impl PartitionGate {
         let operation = request.s3_op().name();
         let key = match request.s3_path() {
             S3Path::Root => return Ok(()),
+            // Their request rates are those of the bucket, and none of them is modelled.
+            S3Path::Bucket { bucket } | S3Path::Object { bucket, .. } if is_directory(bucket) => {
+                return Ok(());
+            }
             S3Path::Bucket { bucket } => format!("{bucket}/{}", listed_prefix(&Query::of(request.uri()))),
             S3Path::Object { bucket, key } => format!("{bucket}/{key}"),
         };

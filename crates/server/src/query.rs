@@ -12,7 +12,7 @@ impl<'a> Query<'a> {
         Self(uri.query().unwrap_or_default())
     }
 
-    fn pairs(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
         self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
     }
 

@@ -31,6 +31,7 @@ use crate::http_service::HttpService;
 use crate::memory::Memory;
 use crate::partitions::PartitionGate;
 use crate::service::Service;
+use crate::sessions::Sessions;
 use crate::stats::{Counters, ServerStats};
 use crate::store::Store;
 use crate::tls::Tls;
@@ -43,6 +44,8 @@ const MAX_HEAD_BYTES: usize = 32 << 10;
 
 /// How long a client may take to send a head, and so how long a connection may be idle.
 const HEAD_PATIENCE: Duration = Duration::from_secs(30);
+
+const MAX_SESSION_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// The region that is reported where none is configured.
 const DEFAULT_REGION: &str = "us-east-1";
@@ -67,7 +70,7 @@ impl Server {
     ///
     /// # Errors
     /// The address cannot be bound; the directory cannot be used, is in use by another server, or holds something else or
-    /// something damaged; a bucket's name is not valid (`InvalidInput`).
+    /// something damaged; a bucket's name or the lifetime of sessions is not valid (`InvalidInput`).
     ///
     /// # Panics
     /// When called outside a tokio runtime.
@@ -98,11 +101,25 @@ impl Server {
 
         let region = config.region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
         let counters = Arc::new(Counters::default());
-        let service =
-            Service::new(Arc::clone(&store), Arc::clone(&counters), region.clone(), config.md5_etags);
+        let lifetime = config.session_lifetime;
+        if lifetime.is_zero() || lifetime > MAX_SESSION_LIFETIME {
+            let why = format!(
+                "session_lifetime must be more than 0 s and at most {MAX_SESSION_LIFETIME:?}, not {lifetime:?}"
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let sessions = Arc::new(Sessions::new(lifetime));
+        let service = Service::new(
+            Arc::clone(&store),
+            Arc::clone(&counters),
+            region.clone(),
+            config.md5_etags,
+            Arc::clone(&sessions),
+        );
         let mut builder = S3ServiceBuilder::new(service);
-        builder
-            .set_auth(Keys { access_key: config.access_key.clone(), secret_key: config.secret_key.clone() });
+        let keys =
+            Keys { access_key: config.access_key.clone(), secret_key: config.secret_key.clone(), sessions };
+        builder.set_auth(keys.clone());
         let partitions = config.partitions.as_ref().map(PartitionGate::new).transpose();
         let partitions = partitions
             .map_err(|reason| io::Error::new(io::ErrorKind::InvalidInput, format!("partitions: {reason}")))?
@@ -113,6 +130,7 @@ impl Server {
         let faults = Arc::new(Faults::new(&config.faults, config.fault_seed));
         let service = HttpService::new(
             builder.build(),
+            keys,
             config.region.clone(),
             domains,
             Arc::clone(&faults),

@@ -26,7 +26,7 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), unsigned: Vec::new() }
     }
 
@@ -34,7 +34,7 @@ impl Refusal {
         Self::new(StatusCode::FORBIDDEN, "AccessDenied", message)
     }
 
-    fn malformed_header(what: impl AsRef<str>) -> Self {
+    pub(crate) fn malformed_header(what: impl AsRef<str>) -> Self {
         let message = format!("The authorization header is malformed; {}", what.as_ref());
         Self::new(StatusCode::BAD_REQUEST, "AuthorizationHeaderMalformed", message)
     }
@@ -44,8 +44,14 @@ impl Refusal {
     }
 }
 
-/// Judges a request by its head. What passes still has to have the right signature.
-pub(crate) fn check(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
+/// The credential, `<access key>/<date>/<region>/<service>/aws4_request`, in the header of a request.
+pub(crate) fn credential_of(authorization: &str) -> &str {
+    let (_, rest) = authorization.split_once("Credential=").unwrap_or_default();
+    rest.split(',').next().unwrap_or_default().trim()
+}
+
+/// Judges a request by its head, which is for `service`. What passes still has to have the right signature.
+pub(crate) fn check(service: &str, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
     if is_form(method, headers) {
         let message = "Objects cannot be posted as forms here; send them with PUT";
         return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "NotImplemented", message));
@@ -55,10 +61,10 @@ pub(crate) fn check(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(
     match (&in_headers[..], query.names("X-Amz-Signature"), query.names("Signature")) {
         ([], false, false) => Err(Refusal::denied("Access Denied")),
         ([header], false, false) => match header.to_str() {
-            Ok(header) => check_header(header, headers),
+            Ok(header) => check_header(service, header, headers),
             Err(_) => Err(Refusal::malformed_header("it is not text")),
         },
-        ([], true, false) => check_query(&query, headers),
+        ([], true, false) => check_query(service, &query, headers),
         // The older kind: its signature is over all x-amz-* headers there are, and over the time at which it ends.
         ([], false, true) => all_legible(headers),
         _ => Err(Refusal::new(
@@ -78,7 +84,7 @@ fn is_form(method: &Method, headers: &HeaderMap) -> bool {
         && headers.get_all(CONTENT_TYPE).iter().any(|value| is_form(value.as_bytes().trim_ascii_start()))
 }
 
-fn check_header(authorization: &str, headers: &HeaderMap) -> Result<(), Refusal> {
+fn check_header(service: &str, authorization: &str, headers: &HeaderMap) -> Result<(), Refusal> {
     let Some((ALGORITHM, fields)) = authorization.split_once(' ') else {
         return Err(if authorization.starts_with("AWS ") {
             let message = format!(
@@ -109,11 +115,11 @@ fn check_header(authorization: &str, headers: &HeaderMap) -> Result<(), Refusal>
     let date = date.filter(|date| is_date(date));
     let date =
         date.ok_or_else(|| Refusal::denied("AWS authentication requires a valid x-amz-date header"))?;
-    check_scope(credential, date).map_err(Refusal::malformed_header)?;
+    check_scope(service, credential, date).map_err(Refusal::malformed_header)?;
     covers(signed, headers)
 }
 
-fn check_query(query: &Query<'_>, headers: &HeaderMap) -> Result<(), Refusal> {
+fn check_query(service: &str, query: &Query<'_>, headers: &HeaderMap) -> Result<(), Refusal> {
     let only = |name| {
         query.only(name).ok_or_else(|| {
             Refusal::malformed_query(
@@ -135,7 +141,7 @@ fn check_query(query: &Query<'_>, headers: &HeaderMap) -> Result<(), Refusal> {
         ));
     }
     check_expires(&expires).map_err(Refusal::malformed_query)?;
-    check_scope(&credential, &date).map_err(Refusal::malformed_query)?;
+    check_scope(service, &credential, &date).map_err(Refusal::malformed_query)?;
     covers(&signed, headers)
 }
 
@@ -157,8 +163,9 @@ fn check_expires(expires: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Whether a credential's scope, `<access key>/<date>/<region>/s3/aws4_request`, is of this service and of the day of `date`.
-fn check_scope(credential: &str, date: &str) -> Result<(), String> {
+/// Whether a credential's scope, `<access key>/<date>/<region>/<service>/aws4_request`, is of this service and of the day of
+/// `date`.
+fn check_scope(expected: &str, credential: &str, date: &str) -> Result<(), String> {
     let mut scope = credential.rsplit('/');
     let (Some("aws4_request"), Some(service), Some(_region), Some(day), Some(_access_key)) =
         (scope.next(), scope.next(), scope.next(), scope.next(), scope.next())
@@ -168,8 +175,8 @@ fn check_scope(credential: &str, date: &str) -> Result<(), String> {
                 .to_owned(),
         );
     };
-    if service != "s3" {
-        return Err(format!("incorrect service \"{service}\". This endpoint belongs to \"s3\"."));
+    if service != expected {
+        return Err(format!("incorrect service \"{service}\". This endpoint belongs to \"{expected}\"."));
     }
     if !date.starts_with(day) || day.len() != "yyyyMMdd".len() {
         return Err(format!(
@@ -242,7 +249,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let request = request.body(()).unwrap();
-        match check(request.method(), request.uri(), request.headers()) {
+        match check("s3", request.method(), request.uri(), request.headers()) {
             Ok(()) => ("", Vec::new()),
             Err(refusal) => (refusal.code, refusal.unsigned),
         }

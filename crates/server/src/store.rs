@@ -13,6 +13,7 @@ use s3s::{S3Error, S3Result, s3_error};
 
 use crate::backend::Backend;
 use crate::conditions::WriteCondition;
+use crate::directory::is_directory;
 use crate::failure::storage_failure;
 use crate::ids::Ids;
 use crate::object::{self, Object};
@@ -76,9 +77,10 @@ impl Store {
         storage_failure(error, self.backend.directory())
     }
 
-    /// An ETag: the MD5 where there is one, else a name of its own.
-    pub(crate) fn etag(&self, md5: Option<&[u8; 16]>) -> String {
-        md5.map_or_else(|| self.ids.next(), |md5| md5.iter().map(|byte| format!("{byte:02x}")).collect())
+    /// An ETag: the MD5 where there is one and the bucket tells it, else a name of its own.
+    pub(crate) fn etag(&self, bucket: &str, md5: Option<&[u8; 16]>) -> String {
+        md5.filter(|_| !is_directory(bucket))
+            .map_or_else(|| self.ids.next(), |md5| md5.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     pub(crate) fn create_bucket(&self, name: &str) -> S3Result<()> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use s3dcp_pacing::Budget;
 use s3dcp_prefix::{DefaultPrefixStrategy, HexPrefixStrategy, NumericOptions, PrefixStrategy};
 
 use crate::fleet::simulate;
@@ -41,11 +42,12 @@ pub struct Advice {
     pub choices: Vec<Choice>,
     /// What the network alone needs for the bytes.
     pub network: Duration,
-    /// Partitions that carry the requests of the best settings within the time wanted.
+    /// Partitions that carry the requests of the best settings within the time wanted; 1 for a directory bucket.
     pub partitions_wanted: usize,
 }
 
-/// Simulates what makes a difference for this job and compares it. Strategy, part size and rounds of `scenario` are not looked
+/// Simulates what makes a difference for this job and compares it: in a directory bucket, which has no partitions, part sizes
+/// alone. Strategy, part size and rounds of `scenario` are not looked
 /// at. `within`: the time wanted for one save or load; `None` for what the network can do.
 ///
 /// # Panics
@@ -55,15 +57,19 @@ pub fn advise(scenario: &Scenario, within: Option<Duration>) -> Advice {
     let within = within.unwrap_or(network).max(network);
     let one_round = Scenario { rounds: 1, ..scenario.clone() };
     let job = Job { scenario: one_round, within };
-    let spread = job.choice(hex(None), None, true, None);
-    let mut choices = vec![spread];
-    choices.extend(PART_SIZES.map(|size| job.choice(hex(None), None, true, Some(size))));
+    // Where there are no partitions, there is nothing to spread over.
+    let spreads = scenario.budget == Budget::Partition;
+    let first: Arc<dyn PrefixStrategy> = if spreads { hex(None) } else { Arc::new(DefaultPrefixStrategy) };
+    let mut choices = vec![job.choice(Arc::clone(&first), None, spreads, None)];
+    choices.extend(PART_SIZES.map(|size| job.choice(Arc::clone(&first), None, spreads, Some(size))));
     let part_size =
         choices.iter().min_by_key(|choice| choice.first.duration).and_then(|choice| choice.part_size);
-    for count in PREFIX_COUNTS.into_iter().filter(|&count| count < u64::from(scenario.world_size)) {
-        choices.push(job.choice(hex(Some(count)), Some(count), true, part_size));
+    if spreads {
+        for count in PREFIX_COUNTS.into_iter().filter(|&count| count < u64::from(scenario.world_size)) {
+            choices.push(job.choice(hex(Some(count)), Some(count), true, part_size));
+        }
+        choices.push(job.choice(Arc::new(DefaultPrefixStrategy), None, false, part_size));
     }
-    choices.push(job.choice(Arc::new(DefaultPrefixStrategy), None, false, part_size));
     let least = choices.iter().map(Choice::time).min().unwrap_or_default();
     let (good, mut others): (Vec<_>, Vec<_>) =
         choices.into_iter().partition(|choice| choice.time() <= least.mul_f64(AS_GOOD));
@@ -99,6 +105,9 @@ impl Job {
     }
 
     fn partitions_wanted(&self, round: &Round) -> usize {
+        if self.scenario.budget == Budget::DirectoryBucket {
+            return 1;
+        }
         let per_partition = self.scenario.budget() * self.within.as_secs_f64();
         (round.admitted as f64 / per_partition).ceil().max(1.0) as usize
     }

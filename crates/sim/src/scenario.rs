@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use s3dcp_checkpoint::Layout;
+use s3dcp_pacing::{Budget, share_of_budget};
 use s3dcp_partition::Limits;
 use s3dcp_prefix::{DefaultPrefixStrategy, PrefixStrategy, pattern_index};
-use s3dcp_s3::{Capacity, Error, share_of_budget};
+use s3dcp_s3::{Capacity, Error};
 
 /// What the ranks do in each round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -103,6 +104,8 @@ pub struct Scenario {
     pub pause: Duration,
     /// Bytes of a part or a range; `None`: what s3dcp chooses.
     pub part_size: Option<u64>,
+    /// What s3dcp counts on, and `limits` with [`Scenario::in_directory_bucket`].
+    pub budget: Budget,
     /// Partitions that S3 has from the start, divided evenly over the keys of the first round; 1 for a cold bucket.
     pub partitions: usize,
     /// What each of them takes, and when it splits.
@@ -133,6 +136,7 @@ impl Default for Scenario {
             rounds: 1,
             pause: Duration::from_secs(600),
             part_size: None,
+            budget: Budget::default(),
             partitions: 1,
             limits: Limits::default(),
             retry_after: false,
@@ -146,6 +150,13 @@ impl Default for Scenario {
 }
 
 impl Scenario {
+    /// The same in a directory bucket, which has no partitions.
+    #[must_use]
+    pub fn in_directory_bucket(self) -> Scenario {
+        let budget = Budget::DirectoryBucket;
+        Scenario { budget, partitions: 1, limits: budget.promised(), ..self }
+    }
+
     /// The first setting that makes no sense, in words.
     pub fn invalid(&self) -> Option<String> {
         let positive = |value: f64| value.is_finite() && value > 0.0;
@@ -278,12 +289,15 @@ impl Scenario {
         }
     }
 
-    /// Requests per second that a file is planned for: s3dcp counts on one partition, and on what AWS promises for it, whatever
+    /// Requests per second that a file is planned for: s3dcp counts on one partition, or on a directory bucket, and on what AWS
+    /// promises for it, whatever
     /// the limits are here.
     pub(crate) fn promised(&self) -> f64 {
         match self.operation {
-            Operation::Save => share_of_budget(true, self.world_size.into(), self.files_per_rank.into()),
-            Operation::Load => share_of_budget(false, self.world_size.into(), 1),
+            Operation::Save => {
+                share_of_budget(self.budget, true, self.world_size.into(), self.files_per_rank.into())
+            }
+            Operation::Load => share_of_budget(self.budget, false, self.world_size.into(), 1),
         }
     }
 

@@ -91,7 +91,7 @@ impl Save {
     /// Divides S3's budget of writes between so many ranks that save at once, and so many shard files of each, from the
     /// next file on: parts grow where that takes fewer of them.
     pub fn divide_budget(&mut self, ranks: u64, files: u64) {
-        self.requests_per_second = Some(share_of_budget(true, ranks, files));
+        self.requests_per_second = Some(share_of_budget(&self.location.bucket, true, ranks, files));
     }
 
     /// The id of this rank's part of the save, as in the names of its shard files; that of the rank which commits is the

@@ -47,7 +47,7 @@ pub(crate) struct Permit {
     keys: Arc<Keys>,
     again: bool,
     sent: Instant,
-    _connection: Connection,
+    _connection: Option<Connection>,
 }
 
 impl Admission {
@@ -68,10 +68,9 @@ impl Admission {
         attempt: u32,
         deadline: Option<Instant>,
     ) -> Option<Permit> {
-        let again = attempt > 1;
         let entered = async {
             loop {
-                self.pacing.wait(keys, again).await;
+                self.pacing.wait(keys, attempt > 1).await;
                 let taken = clock::now();
                 let connection = self.connections.acquire().await;
                 // Many may have had their turn before the service asked for fewer, and still wait for a connection.
@@ -84,14 +83,23 @@ impl Admission {
             Some(deadline) => clock::before(deadline, entered).await?,
             None => entered.await,
         };
-        Some(Permit {
+        Some(self.permit(keys, attempt, Some(connection)))
+    }
+
+    /// Lets a request in at once, beyond the limit on connections: those that wait for it have them.
+    pub(crate) fn pass(&self, keys: &Arc<Keys>, attempt: u32) -> Permit {
+        self.permit(keys, attempt, None)
+    }
+
+    fn permit(&self, keys: &Arc<Keys>, attempt: u32, connection: Option<Connection>) -> Permit {
+        Permit {
             pacing: Arc::clone(&self.pacing),
             counters: Arc::clone(&self.counters),
             keys: Arc::clone(keys),
-            again,
+            again: attempt > 1,
             sent: clock::now(),
             _connection: connection,
-        })
+        }
     }
 
     /// Waits until so many bytes of an upload may be in flight.

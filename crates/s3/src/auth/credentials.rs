@@ -1,4 +1,5 @@
-//! Who signs: credentials behind a cache that loads once for all tasks and refreshes before expiry.
+//! Who signs: credentials behind a cache that loads once for all tasks and refreshes before expiry. Those of a session with a
+//! directory bucket are kept in one as well.
 //!
 //! A load that fails for a reason that may pass is repeated until the deadline of the request that waits for
 //! it: whoever hands out credentials has bad moments as any service. Errors and `Debug` never hold a secret.
@@ -41,6 +42,8 @@ impl Time {
 
 /// Credentials shared by all requests of a client.
 pub(crate) struct CredentialCache {
+    /// What the credentials are, for errors.
+    name: &'static str,
     load: Load,
     time: Time,
     refreshable: bool,
@@ -124,14 +127,21 @@ impl CredentialCache {
         if config.unsigned {
             return None;
         }
+        const NAME: &str = "AWS credentials";
         Some(match &config.credentials {
-            Some(keys) => CredentialCache::with(given(keys), Time::real(), false),
-            None => CredentialCache::with(chain(config.profile.clone(), place), Time::real(), true),
+            Some(keys) => CredentialCache::with(NAME, given(keys), Time::real(), false),
+            None => CredentialCache::with(NAME, chain(config.profile.clone(), place), Time::real(), true),
         })
     }
 
-    fn with(load: Load, time: Time, refreshable: bool) -> CredentialCache {
+    /// A cache of credentials that `load` gets, which errors call by `name`.
+    pub(crate) fn of(name: &'static str, load: Load) -> CredentialCache {
+        CredentialCache::with(name, load, Time::real(), true)
+    }
+
+    fn with(name: &'static str, load: Load, time: Time, refreshable: bool) -> CredentialCache {
         CredentialCache {
+            name,
             load,
             time,
             refreshable,
@@ -146,10 +156,8 @@ impl CredentialCache {
             Some(result) => result,
             None => Err(self.state().failed.as_ref().map_or_else(
                 || {
-                    Error::new(
-                        ErrorKind::Timeout,
-                        "no AWS credentials came before the deadline of the operation",
-                    )
+                    let text = format!("no {} came before the deadline of the operation", self.name);
+                    Error::new(ErrorKind::Timeout, text)
                 },
                 |failed| failed.last.error.clone(),
             )),
@@ -180,7 +188,7 @@ impl CredentialCache {
             };
             let Some(retry_at) = retry_at.filter(|at| *at < deadline) else { return Err(error) };
             let pause = retry_at.saturating_duration_since((self.time.now)());
-            tracing::debug!(%error, ?pause, "asking for credentials again");
+            tracing::debug!(%error, ?pause, "asking for {} again", self.name);
             (self.time.sleep)(pause).await;
         }
     }
@@ -230,9 +238,14 @@ impl CredentialCache {
                 state.failed = None;
                 Some(credentials)
             }
-            Err(failure) => {
-                tracing::debug!(error = %failure.error, "no credentials");
-                let count = state.failed.as_ref().map_or(0, |failed| failed.count) + 1;
+            Err(mut failure) => {
+                tracing::debug!(error = %failure.error, "no {}", self.name);
+                let before =
+                    state.failed.as_ref().filter(|failed| !failed.last.outlook.is_used_up(failed.count));
+                let count = before.map_or(0, |failed| failed.count) + 1;
+                let attempts =
+                    before.map_or(0, |failed| failed.last.error.attempts()) + failure.error.attempts();
+                failure.error = failure.error.with_attempts(attempts, Duration::ZERO);
                 let (first, longest) = RETRY_BOUNDS;
                 let bound = first.saturating_mul(1 << (count - 1).min(16)).min(longest);
                 // Half of it at least, so that the number of loads is bounded, and the rest by chance.
@@ -315,7 +328,7 @@ mod tests {
                 Ok(Credentials::new(format!("key-{number}"), "secret", None, Some(expiry), "test"))
             })
         });
-        let cache = CredentialCache::with(load, virtual_time(begun, &passed), true);
+        let cache = CredentialCache::with("credentials", load, virtual_time(begun, &passed), true);
         Source { cache, begun, passed, loads, script }
     }
 
@@ -385,7 +398,7 @@ mod tests {
     #[tokio::test]
     async fn a_load_that_hangs_ends_with_the_deadline() {
         let load: Load = Box::new(|| Box::pin(std::future::pending()));
-        let cache = CredentialCache::with(load, Time::real(), true);
+        let cache = CredentialCache::with("credentials", load, Time::real(), true);
         let error = cache.get(START, clock::now() + Duration::from_millis(10)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout);
         assert!(error.message().contains("credentials"), "{error}");
@@ -401,6 +414,18 @@ mod tests {
             assert!(source.key().await.is_err());
             assert_eq!(source.loads(), loads, "{outlook:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn each_request_has_the_attempts_that_there_are() {
+        let source = source_of(HOUR);
+        source.says(&[Some(Outlook::Attempts(3))]);
+        for requests in 1..=3 {
+            assert!(source.key().await.is_err());
+            assert_eq!(source.loads(), 3 * requests);
+        }
+        source.says(&[Some(Outlook::Attempts(3)), Some(Outlook::Attempts(3)), None]);
+        assert_eq!(source.key().await.unwrap(), "key-11");
     }
 
     #[tokio::test]
@@ -460,6 +485,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn while_one_task_refreshes_the_others_go_on_with_what_still_works() {
+        let release = Arc::<tokio::sync::Notify>::default();
+        let loads = Arc::<AtomicU32>::default();
+        let (released, counted) = (Arc::clone(&release), Arc::clone(&loads));
+        let load: Load = Box::new(move || {
+            let (number, released) = (counted.fetch_add(1, Ordering::SeqCst), Arc::clone(&released));
+            Box::pin(async move {
+                if number > 0 {
+                    released.notified().await;
+                }
+                let expiry = START + Duration::from_secs(300) * (number + 1);
+                Ok(Credentials::new(format!("key-{number}"), "secret", None, Some(expiry), "test"))
+            })
+        });
+        let cache = CredentialCache::of("session", load);
+        let deadline = clock::now() + HOUR;
+        let key = async |seconds| {
+            let credentials = cache.get(START + Duration::from_secs(seconds), deadline).await.unwrap();
+            credentials.access_key_id().to_owned()
+        };
+        assert_eq!(key(0).await, "key-0");
+        let renewal = async { (key(200).await, loads.load(Ordering::SeqCst)) };
+        let others = async {
+            for _ in 0..64 {
+                assert_eq!(key(201).await, "key-0");
+            }
+            release.notify_one();
+        };
+        let (renewed, ()) = tokio::join!(renewal, others);
+        assert_eq!(renewed, ("key-1".to_owned(), 2));
+        assert_eq!(key(202).await, "key-1");
+    }
+
+    #[tokio::test]
     async fn what_the_service_called_expired_is_loaded_again_once() {
         let source = source_of(HOUR);
         let deadline = source.begun + HOUR;
@@ -479,7 +538,7 @@ mod tests {
             counted.fetch_add(1, Ordering::SeqCst);
             Box::pin(async { Ok(Credentials::new("same", "secret", None, Some(START + HOUR), "test")) })
         });
-        let cache = CredentialCache::with(load, Time::real(), true);
+        let cache = CredentialCache::with("credentials", load, Time::real(), true);
         for _ in 0..100 {
             let credentials = cache.get(START, clock::now() + HOUR).await.unwrap();
             assert!(cache.invalidate(&credentials, START));

@@ -3,6 +3,7 @@
 #[cfg(feature = "credential-chain")]
 pub(crate) mod chain;
 pub(crate) mod credentials;
+pub(crate) mod express_sessions;
 #[cfg(feature = "credential-chain")]
 pub(crate) mod http;
 pub(crate) mod provider;

@@ -45,9 +45,16 @@ pub(crate) enum Outlook {
     Doubtful,
     /// It passes: a time-out, a server's error, no connection.
     Passing,
+    /// It may pass, and so many loads in a row are worth it.
+    Attempts(u32),
 }
 
 impl Outlook {
+    /// Whether whoever asks next begins to count anew.
+    pub(crate) fn is_used_up(self, failures: u32) -> bool {
+        matches!(self, Outlook::Attempts(most) if failures >= most)
+    }
+
     /// Whether to load again, after this many failures in a row. `known`: there have been credentials before, so what
     /// is missing or broken now is being replaced.
     pub(crate) fn is_worth_a_retry(self, failures: u32, known: bool) -> bool {
@@ -56,6 +63,7 @@ impl Outlook {
             Outlook::Absent => known,
             Outlook::Doubtful => known || failures < DOUBTFUL_LOADS,
             Outlook::Passing => true,
+            Outlook::Attempts(most) => failures < most,
         }
     }
 }

@@ -13,11 +13,28 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use crate::error::{Error, ErrorKind};
 
+/// What a signature is for, besides its request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scope<'a> {
+    pub(crate) region: &'a str,
+    pub(crate) service: Service,
+    pub(crate) time: SystemTime,
+}
+
+/// As what S3 takes the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Service {
+    S3,
+    /// About a directory bucket, with the client's own credentials.
+    Express,
+    /// About a directory bucket, within a session.
+    ExpressSession,
+}
+
 /// Adds date, payload hash, session token and signature to the headers, which must hold `host` already.
 pub(crate) fn sign_request(
     credentials: &Credentials,
-    region: &str,
-    time: SystemTime,
+    scope: Scope<'_>,
     method: &Method,
     uri: &Uri,
     headers: &mut HeaderMap,
@@ -30,12 +47,15 @@ pub(crate) fn sign_request(
     settings.percent_encoding_mode = PercentEncodingMode::Single;
     settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
     settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
+    if scope.service == Service::ExpressSession {
+        settings.session_token_name_override = Some("x-amz-s3session-token");
+    }
     let identity = credentials.clone().into();
     let params = v4::SigningParams::builder()
         .identity(&identity)
-        .region(region)
-        .name("s3")
-        .time(time)
+        .region(scope.region)
+        .name(if scope.service == Service::S3 { "s3" } else { "s3express" })
+        .time(scope.time)
         .settings(settings)
         .build()
         .map_err(|error| failed(&error).with_source(error))?
@@ -82,8 +102,7 @@ mod tests {
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_369_353_600);
         sign_request(
             &credentials,
-            "us-east-1",
-            time,
+            Scope { region: "us-east-1", service: Service::S3, time },
             &Method::GET,
             &uri,
             &mut headers,
@@ -100,24 +119,26 @@ mod tests {
     }
 
     #[test]
-    fn a_session_token_is_signed_and_hidden() {
-        let credentials = Credentials::new("AKID", "SECRET", Some("TOKEN-SECRET".to_owned()), None, "test");
-        let uri: Uri = "http://127.0.0.1:9000/b/k".parse().unwrap();
-        let mut headers = HeaderMap::new();
-        headers.insert("host", HeaderValue::from_static("127.0.0.1:9000"));
-        let body = SignableBody::UnsignedPayload;
-        sign_request(
-            &credentials,
-            "us-east-1",
-            SystemTime::UNIX_EPOCH,
-            &Method::PUT,
-            &uri,
-            &mut headers,
-            body,
-        )
-        .unwrap();
-        assert_eq!(headers["x-amz-content-sha256"], "UNSIGNED-PAYLOAD");
-        assert!(headers["authorization"].to_str().unwrap().contains("x-amz-security-token"));
-        assert!(!format!("{headers:?}").contains("TOKEN-SECRET"));
+    fn a_session_token_is_signed_and_hidden_under_the_name_that_the_service_has_for_it() {
+        for (service, name, token) in [
+            (Service::S3, "s3", "x-amz-security-token"),
+            (Service::Express, "s3express", "x-amz-security-token"),
+            (Service::ExpressSession, "s3express", "x-amz-s3session-token"),
+        ] {
+            let credentials =
+                Credentials::new("AKID", "SECRET", Some("TOKEN-SECRET".to_owned()), None, "test");
+            let uri: Uri = "http://127.0.0.1:9000/b/k".parse().unwrap();
+            let mut headers = HeaderMap::new();
+            headers.insert("host", HeaderValue::from_static("127.0.0.1:9000"));
+            let body = SignableBody::UnsignedPayload;
+            let scope = Scope { region: "us-east-1", service, time: SystemTime::UNIX_EPOCH };
+            sign_request(&credentials, scope, &Method::PUT, &uri, &mut headers, body).unwrap();
+            assert_eq!(headers["x-amz-content-sha256"], "UNSIGNED-PAYLOAD");
+            let authorization = headers["authorization"].to_str().unwrap();
+            assert!(authorization.contains(&format!("/us-east-1/{name}/aws4_request")), "{authorization}");
+            assert!(authorization.contains(token), "{authorization}");
+            assert_eq!(headers.keys().filter(|name| name.as_str().ends_with("-token")).count(), 1);
+            assert!(!format!("{headers:?}").contains("TOKEN-SECRET"));
+        }
     }
 }

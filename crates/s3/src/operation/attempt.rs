@@ -21,11 +21,11 @@ use md5::{Digest, Md5};
 use crate::admission::retry::{Attempts, Class, Failure, Policy, Remedy, Verdict};
 use crate::admission::{Outcome, Permit};
 use crate::auth::session::Session;
-use crate::auth::sign::sign_request;
+use crate::auth::sign::{Scope, Service, sign_request};
 use crate::client::Client;
 use crate::clock::{self, Instant};
 use crate::config::ServerSideEncryption;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, invalid};
 use crate::http::body::BodyReader;
 use crate::http::limits::{Limits, deadline_passed, host_and_port};
 use crate::http::progress::Progress;
@@ -38,6 +38,9 @@ use crate::transfer::payload::{Payload, PayloadBody};
 const MAX_ERROR_BODY: usize = 64 * 1024;
 /// Longest response that is kept in memory: a page of a listing has about 1 MiB.
 const MAX_RESPONSE: usize = 64 << 20;
+
+/// The storage classes of directory buckets: in availability zones, and in dedicated local zones.
+const DIRECTORY_CLASSES: [&str; 2] = ["EXPRESS_ONEZONE", "ONEZONE_IA"];
 
 /// Bytes whose MD5 is computed in one go, some two milliseconds.
 const MD5_STEP: usize = 1 << 20;
@@ -65,6 +68,11 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
+    /// Attempts so far.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.attempts.count
+    }
+
     /// Whether an earlier attempt may have taken effect.
     pub(crate) fn ambiguous(&self) -> bool {
         self.ambiguous
@@ -145,7 +153,11 @@ impl Client {
         let inner = &*self.inner;
         let attempt = operation.attempts.count + 1;
         let deadline = operation.started.map(|started| started + inner.config.deadline);
-        let Some(mut permit) = inner.admission.enter(&call.keys, attempt, deadline).await else {
+        let permit = match call.is_waited_for {
+            true => Some(inner.admission.pass(&call.keys, attempt)),
+            false => inner.admission.enter(&call.keys, attempt, deadline).await,
+        };
+        let Some(mut permit) = permit else {
             return Err(operation.failed.take().map_or_else(deadline_passed, Failure::fatal));
         };
         let started = *operation.started.get_or_insert_with(clock::now);
@@ -225,12 +237,14 @@ impl Client {
                 None => return Err(finish(call, operation, error, elapsed)),
             },
             Some(Remedy::RefreshCredentials) => {
-                let cache = self.inner.session.get().and_then(|session| session.credentials.as_ref());
-                let renewed = match (cache, &operation.credentials) {
-                    (Some(cache), Some(rejected)) => cache.invalidate(rejected, self.service_time()),
-                    _ => false,
+                let renewed = |rejected| {
+                    if call.service() == Service::ExpressSession {
+                        return self.express_session(&call.bucket).invalidate(rejected, self.service_time());
+                    }
+                    let own = inner.session.get().and_then(|session| session.credentials.as_ref());
+                    own.is_some_and(|own| own.invalidate(rejected, self.service_time()))
                 };
-                if !renewed {
+                if !operation.credentials.as_ref().is_some_and(renewed) {
                     return Err(finish(call, operation, error, elapsed));
                 }
             }
@@ -248,7 +262,9 @@ impl Client {
     /// Whether the same request is worth sending at once in another form. Finding out what a service takes is no failure of a
     /// request, and counts as none.
     async fn adapt(&self, call: &Call, operation: &mut Operation, failure: &Failure) -> bool {
-        if call.object_body && operation.md5.is_none() && wants_md5(&failure.error) {
+        // Directory buckets know no MD5.
+        let is_express = call.service() != Service::S3;
+        if call.object_body && operation.md5.is_none() && !is_express && wants_md5(&failure.error) {
             operation.md5 = Some(md5_of(&call.body).await);
             return true;
         }
@@ -301,6 +317,10 @@ impl Client {
     ) -> Result<(&Session, Request<PayloadBody>, Arc<Progress>), Error> {
         let inner = &*self.inner;
         let session = self.session().await?;
+        let service = call.service();
+        if service != Service::S3 {
+            self.check_for_directory_bucket()?;
+        }
         let address = session.endpoint.address(&call.bucket, call.key.as_deref(), &call.query)?;
         let mut headers = call.headers.clone();
         operation.with_checksums = !call.checksums.is_empty()
@@ -332,9 +352,13 @@ impl Client {
         if inner.config.requester_pays {
             headers.insert("x-amz-request-payer", HeaderValue::from_static("requester"));
         }
-        if let Some(cache) = &session.credentials {
-            let credentials = cache.get(self.service_time(), deadline).await?;
-            let now = self.service_time();
+        if let Some(own) = &session.credentials {
+            let credentials = match service {
+                Service::S3 | Service::Express => own.get(self.service_time(), deadline).await?,
+                Service::ExpressSession => {
+                    self.express_session(&call.bucket).get(self.service_time(), deadline).await?
+                }
+            };
             let document = call.signed_body.then(|| body.segments().first()).flatten();
             let signed = match document {
                 Some(document) => SignableBody::Bytes(document),
@@ -342,7 +366,8 @@ impl Client {
                 None => SignableBody::UnsignedPayload,
             };
             let region = address.region.as_deref().or(session.region.as_deref()).unwrap_or_default();
-            sign_request(&credentials, region, now, &call.method, &address.uri, &mut headers, signed)?;
+            let scope = Scope { region, service, time: self.service_time() };
+            sign_request(&credentials, scope, &call.method, &address.uri, &mut headers, signed)?;
             operation.credentials = Some(credentials);
         }
         let progress = Arc::new(Progress::new(Arc::clone(&inner.counters)));
@@ -362,12 +387,13 @@ impl Client {
             region,
             endpoint: &session.endpoint,
             headers: &call.headers,
+            in_session: call.service() == Service::ExpressSession,
             now: self.service_time(),
         }
     }
 
     /// The service's time, as far as it is known.
-    fn service_time(&self) -> SystemTime {
+    pub(crate) fn service_time(&self) -> SystemTime {
         let offset = self.inner.clock_offset_ms.load(Ordering::Relaxed);
         let distance = Duration::from_millis(offset.unsigned_abs());
         let now = clock::wall_now();
@@ -386,23 +412,40 @@ impl Client {
     }
 
     /// Sets what every written object carries by configuration.
-    pub(crate) fn with_storage_headers(&self, mut call: Call) -> Result<Call, Error> {
-        let config = &self.inner.config;
-        match &config.server_side_encryption {
-            None => {}
-            Some(ServerSideEncryption::Aes256) => {
-                call = call.header("x-amz-server-side-encryption", "AES256")?;
-            }
+    pub(crate) fn with_storage_headers(&self, call: Call) -> Result<Call, Error> {
+        let call = self.with_encryption(call)?;
+        let Some(class) = &self.inner.config.storage_class else { return Ok(call) };
+        if call.service() != Service::S3 && !DIRECTORY_CLASSES.contains(&&**class) {
+            return Err(call.locate(invalid(format!(
+                "storage_class must be {} in a directory bucket, not {class:?}",
+                DIRECTORY_CLASSES.join(" or ")
+            ))));
+        }
+        call.header("x-amz-storage-class", class)
+    }
+
+    /// Sets the encryption that objects get by configuration.
+    pub(crate) fn with_encryption(&self, call: Call) -> Result<Call, Error> {
+        match &self.inner.config.server_side_encryption {
+            None => Ok(call),
+            Some(ServerSideEncryption::Aes256) => call.header("x-amz-server-side-encryption", "AES256"),
             Some(ServerSideEncryption::AwsKms { key_id }) => {
-                call = call.header("x-amz-server-side-encryption", "aws:kms")?;
-                if let Some(key_id) = key_id {
-                    call = call.header("x-amz-server-side-encryption-aws-kms-key-id", key_id)?;
+                let call = call.header("x-amz-server-side-encryption", "aws:kms")?;
+                match key_id {
+                    Some(key_id) => call.header("x-amz-server-side-encryption-aws-kms-key-id", key_id),
+                    None => Ok(call),
                 }
             }
         }
-        match &config.storage_class {
-            Some(class) => call.header("x-amz-storage-class", class),
-            None => Ok(call),
+    }
+
+    /// Refuses settings that directory buckets do not have.
+    fn check_for_directory_bucket(&self) -> Result<(), Error> {
+        let config = &self.inner.config;
+        let set = [("unsigned", config.unsigned), ("requester_pays", config.requester_pays)];
+        match set.iter().find(|(_, on)| *on) {
+            Some((setting, _)) => Err(invalid(format!("{setting} cannot be used with a directory bucket"))),
+            None => Ok(()),
         }
     }
 }
@@ -446,9 +489,9 @@ async fn md5_of(body: &Payload) -> HeaderValue {
 }
 
 fn finish(call: &Call, operation: &Operation, error: Error, elapsed: Duration) -> Error {
-    call.locate(error)
-        .with_attempts(operation.attempts.count, elapsed)
-        .with_maybe_applied(operation.ambiguous)
+    // Where it is the error of what the request waited for, the attempts are those at that.
+    let attempts = operation.attempts.count.max(error.attempts());
+    call.locate(error).with_attempts(attempts, elapsed).with_maybe_applied(operation.ambiguous)
 }
 
 /// A failure of what was read although the response was a success: too short, not XML.

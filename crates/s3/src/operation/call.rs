@@ -6,9 +6,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::admission::pacing::Keys;
+use crate::auth::sign::Service;
 use crate::error::{Error, ErrorKind};
 use crate::protocol::address::{check_key, encode_query};
-use crate::protocol::bucket::check_bucket;
+use crate::protocol::bucket::{check_bucket, is_directory_bucket};
 use crate::transfer::payload::Payload;
 
 /// A request, ready to be sent any number of times.
@@ -34,6 +35,10 @@ pub(crate) struct Call {
     pub(crate) writes: bool,
     /// The caller has another way where the service does not know the operation.
     pub(crate) has_alternative: bool,
+    /// It is signed with the client's own credentials even where others are signed within a session.
+    pub(crate) outside_sessions: bool,
+    /// Requests that have a connection each wait for it.
+    pub(crate) is_waited_for: bool,
 }
 
 impl Call {
@@ -65,6 +70,8 @@ impl Call {
             object_body: false,
             writes,
             has_alternative: false,
+            outside_sessions: false,
+            is_waited_for: false,
         })
     }
 
@@ -139,6 +146,21 @@ impl Call {
     pub(crate) fn with_alternative(mut self) -> Call {
         self.has_alternative = true;
         self
+    }
+
+    /// Signs it with the client's own credentials, about whatever bucket it is.
+    pub(crate) fn outside_sessions(mut self) -> Call {
+        self.outside_sessions = true;
+        self
+    }
+
+    /// As what the service takes it, which decides how it is signed.
+    pub(crate) fn service(&self) -> Service {
+        match (is_directory_bucket(&self.bucket), self.outside_sessions) {
+            (false, _) => Service::S3,
+            (true, true) => Service::Express,
+            (true, false) => Service::ExpressSession,
+        }
     }
 
     /// Refuses a response that does not confirm the encryption this request asks for: some services do not know it.

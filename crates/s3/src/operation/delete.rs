@@ -14,6 +14,7 @@ use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::operation::attempt::Operation;
 use crate::operation::call::Call;
+use crate::protocol::bucket::is_directory_bucket;
 use crate::protocol::checksum::{crc32, crc32_text};
 use crate::protocol::error_response::{failure_of_key, name, shortened};
 use crate::protocol::xml;
@@ -157,15 +158,16 @@ fn deletion_of(bucket: &str, keys: &[String]) -> Result<Call, Error> {
         document.push_str("</Object>");
     }
     document.push_str("</Delete>");
-    // S3 wants one of the two; older services know the MD5 only.
-    let call = Call::new("DeleteObjects", Method::POST, bucket, None)?
-        .about(&keys[0])
-        .flag("delete")
-        .header("content-md5", &base64::encode(Md5::digest(document.as_bytes())))?
-        .checksum("x-amz-checksum-crc32", &crc32_text(crc32(document.as_bytes())))?
-        .document(document)?
-        .with_alternative();
-    Ok(call)
+    let call = Call::new("DeleteObjects", Method::POST, bucket, None)?.about(&keys[0]).flag("delete");
+    let crc32 = crc32_text(crc32(document.as_bytes()));
+    // S3 wants one of the two; older services know the MD5 only, and directory buckets the other.
+    let call = if is_directory_bucket(bucket) {
+        call.header("x-amz-checksum-crc32", &crc32)?
+    } else {
+        call.header("content-md5", &base64::encode(Md5::digest(document.as_bytes())))?
+            .checksum("x-amz-checksum-crc32", &crc32)?
+    };
+    Ok(call.document(document)?.with_alternative())
 }
 
 /// The keys that a response says were not deleted.

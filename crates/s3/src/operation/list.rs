@@ -1,13 +1,17 @@
 //! Listings, all pages of them.
+//!
+//! Directory buckets list folders: what a prefix ends with after its last slash is filtered here. They list in no order, so what
+//! they list is put in order here.
 
 use std::time::SystemTime;
 
 use http::Method;
 
 use crate::client::Client;
-use crate::error::Error;
+use crate::error::{Error, invalid};
 use crate::operation::call::Call;
 use crate::operation::object::ObjectInfo;
+use crate::protocol::bucket::is_directory_bucket;
 use crate::protocol::dates::parse_iso8601;
 use crate::protocol::error_response::server_time;
 use crate::protocol::xml::{self, Element};
@@ -18,9 +22,10 @@ pub(crate) const PAGE: usize = 1000;
 /// The result of [`Client::list_objects`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listing {
-    /// Objects, in the service's order (by bytes of the key).
+    /// Objects, in the order of their keys' bytes.
     pub objects: Vec<ObjectInfo>,
-    /// What stands before the first delimiter after the prefix, once each, delimiter included.
+    /// What stands before the first delimiter after the prefix, once each, delimiter included. In a directory bucket also what only
+    /// uploads under way are below.
     pub common_prefixes: Vec<String>,
     /// The service's clock when it answered with the first page, where it says.
     pub service_time: Option<SystemTime>,
@@ -52,7 +57,8 @@ impl Client {
     /// Lists all objects whose keys start with `prefix`; with a delimiter, only the first level below it.
     ///
     /// # Errors
-    /// `NotFound` with code `NoSuchBucket`, and all kinds that a request can end with.
+    /// `NotFound` with code `NoSuchBucket`, `Config` for a delimiter that a directory bucket does not have, and all kinds that a
+    /// request can end with.
     pub async fn list_objects(
         &self,
         bucket: &str,
@@ -62,7 +68,8 @@ impl Client {
         self.list_first(bucket, prefix, delimiter, usize::MAX).await
     }
 
-    /// The first entries of the same, objects and common prefixes together: `limit` of them, if there are so many.
+    /// The first entries of the same, objects and common prefixes together: `limit` of them, if there are so many. Of a
+    /// directory bucket any `limit` of them.
     ///
     /// # Errors
     /// As for [`Client::list_objects`].
@@ -73,6 +80,11 @@ impl Client {
         delimiter: Option<&str>,
         limit: usize,
     ) -> Result<Listing, Error> {
+        let scope = Scope::of(bucket, prefix);
+        if scope.is_folder && delimiter.is_some_and(|delimiter| delimiter != "/") {
+            let text = format!("delimiter must be \"/\" in a directory bucket, not {delimiter:?}");
+            return Err(invalid(text).with_bucket(bucket));
+        }
         let mut listing = Listing::default();
         let mut next: Option<Next> = None;
         loop {
@@ -86,22 +98,26 @@ impl Client {
             if let Some(delimiter) = delimiter {
                 call = call.query("delimiter", delimiter);
             }
-            if left < PAGE {
+            if left < PAGE && scope.asked == prefix {
                 call = call.query("max-keys", &left.to_string());
             }
-            call = call.query("prefix", prefix);
+            call = scope.asked_with(call);
             let (page, time) = self.page(&call, "ListBucketResult").await?;
             if next.is_none() {
                 listing.service_time = time;
             }
             for object in page.all("Contents") {
                 let entry = object_entry(object);
-                listing.objects.push(entry.ok_or_else(|| call.malformed("an object without key or size"))?);
+                let entry = entry.ok_or_else(|| call.malformed("an object without key or size"))?;
+                listing.objects.extend(scope.has(&entry.key).then_some(entry));
             }
-            listing.common_prefixes.extend(common_prefixes(&page));
+            listing.common_prefixes.extend(common_prefixes(&page).filter(|common| scope.has(common)));
             if listing.objects.len() + listing.common_prefixes.len() >= limit
                 || page.text_of("IsTruncated") != Some("true")
             {
+                if scope.is_folder {
+                    listing.put_in_order();
+                }
                 return Ok(listing);
             }
             let following = Next::of(&page);
@@ -121,27 +137,36 @@ impl Client {
         bucket: &str,
         prefix: &str,
     ) -> Result<Vec<MultipartUpload>, Error> {
+        let scope = Scope::of(bucket, prefix);
         let mut uploads = Vec::new();
         let mut marker: Option<(String, String)> = None;
         loop {
-            let mut call = Call::new("ListMultipartUploads", Method::GET, bucket, None)?
-                .flag("uploads")
-                .query("prefix", prefix);
+            let mut call = Call::new("ListMultipartUploads", Method::GET, bucket, None)?.flag("uploads");
+            call = scope.asked_with(call);
             if let Some((key, id)) = &marker {
-                call = call.query("key-marker", key).query("upload-id-marker", id);
+                call = call.query("key-marker", key);
+                // The marker of a directory bucket's listing is all that there is.
+                if !scope.is_folder {
+                    call = call.query("upload-id-marker", id);
+                }
             }
             let (page, _) = self.page(&call, "ListMultipartUploadsResult").await?;
             for upload in page.all("Upload") {
                 let (Some(key), Some(id)) = (upload.text_of("Key"), upload.text_of("UploadId")) else {
                     return Err(call.malformed("an upload without key or id"));
                 };
-                uploads.push(MultipartUpload {
-                    key: key.to_owned(),
-                    upload_id: id.to_owned(),
-                    initiated: upload.text_of("Initiated").and_then(parse_iso8601),
-                });
+                if scope.has(key) {
+                    uploads.push(MultipartUpload {
+                        key: key.to_owned(),
+                        upload_id: id.to_owned(),
+                        initiated: upload.text_of("Initiated").and_then(parse_iso8601),
+                    });
+                }
             }
             if page.text_of("IsTruncated") != Some("true") {
+                if scope.is_folder {
+                    uploads.sort_by(|a, b| (&a.key, a.initiated).cmp(&(&b.key, b.initiated)));
+                }
                 return Ok(uploads);
             }
             let next = (
@@ -197,6 +222,40 @@ impl Client {
         } else {
             Err(call.malformed(&format!("<{}> instead of <{root}>", page.name)))
         }
+    }
+}
+
+/// What is asked for, and what of it is wanted.
+struct Scope<'a> {
+    prefix: &'a str,
+    /// The prefix that the service is asked for.
+    asked: &'a str,
+    /// The service lists nothing but folders, in any order.
+    is_folder: bool,
+}
+
+impl Scope<'_> {
+    fn of<'a>(bucket: &str, prefix: &'a str) -> Scope<'a> {
+        let is_folder = is_directory_bucket(bucket);
+        let folder = prefix.rfind('/').map_or("", |slash| &prefix[..=slash]);
+        Scope { prefix, asked: if is_folder { folder } else { prefix }, is_folder }
+    }
+
+    /// The bucket as a whole is no prefix that ends with a slash.
+    fn asked_with(&self, call: Call) -> Call {
+        if self.is_folder && self.asked.is_empty() { call } else { call.query("prefix", self.asked) }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        !self.is_folder || name.starts_with(self.prefix)
+    }
+}
+
+impl Listing {
+    fn put_in_order(&mut self) {
+        self.objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        self.common_prefixes.sort_unstable();
+        self.common_prefixes.dedup();
     }
 }
 

@@ -1,7 +1,8 @@
 //! What stands for a bucket in a request: its name, or the ARN of an access point.
 //!
-//! An access point's alias (`…-s3alias`) is a name like any other. What this does not do: ARNs of S3 on Outposts and of Object
-//! Lambda, directory buckets, and multi-region access points, whose requests need another kind of signature.
+//! An access point's alias (`…-s3alias`) is a name like any other. The name of a directory bucket (S3 Express One Zone) tells
+//! that it is one, and its zone. What this does not do: ARNs of S3 on Outposts and of Object Lambda, and multi-region access
+//! points, whose requests need another kind of signature.
 
 use crate::error::{Error, invalid};
 
@@ -9,6 +10,8 @@ use crate::error::{Error, invalid};
 const ARN: &str = "arn:";
 /// What the resource of an access point's ARN begins with.
 const RESOURCE: &str = "accesspoint";
+/// What the names of directory buckets end with, and those of their access points. No other bucket has such a name.
+const DIRECTORY: [&str; 2] = ["--x-s3", "--xa-s3"];
 
 /// An access point, by its ARN `arn:<partition>:s3:<region>:<account>:accesspoint/<name>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,20 +91,41 @@ pub(crate) fn check_bucket(bucket: &str) -> Result<(), Error> {
             "a bucket name has letters, digits, '-', '.' and '_' only, at most 255 of them, not {bucket:?}"
         )));
     }
-    if bucket.ends_with("--x-s3") {
+    let ends_as_directory = DIRECTORY.iter().any(|suffix| bucket.ends_with(suffix));
+    let has_zone = zone_of(bucket).is_some_and(is_host_label) && is_lower_case_label(bucket);
+    if ends_as_directory && !has_zone {
         return Err(invalid(format!(
-            "bucket {bucket:?} is an S3 Express directory bucket; these need session authentication, which is not supported"
+            "bucket {bucket:?} ends as directory buckets do, whose names are <name>--<zone id>--x-s3, as in models--use1-az4--x-s3, \
+             of at most 63 lower-case letters, digits and hyphens"
         )));
     }
     Ok(())
 }
 
+/// Whether this is a directory bucket of S3 Express One Zone, as its name tells: `models--use1-az4--x-s3`.
+///
+/// ```
+/// assert!(s3dcp_s3::is_directory_bucket("models--use1-az4--x-s3"));
+/// assert!(!s3dcp_s3::is_directory_bucket("models"));
+/// ```
+#[must_use]
+pub fn is_directory_bucket(bucket: &str) -> bool {
+    zone_of(bucket).is_some()
+}
+
+/// The id of the zone that a directory bucket lies in; `None` for every other bucket.
+pub(crate) fn zone_of(bucket: &str) -> Option<&str> {
+    let named = DIRECTORY.iter().find_map(|suffix| bucket.strip_suffix(suffix))?;
+    named.rsplit_once("--").filter(|(name, _)| !name.is_empty()).map(|(_, zone)| zone)
+}
+
 /// Whether a bucket of this name can stand before a host's.
 pub(crate) fn can_be_in_host(bucket: &str) -> bool {
-    (3..=63).contains(&bucket.len())
-        && bucket
-            .split('.')
-            .all(|label| is_host_label(label) && !label.bytes().any(|byte| byte.is_ascii_uppercase()))
+    (3..=63).contains(&bucket.len()) && bucket.split('.').all(is_lower_case_label)
+}
+
+fn is_lower_case_label(text: &str) -> bool {
+    is_host_label(text) && !text.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
 /// Whether the text can be one label of a host name.
@@ -166,7 +190,29 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_bucket_is_refused_by_name() {
-        assert!(check_bucket("b--usw2-az1--x-s3").unwrap_err().message().contains("S3 Express"));
+    fn a_directory_bucket_tells_its_zone() {
+        for (bucket, zone) in [
+            ("b--usw2-az1--x-s3", "usw2-az1"),
+            ("my--models--usw2-lax1-az1--x-s3", "usw2-lax1-az1"),
+            ("b--use1-az4--xa-s3", "use1-az4"),
+        ] {
+            assert_eq!(zone_of(bucket), Some(zone));
+            assert!(check_bucket(bucket).is_ok() && is_directory_bucket(bucket));
+        }
+        for bucket in ["b", "b-x-s3", "b--usw2-az1--x-s3-old", "--x-s3"] {
+            assert!(!is_directory_bucket(bucket), "{bucket}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_ends_as_a_directory_bucket_must_be_one() {
+        let long = format!("{}--use1-az4--x-s3", "b".repeat(50));
+        for bucket in
+            ["--x-s3", "b--x-s3", "b----x-s3", "--az1--x-s3", "B--az1--x-s3", "a.b--az1--x-s3", &long]
+        {
+            let error = check_bucket(bucket).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.message().contains(bucket) && error.message().contains("<zone id>"), "{error}");
+        }
     }
 }

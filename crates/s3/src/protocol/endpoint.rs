@@ -8,7 +8,7 @@ use http::Uri;
 
 use crate::error::{Error, invalid};
 use crate::protocol::address::encode_key;
-use crate::protocol::bucket::{AccessPoint, can_be_in_host, is_host_label};
+use crate::protocol::bucket::{AccessPoint, can_be_in_host, is_host_label, zone_of};
 
 /// The name that stands for AWS as a whole.
 const GLOBAL: &str = "aws-global";
@@ -280,6 +280,8 @@ impl Endpoint {
         let access_point = AccessPoint::of(bucket)?;
         let (host, path) = if let Some(access_point) = access_point {
             (self.host_of(&access_point, bucket)?, format!("{}/{key}", self.prefix))
+        } else if let (Some(zone), Some(region), None) = (zone_of(bucket), &self.region, &self.source) {
+            (self.zonal_host(bucket, zone, region)?, format!("/{key}"))
         } else if !self.bucket_in_path(bucket) {
             (format!("{bucket}.{}", self.authority), format!("{}/{key}", self.prefix))
         } else if self.addressing.accelerate {
@@ -293,6 +295,26 @@ impl Endpoint {
         let question = if query.is_empty() { "" } else { "?" };
         let uri = uri_of(&format!("{scheme}://{host}{path}{question}{query}"))?;
         Ok(Address { uri, host, region: access_point.map(|point| point.region.to_owned()) })
+    }
+
+    /// AWS's host of a directory bucket, which is one of its zone.
+    fn zonal_host(&self, bucket: &str, zone: &str, region: &Region) -> Result<String, Error> {
+        let Addressing { style, fips, dual_stack, accelerate, .. } = self.addressing;
+        let refuse = |setting: &str| {
+            Err(invalid(format!(
+                "bucket {bucket:?} is a directory bucket, which {setting} cannot be used with"
+            )))
+        };
+        if style == Style::Path {
+            return refuse("the bucket in the path (force_path_style, addressing_style)");
+        }
+        if accelerate {
+            return refuse("use_accelerate_endpoint");
+        }
+        let fips = if fips { "fips-" } else { "" };
+        let dual_stack = if dual_stack { ".dualstack" } else { "" };
+        let (_, domain) = region.partition();
+        Ok(format!("{bucket}.s3express-{fips}{zone}{dual_stack}.{}.{domain}", region.signed()))
     }
 
     /// The host of an access point, of which `arn` is the ARN.
@@ -487,7 +509,23 @@ mod tests {
             ..Addressing::default()
         };
         let arn = "arn:aws:s3:eu-west-3:123456789012:accesspoint/models";
+        let zonal = "bkt--euw1-az2--x-s3";
         for (addressing, bucket, host) in [
+            (
+                on(false, false, false),
+                zonal,
+                "bkt--euw1-az2--x-s3.s3express-euw1-az2.eu-west-1.amazonaws.com",
+            ),
+            (
+                on(true, false, false),
+                zonal,
+                "bkt--euw1-az2--x-s3.s3express-fips-euw1-az2.eu-west-1.amazonaws.com",
+            ),
+            (
+                on(true, true, false),
+                zonal,
+                "bkt--euw1-az2--x-s3.s3express-fips-euw1-az2.dualstack.eu-west-1.amazonaws.com",
+            ),
             (on(true, false, false), "bkt", "bkt.s3-fips.eu-west-1.amazonaws.com"),
             (on(false, true, false), "bkt", "bkt.s3.dualstack.eu-west-1.amazonaws.com"),
             (on(true, true, false), "bkt", "bkt.s3-fips.dualstack.eu-west-1.amazonaws.com"),
@@ -556,6 +594,13 @@ mod tests {
             ("us-east-1", Addressing { accelerate: true, ..default() }, arn, "use_accelerate_endpoint"),
             ("us-east-1", Addressing { use_arn_region: false, ..default() }, arn, "use_arn_region"),
             ("us-east-1", style(true), arn, "cannot stand"),
+            ("us-east-1", style(true), "b--use1-az4--x-s3", "force_path_style"),
+            (
+                "us-east-1",
+                Addressing { accelerate: true, ..default() },
+                "b--use1-az4--x-s3",
+                "use_accelerate_endpoint",
+            ),
             ("cn-north-1", default(), arn, "partition"),
             ("us-gov-west-1", default(), arn, "partition"),
         ] {

@@ -21,6 +21,8 @@ pub(crate) struct Context<'a> {
     pub(crate) endpoint: &'a Endpoint,
     /// The request's.
     pub(crate) headers: &'a HeaderMap,
+    /// The request was signed within a session with its bucket.
+    pub(crate) in_session: bool,
     /// The time, as far as it is known, for a response that does not tell it.
     pub(crate) now: SystemTime,
 }
@@ -62,7 +64,10 @@ pub(crate) fn failure(asked: &Context<'_>, status: StatusCode, headers: &HeaderM
     let document = error_inside(body);
     let text = |name: &str| document.as_ref().and_then(|root| root.text_of(name));
     let code = text("Code").and_then(name);
-    let (kind, class) = classify(status, code);
+    let (kind, mut class) = classify(status, code);
+    if asked.in_session && ends_session(status, code) {
+        class = Class::Once(Remedy::RefreshCredentials);
+    }
     let mut failure = Failure::new(class, Error::new(kind, describe(asked, status, code, text("Message"))));
     if let Some(error) = wrong_region(asked, status, code, headers, text("Region")) {
         failure = Failure::fatal(error);
@@ -172,6 +177,14 @@ fn classify(status: StatusCode, code: Option<&str>) -> (ErrorKind, Class) {
     }
 }
 
+/// Whether this may be the answer to credentials of a session that has ended, or was never there.
+fn ends_session(status: StatusCode, code: Option<&str>) -> bool {
+    match code {
+        Some(code) => matches!(code, "InvalidToken" | "InvalidAccessKeyId"),
+        None => status == StatusCode::FORBIDDEN,
+    }
+}
+
 fn describe(asked: &Context<'_>, status: StatusCode, code: Option<&str>, message: Option<&str>) -> String {
     let operation = asked.operation;
     match (code, message) {
@@ -263,6 +276,7 @@ mod tests {
             region: Some("us-east-1"),
             endpoint: &endpoint.unwrap(),
             headers: sent,
+            in_session: false,
             now: parse_http_date("Tue, 15 Nov 1994 08:12:00 GMT").unwrap(),
         };
         failure(&asked, StatusCode::from_u16(status).unwrap(), headers, body)

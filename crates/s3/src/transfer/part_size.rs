@@ -10,7 +10,10 @@
 
 use std::time::Duration;
 
+use s3dcp_pacing::Budget;
+
 use crate::config::{DEFAULT_PART_SIZE, MAX_PART_SIZE};
+use crate::protocol::bucket::is_directory_bucket;
 
 /// Bytes moved per byte that could have been moved while waiting for a response: a tenth of the time is waiting.
 const WORK_PER_WAIT: f64 = 9.0;
@@ -52,6 +55,20 @@ impl Capacity {
         let size = for_latency.min(work_for_all).max(for_budget) as u64;
         size.max(smallest).min(MAX_PART_SIZE).next_multiple_of(MIB).min(MAX_PART_SIZE)
     }
+}
+
+/// Requests per second, writes or else reads, that each of `files` files in this bucket may cost each of `ranks` ranks: see
+/// [`s3dcp_pacing::share_of_budget`].
+///
+/// ```
+/// use s3dcp_s3::share_of_budget;
+/// assert_eq!(share_of_budget("models", true, 7, 5), 100.0);
+/// // A directory bucket has no partitions, whose budget would be shared.
+/// assert_eq!(share_of_budget("models--use1-az4--x-s3", true, 8, 1), 25_000.0);
+/// ```
+pub fn share_of_budget(bucket: &str, write: bool, ranks: u64, files: u64) -> f64 {
+    let budget = if is_directory_bucket(bucket) { Budget::DirectoryBucket } else { Budget::Partition };
+    s3dcp_pacing::share_of_budget(budget, write, ranks, files)
 }
 
 /// S3's limit on the parts of one upload.

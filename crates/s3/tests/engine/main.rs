@@ -5,6 +5,7 @@
 mod causes;
 #[cfg(feature = "credential-chain")]
 mod chain;
+mod express;
 mod faults;
 mod secrets;
 mod server;

@@ -3,7 +3,7 @@
 use http::{HeaderMap, Method, Request};
 use percent_encoding::percent_decode_str;
 
-use crate::host::Domains;
+use crate::host::{Domains, bucket_and_key};
 use crate::query::Query;
 
 /// The operations a rule can name: those that this server knows.
@@ -13,6 +13,7 @@ pub(super) const OPERATIONS: &[&str] = &[
     "CopyObject",
     "CreateBucket",
     "CreateMultipartUpload",
+    "CreateSession",
     "DeleteBucket",
     "DeleteObject",
     "DeleteObjects",
@@ -41,13 +42,8 @@ pub(crate) struct Target {
 
 impl Target {
     pub(crate) fn of<B>(request: &Request<B>, domains: &Domains) -> Self {
-        let path = request.uri().path().trim_start_matches('/');
-        let in_host = host(request).is_some_and(|host| domains.bucket(host).is_some());
-        let (has_bucket, key) = match path.split_once('/') {
-            _ if in_host => (true, path),
-            Some((_, key)) => (true, key),
-            None => (!path.is_empty(), ""),
-        };
+        let (bucket, key) = bucket_and_key(request, domains);
+        let has_bucket = !bucket.is_empty();
         let query = Query::of(request.uri());
         Self {
             operation: operation(request.method(), request.headers(), has_bucket, !key.is_empty(), &query),
@@ -56,10 +52,6 @@ impl Target {
             headers: request.headers().keys().map(|name| name.as_str().to_owned()).collect(),
         }
     }
-}
-
-fn host<B>(request: &Request<B>) -> Option<&str> {
-    request.headers().get(http::header::HOST).and_then(|value| value.to_str().ok())
 }
 
 /// As S3 tells operations apart; an empty name for what is none of them.
@@ -74,6 +66,7 @@ fn operation(
     let upload = query.has("uploadId");
     match (method.as_str(), has_bucket, has_key) {
         ("GET", false, _) => "ListBuckets",
+        ("GET", true, false) if query.has("session") => "CreateSession",
         ("GET", true, false) if query.has("uploads") => "ListMultipartUploads",
         ("GET", true, false) if query.has("location") => "GetBucketLocation",
         ("GET", true, false) if query.value("list-type") == Some("2") => "ListObjectsV2",
@@ -106,6 +99,7 @@ mod tests {
         let mut seen = Vec::new();
         for (method, path, copies, operation, key, part) in [
             ("GET", "/", false, "ListBuckets", "", None),
+            ("GET", "/b?session", false, "CreateSession", "", None),
             ("GET", "/b?uploads", false, "ListMultipartUploads", "", None),
             ("GET", "/b?location", false, "GetBucketLocation", "", None),
             ("GET", "/b/?list-type=2&prefix=x", false, "ListObjectsV2", "", None),

@@ -7,6 +7,7 @@ use s3s::dto::{self, *};
 use s3s::{S3Request, S3Result, s3_error};
 
 use super::Service;
+use crate::directory;
 use crate::list::{self, Page, Query};
 use crate::object::Object;
 
@@ -72,8 +73,14 @@ pub(super) fn limit(asked: Option<i32>, name: &str) -> S3Result<(i32, usize)> {
 }
 
 impl Service {
-    fn page(&self, bucket: &str, query: &Query<'_>) -> S3Result<Page<Arc<Object>>> {
-        Ok(list::list(&self.store.lock().bucket(bucket)?.objects, query))
+    fn page(&self, name: &str, query: &Query<'_>) -> S3Result<Page<Arc<Object>>> {
+        let mut index = self.store.lock();
+        let bucket = index.bucket(name)?;
+        if directory::is_directory(name) {
+            let unfinished = bucket.uploads.keys().map(|(key, _)| key.as_str());
+            return Ok(list::list_unordered(&bucket.objects, unfinished, query, directory::place));
+        }
+        Ok(list::list(&bucket.objects, query))
     }
 
     pub(super) async fn list_objects_v2(
@@ -81,6 +88,15 @@ impl Service {
         request: S3Request<ListObjectsV2Input>,
     ) -> S3Result<ListObjectsV2Output> {
         let input = request.input;
+        if directory::is_directory(&input.bucket) {
+            directory::check_listing(
+                input.prefix.as_deref().unwrap_or_default(),
+                input.delimiter.as_deref(),
+            )?;
+            if input.start_after.is_some() {
+                return Err(directory::not_supported());
+            }
+        }
         let encoder = Encoder::new(input.encoding_type.as_ref())?;
         let (max_keys, limit) = limit(input.max_keys, "max-keys")?;
         let resumed = input.continuation_token.as_deref().map(read_token).transpose()?;

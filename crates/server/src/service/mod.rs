@@ -12,6 +12,7 @@ use std::sync::Arc;
 use s3s::dto::*;
 use s3s::{S3, S3Request, S3Response, S3Result};
 
+use crate::sessions::Sessions;
 use crate::stats::Counters;
 use crate::store::Store;
 
@@ -21,11 +22,18 @@ pub(crate) struct Service {
     counters: Arc<Counters>,
     region: String,
     md5_etags: bool,
+    sessions: Arc<Sessions>,
 }
 
 impl Service {
-    pub(crate) fn new(store: Arc<Store>, counters: Arc<Counters>, region: String, md5_etags: bool) -> Self {
-        Self { store, counters, region, md5_etags }
+    pub(crate) fn new(
+        store: Arc<Store>,
+        counters: Arc<Counters>,
+        region: String,
+        md5_etags: bool,
+        sessions: Arc<Sessions>,
+    ) -> Self {
+        Self { store, counters, region, md5_etags, sessions }
     }
 }
 
@@ -44,6 +52,7 @@ macro_rules! operations {
 operations! {
     list_buckets: ListBucketsInput => ListBucketsOutput;
     create_bucket: CreateBucketInput => CreateBucketOutput;
+    create_session: CreateSessionInput => CreateSessionOutput;
     delete_bucket: DeleteBucketInput => DeleteBucketOutput;
     head_bucket: HeadBucketInput => HeadBucketOutput;
     get_bucket_location: GetBucketLocationInput => GetBucketLocationOutput;

@@ -10,6 +10,7 @@ use s3s::{S3Error, S3Request, S3Result, TrailingHeaders, s3_error};
 use super::Service;
 use crate::checksum::{Algorithm, Digest, Hasher, ObjectChecksum, checksums_of, set_checksum};
 use crate::conditions::{ReadCondition, WriteCondition};
+use crate::directory;
 use crate::http_service::OBJECT_SIZE_HEADER;
 use crate::object::{self, Metadata, Object, Segment};
 use crate::receive::{self, Announced, Received};
@@ -115,7 +116,10 @@ macro_rules! metadata_of {
             content_language: $input.content_language.clone(),
             content_disposition: $input.content_disposition.clone(),
             cache_control: $input.cache_control.clone(),
-            storage_class: $input.storage_class.as_ref().map(|class| class.as_str().to_owned()),
+            storage_class: $crate::service::objects::stored_class(
+                &$input.bucket,
+                $input.storage_class.as_ref().map(|class| class.as_str()),
+            ),
             server_side_encryption: $input.server_side_encryption.as_ref().map(|sse| sse.as_str().to_owned()),
             user: $input.metadata.clone().unwrap_or_default().into_iter().collect(),
         }
@@ -123,6 +127,11 @@ macro_rules! metadata_of {
 }
 
 pub(super) use metadata_of;
+
+/// Directory buckets have one storage class, and name it.
+pub(super) fn stored_class(bucket: &str, given: Option<&str>) -> Option<String> {
+    given.or(directory::is_directory(bucket).then_some(directory::STORAGE_CLASS)).map(str::to_owned)
+}
 
 /// `aws-chunked` is how the body travelled, not what it is.
 pub(super) fn stored_encoding(header: Option<&str>) -> Option<String> {
@@ -185,7 +194,7 @@ impl Service {
         let checksum =
             algorithm.and_then(|algorithm| received.digest(algorithm)).cloned().map(ObjectChecksum::full);
         let object = Object {
-            etag: self.store.etag(received.md5.as_ref()),
+            etag: self.store.etag(&input.bucket, received.md5.as_ref()),
             size: received.size,
             modified: object::now(),
             metadata,
@@ -251,7 +260,7 @@ impl Service {
         let wanted =
             input.checksum_algorithm.as_ref().map(|name| Algorithm::parse(name.as_str())).transpose()?;
         let object = Object {
-            etag: self.store.etag(None),
+            etag: self.store.etag(&input.bucket, None),
             size: source.size,
             modified: object::now(),
             metadata: if replace { given } else { copied_metadata(&source.metadata, given) },

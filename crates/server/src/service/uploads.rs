@@ -5,9 +5,10 @@ use s3s::{S3Request, S3Result, s3_error};
 
 use super::Service;
 use super::listing::{Encoder, limit};
-use super::objects::{metadata_of, read_condition, source_of};
+use super::objects::{metadata_of, read_condition, source_of, stored_class};
 use crate::checksum::{Algorithm, Digest, checksums_of, set_checksum};
 use crate::conditions::WriteCondition;
+use crate::directory;
 use crate::multipart::{Completion, ListedPart, check_part_number};
 use crate::object;
 use crate::receive::Announced;
@@ -63,7 +64,7 @@ impl Service {
         let received = self.receive(input.body, announced, trailing_headers).await?;
         let digest = algorithm.and_then(|algorithm| received.digest(algorithm)).cloned();
         let part = Part {
-            etag: self.store.etag(received.md5.as_ref()),
+            etag: self.store.etag(&input.bucket, received.md5.as_ref()),
             size: received.size,
             modified: object::now(),
             digest: digest.clone(),
@@ -111,7 +112,7 @@ impl Service {
             None => None,
         };
         let part = Part {
-            etag: self.store.etag(None),
+            etag: self.store.etag(&input.bucket, None),
             size,
             modified: object::now(),
             digest: digest.clone(),
@@ -185,6 +186,7 @@ impl Service {
             })?;
         let truncated = parts.len() > limit;
         parts.truncate(limit);
+        let storage_class = Some(class_of(&input.bucket));
         Ok(ListPartsOutput {
             bucket: Some(input.bucket),
             key: Some(input.key),
@@ -197,7 +199,7 @@ impl Service {
             part_number_marker: Some(after),
             next_part_number_marker: parts.last().and_then(|part| part.part_number),
             parts: Some(parts),
-            storage_class: Some(StorageClass::from_static(StorageClass::STANDARD)),
+            storage_class,
             ..Default::default()
         })
     }
@@ -215,15 +217,35 @@ impl Service {
         let prefix = input.prefix.as_deref().unwrap_or_default();
         let key_marker = input.key_marker.as_deref().unwrap_or_default();
         let id_marker = input.upload_id_marker.as_deref().unwrap_or_default();
+        let is_directory = directory::is_directory(&input.bucket);
+        if is_directory {
+            directory::check_listing(prefix, None)?;
+        }
         let mut index = self.store.lock();
-        let mut matching = index.bucket(&input.bucket)?.uploads.iter().filter(|((key, id), _)| {
-            key.starts_with(prefix)
-                && (key.as_str() > key_marker
-                    || (key == key_marker && !id_marker.is_empty() && id.as_str() > id_marker))
+        let below =
+            index.bucket(&input.bucket)?.uploads.iter().filter(|((key, _), _)| key.starts_with(prefix));
+        let mut matching: Vec<_> = if is_directory {
+            // The marker is the id of the last upload, which tells nothing of its key.
+            let place = |id: &str| (directory::place(id), id.to_owned());
+            let mut later: Vec<_> =
+                below.filter(|((_, id), _)| key_marker.is_empty() || place(id) > place(key_marker)).collect();
+            later.sort_unstable_by_key(|((_, id), _)| place(id));
+            later
+        } else {
+            below
+                .filter(|((key, id), _)| {
+                    key.as_str() > key_marker
+                        || (key == key_marker && !id_marker.is_empty() && id.as_str() > id_marker)
+                })
+                .collect()
+        };
+        let truncated = limit > 0 && matching.len() > limit;
+        matching.truncate(limit);
+        let page = matching;
+        let last = page.last().filter(|_| truncated).map(|((key, id), _)| match is_directory {
+            true => (id.clone(), None),
+            false => (encoder.encode(key), Some(id.clone())),
         });
-        let page: Vec<_> = matching.by_ref().take(limit).collect();
-        let truncated = limit > 0 && matching.next().is_some();
-        let last = page.last().filter(|_| truncated).map(|((key, id), _)| (encoder.encode(key), id.clone()));
         let uploads = page
             .iter()
             .map(|((key, id), upload)| MultipartUpload {
@@ -234,7 +256,7 @@ impl Service {
                 initiated: Some(upload.initiated.into()),
                 key: Some(encoder.encode(key)),
                 upload_id: Some(id.clone()),
-                storage_class: Some(StorageClass::from_static(StorageClass::STANDARD)),
+                storage_class: Some(class_of(&input.bucket)),
                 ..Default::default()
             })
             .collect();
@@ -247,12 +269,16 @@ impl Service {
             key_marker: Some(encoder.encode(key_marker)),
             upload_id_marker: input.upload_id_marker.clone(),
             next_key_marker: last.as_ref().map(|(key, _)| key.clone()),
-            next_upload_id_marker: last.map(|(_, id)| id),
+            next_upload_id_marker: last.and_then(|(_, id)| id),
             encoding_type: input.encoding_type,
             uploads: Some(uploads),
             ..Default::default()
         })
     }
+}
+
+fn class_of(bucket: &str) -> StorageClass {
+    StorageClass::from(stored_class(bucket, None).unwrap_or_else(|| StorageClass::STANDARD.to_owned()))
 }
 
 /// The checksum that an upload is created for. CRC-64/NVME is always of the whole object, the SHA family never.
