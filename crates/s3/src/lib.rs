@@ -19,12 +19,12 @@ mod store;
 mod transfer;
 
 pub use client::{Client, PaceShare};
+pub use config::resolve::Resolve;
 pub use config::settings::Setting;
 pub use config::{
     ClientConfig, DEFAULT_PART_SIZE, MAX_PART_SIZE, MIN_PART_SIZE, ServerSideEncryption, StaticCredentials,
 };
 pub use error::{Error, ErrorKind};
-pub use http::resolver::Resolve;
 pub use latencies::Latencies;
 pub use operation::conditions::Found;
 pub use operation::copy::CopySource;

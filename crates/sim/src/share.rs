@@ -64,11 +64,12 @@ mod tests {
     use super::*;
 
     fn load() -> Scenario {
-        let mut scenario = Scenario::default();
-        scenario.operation = Operation::Load;
-        scenario.world_size = 16;
-        scenario.bytes_per_rank = 4 << 30;
-        scenario
+        Scenario {
+            operation: Operation::Load,
+            world_size: 16,
+            bytes_per_rank: 4 << 30,
+            ..Scenario::default()
+        }
     }
 
     #[test]

@@ -25,10 +25,11 @@ use crate::clock;
 use crate::error::{Error, ErrorKind};
 use crate::http::body::BodyReader;
 use crate::http::connection_pool::{Connections, NoResponse};
+use crate::http::limits::find;
 use crate::http::limits::{Limits, host_and_port};
 use crate::http::progress::Progress;
 use crate::http::proxy::Proxies;
-use crate::http::transport::{connections, find};
+use crate::http::transport::connections;
 use crate::http::trust::{Bundle, roots};
 use crate::transfer::payload::{Payload, PayloadBody};
 

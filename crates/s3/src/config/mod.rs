@@ -6,6 +6,7 @@
 pub(crate) mod environment;
 #[cfg_attr(not(feature = "credential-chain"), path = "no_profile.rs")]
 pub(crate) mod profile;
+pub(crate) mod resolve;
 pub(crate) mod settings;
 pub(crate) mod sourced;
 
@@ -15,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::environment::{check_key, trimmed};
+use crate::config::resolve::Resolve;
 use crate::error::{Error, invalid};
-use crate::http::resolver::Resolve;
 use crate::protocol::endpoint::{Addressing, Endpoint, Region, without_user_info};
 
 /// Smallest part that S3 takes (except the last of an upload), in bytes.

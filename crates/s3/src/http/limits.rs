@@ -1,6 +1,7 @@
 //! The bounds of one attempt, and how what went wrong on a connection is told.
 
 use std::error::Error as StdError;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,4 +58,26 @@ pub(crate) fn causes(error: &(dyn StdError + 'static)) -> String {
         cause = error.source();
     }
     texts.join(": ")
+}
+
+/// The innermost error of this type among an error and its causes.
+pub(crate) fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
+    let below = error.source().and_then(find);
+    // What an I/O error wraps is passed over by its `source`, which goes on with that one's own.
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    below.or_else(|| wrapped.and_then(|inner| find(inner))).or_else(|| error.downcast_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_found_below_its_wrappers() {
+        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let wrapped = io::Error::other(io::Error::other(tls));
+        assert!(matches!(find(&wrapped), Some(rustls::Error::InvalidCertificate(_))));
+        let refused = io::Error::other(io::Error::from(io::ErrorKind::ConnectionRefused));
+        assert_eq!(find::<io::Error>(&refused).unwrap().kind(), io::ErrorKind::ConnectionRefused);
+    }
 }

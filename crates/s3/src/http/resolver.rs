@@ -21,9 +21,9 @@ use tokio::net::TcpStream;
 use tower_service::Service as _;
 
 use crate::clock;
+use crate::config::resolve::Resolve;
 use crate::http::addresses::{Addresses, Asked};
-use crate::http::limits::causes;
-use crate::http::transport::find;
+use crate::http::limits::{causes, find};
 
 /// How long an address may take to accept a connection before another is tried beside it.
 const STAGGER: Duration = Duration::from_millis(300);
@@ -48,15 +48,6 @@ impl fmt::Display for InterfaceError {
 }
 
 impl StdError for InterfaceError {}
-
-/// Looks up the addresses of a name.
-pub trait Resolve: fmt::Debug + Send + Sync {
-    /// The addresses of this host, at least one.
-    ///
-    /// # Errors
-    /// Whatever goes wrong with the look-up; the request fails with it and is sent again.
-    fn resolve(&self, host: String) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
-}
 
 /// As the system looks up names.
 #[derive(Debug)]

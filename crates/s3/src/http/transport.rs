@@ -20,7 +20,7 @@ use crate::config::ClientConfig;
 use crate::error::{Error, ErrorKind};
 use crate::http::body::Body;
 use crate::http::connection_pool::{Connections, NoResponse};
-use crate::http::limits::{Limits, causes, host_and_port};
+use crate::http::limits::{Limits, causes, find, host_and_port};
 use crate::http::progress::Progress;
 use crate::http::proxy::{Connector, Proxies, Proxy, TunnelError};
 use crate::http::resolver::{InterfaceError, Resolver};
@@ -222,27 +222,5 @@ async fn answered<F: Future>(
             }
             None => {}
         }
-    }
-}
-
-/// The innermost error of this type among an error and its causes.
-pub(crate) fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
-    let below = error.source().and_then(find);
-    // What an I/O error wraps is passed over by its `source`, which goes on with that one's own.
-    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    below.or_else(|| wrapped.and_then(|inner| find(inner))).or_else(|| error.downcast_ref())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_error_is_found_below_its_wrappers() {
-        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
-        let wrapped = io::Error::other(io::Error::other(tls));
-        assert!(matches!(find(&wrapped), Some(rustls::Error::InvalidCertificate(_))));
-        let refused = io::Error::other(io::Error::from(io::ErrorKind::ConnectionRefused));
-        assert_eq!(find::<io::Error>(&refused).unwrap().kind(), io::ErrorKind::ConnectionRefused);
     }
 }
