@@ -58,14 +58,13 @@ def save_in_process_with_spans(uri: str, folder: Path) -> int:
     from opentelemetry.sdk.trace import TracerProvider
     from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
-    from support.spans import FOLDER, Telling
+    from support.spans import Telling
 
-    os.environ[FOLDER] = os.fspath(folder)
     with TracerProvider().get_tracer("training").start_as_current_span("train step") as span:
         dcp.async_save(
             training_state(),
             storage_writer=S3StorageWriter(REGION, uri),
-            planner=Telling(),
+            planner=Telling(folder),
             async_checkpointer_type=AsyncCheckpointerType.PROCESS,
         ).result()
     return span.get_span_context().span_id

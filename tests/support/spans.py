@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -15,9 +14,6 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from torch.distributed.checkpoint import DefaultSavePlanner
-
-# Where a process that a save started leaves its spans.
-FOLDER = "TEST_SPANS"
 
 
 class Exporter(SpanExporter):
@@ -88,13 +84,18 @@ class Told:
 
 
 class Telling(DefaultSavePlanner):
-    """A planner whose arrival sets the SDK up in a process that a save started."""
+    """A planner whose arrival sets the SDK up in a process that a save has started, this one or one before it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._made_in = os.getpid()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        with contextlib.suppress(KeyError):
+        if os.getpid() != self._made_in:
             provider = TracerProvider()
-            provider.add_span_processor(SimpleSpanProcessor(_ToFiles(Path(os.environ[FOLDER]))))
+            provider.add_span_processor(SimpleSpanProcessor(_ToFiles(self._folder)))
             trace.set_tracer_provider(provider)
 
 
