@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::{self, Write};
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use clap::Args;
@@ -53,14 +54,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let names = NameFilter::new(&arguments.names)?;
     let (storage, path_key) = arguments.service.source(&arguments.uri)?;
     let runtime = runtime()?;
-    let checkpoint = Arc::new(runtime.block_on(open_checkpoint(&storage, &path_key))?);
-    let mut found = inspect(&checkpoint, &names)?;
+    // The process ends after this, and frees at once what would take long to free item by item.
+    let checkpoint = ManuallyDrop::new(Arc::new(runtime.block_on(open_checkpoint(&storage, &path_key))?));
+    let mut found = ManuallyDrop::new(inspect(&checkpoint, &names)?);
     if arguments.stats {
         let total = found.tensors.iter().map(|tensor| tensor.bytes).fold(0, u64::saturating_add);
         let progress = Progress::new(!arguments.output.json, total);
         runtime.block_on(read_statistics(&checkpoint, &mut found, |bytes| progress.add(bytes)))?;
     }
-    arguments.output.show(|| &found, |out| tell(out, &found, arguments))
+    arguments.output.show(|| &*found, |out| tell(out, &found, arguments))
 }
 
 fn tell(out: &mut dyn Write, found: &Inspection<'_>, arguments: &Arguments) -> io::Result<()> {
