@@ -28,9 +28,12 @@ pub(crate) fn timer(at: Instant) -> tokio::time::Sleep {
     tokio::time::sleep_until(at)
 }
 
-/// The future's output, or `None` when `at` came first.
-pub(crate) async fn before<F: Future>(at: Instant, future: F) -> Option<F::Output> {
-    tokio::time::timeout_at(at, future).await.ok()
+/// The future's output, or `None` when `at` came first. Without a time it is waited for as long as it takes.
+pub(crate) async fn before<F: Future>(at: impl Into<Option<Instant>>, future: F) -> Option<F::Output> {
+    match at.into() {
+        Some(at) => tokio::time::timeout_at(at, future).await.ok(),
+        None => Some(future.await),
+    }
 }
 
 /// A random number in `0.0..1.0`.

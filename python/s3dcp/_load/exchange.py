@@ -184,15 +184,7 @@ class Exchange:
 
     def _part(self) -> None:
         """Wait for each other: a connection that one end closes may lose what is on its way to the other."""
-        tag, others = 2 * self._share.count + 1, [rank for rank in range(self._share.ranks) if rank != self._me]
-        farewell = torch.zeros(1, dtype=torch.uint8, device="cpu")
-        heard = torch.zeros(len(others), dtype=torch.uint8, device="cpu")
-        works: list[tuple[int, Work]] = []
-        for number, rank in enumerate(others):
-            if rank not in self._gone:
-                self._begin(works, rank, self._group.send, [(farewell, tag)])
-                self._begin(works, rank, self._group.receive, [(heard[number : number + 1], tag)])
-        self._wait(works)
+        self._tell_all(torch.zeros(1, dtype=torch.uint8, device="cpu"), 2 * self._share.count + 1)
 
     def _measured(self, step: Callable[[Sequence[Portion]], None], portions: Sequence[Portion]) -> float:
         """Do it; the seconds that it took for each byte, 0 for none."""
@@ -203,7 +195,14 @@ class Exchange:
 
     def _agree(self, told: tuple[float, float]) -> bool:
         """Whether passing on is worth it: what each rank measured is told to all, who come to the same."""
-        tag, own = 2 * self._share.count, torch.tensor(told, dtype=torch.float64, device="cpu")
+        others = self._tell_all(torch.tensor(told, dtype=torch.float64, device="cpu"), 2 * self._share.count)
+        all_told = [told, *((float(theirs[0]), float(theirs[1])) for theirs in others)]
+        worth = is_worth(all_told)
+        logger.info("ranks %s", "go on to share what they load" if worth else "fetch faster than they pass on")
+        return worth
+
+    def _tell_all(self, own: torch.Tensor, tag: int) -> list[torch.Tensor]:
+        """What the other ranks tell, who are told `own`: as much each, zeros where a rank is gone."""
         others = {rank: torch.zeros_like(own) for rank in range(self._share.ranks) if rank != self._me}
         works: list[tuple[int, Work]] = []
         for rank, theirs in others.items():
@@ -211,10 +210,7 @@ class Exchange:
                 self._begin(works, rank, self._group.send, [(own, tag)])
                 self._begin(works, rank, self._group.receive, [(theirs, tag)])
         self._wait(works)
-        all_told = [told, *((float(theirs[0]), float(theirs[1])) for theirs in others.values())]
-        worth = is_worth(all_told)
-        logger.info("ranks %s", "go on to share what they load" if worth else "fetch faster than they pass on")
-        return worth
+        return list(others.values())
 
     def _together(self, portions: Sequence[Portion]) -> None:
         """Each portion is fetched by its owner, and passed on."""

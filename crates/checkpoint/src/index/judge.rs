@@ -15,11 +15,14 @@ use crate::pickle::value::Tree;
 /// An index that is worth a second thread.
 const LARGE_BYTES: usize = 1 << 20;
 
-/// Walks an index; with it whether a trailer vouches for the bytes.
-fn survey<'a>(bytes: &'a [u8], allow: &AllowList, others: Others) -> Result<(Survey<'a>, bool), Error> {
-    let sealed = sealed_pickle(bytes)?;
-    let survey = Survey::of(sealed.unwrap_or(bytes), allow, others)?;
-    Ok((survey, sealed.is_some()))
+/// Walks the pickle of an index that may be unpickled; `is_sealed`: a trailer vouches for its bytes.
+fn judge<'a>(pickle: &'a [u8], is_sealed: bool, allow: &AllowList) -> Result<Survey<'a>, Error> {
+    let survey = Survey::of(pickle, allow, Others::Refused)?;
+    let has_checksums = survey.check()?;
+    if has_checksums && !is_sealed {
+        return Err(cut_off());
+    }
+    Ok(survey)
 }
 
 /// Sees that the bytes of an index may be unpickled: every opcode is known, every global on the list, the trailer
@@ -33,22 +36,20 @@ pub fn check_index(bytes: &[u8], allow: &AllowList) -> Result<(), Error> {
 
 /// The pickle of an index that has passed [`check_index`], and what the walk noted on its way.
 pub(crate) fn judged<'a>(bytes: &'a [u8], allow: &AllowList) -> Result<(&'a [u8], Survey<'a>), Error> {
-    let (survey, sealed) = survey(bytes, allow, Others::Refused)?;
-    let has_checksums = survey.check()?;
-    if has_checksums && !sealed {
-        return Err(cut_off());
-    }
+    let sealed = sealed_pickle(bytes)?;
+    let survey = judge(sealed.unwrap_or(bytes), sealed.is_some(), allow)?;
     Ok((&bytes[..survey.length], survey))
 }
 
 /// The same, and the pickle as a tree. Of a large one both are made at once.
 pub(crate) fn judged_tree<'a>(bytes: &'a [u8], allow: &AllowList) -> Result<(Tree<'a>, Survey<'a>), Error> {
-    let pickle = sealed_pickle(bytes)?.unwrap_or(bytes);
+    let sealed = sealed_pickle(bytes)?;
+    let pickle = sealed.unwrap_or(bytes);
     thread::scope(|scope| {
         let reader = (pickle.len() >= LARGE_BYTES)
             .then(|| thread::Builder::new().spawn_scoped(scope, || Tree::read(pickle)).ok())
             .flatten();
-        let (pickle, survey) = judged(bytes, allow)?;
+        let survey = judge(pickle, sealed.is_some(), allow)?;
         let tree = match reader {
             Some(reader) => reader.join().unwrap_or_else(|panic| resume_unwind(panic)),
             None => Tree::read(pickle),
@@ -67,9 +68,10 @@ fn cut_off() -> Error {
 /// `Corrupt` for a trailer that does not fit and a pickle that is malformed or no checkpoint metadata, for items that
 /// name no shard file, and for an index whose items carry checksums while its trailer is missing (it was cut off).
 pub fn read_facts(index: &[u8]) -> Result<IndexFacts, Error> {
-    let (survey, sealed) = survey(index, &AllowList::default_globals(), Others::Ignored)?;
-    let facts = survey.facts()?;
-    if facts.has_checksums && !sealed {
+    let sealed = sealed_pickle(index)?;
+    let allow = AllowList::default_globals();
+    let facts = Survey::of(sealed.unwrap_or(index), &allow, Others::Ignored)?.facts()?;
+    if facts.has_checksums && sealed.is_none() {
         return Err(cut_off());
     }
     Ok(facts)

@@ -84,10 +84,7 @@ impl Admission {
                 }
             }
         };
-        let connection = match deadline {
-            Some(deadline) => clock::before(deadline, entered).await?,
-            None => entered.await,
-        };
+        let connection = clock::before(deadline, entered).await?;
         Some(self.permit(keys, attempt, Some(connection)))
     }
 

@@ -170,8 +170,8 @@ impl Resolver {
                 running.push(async move { (address, tcp.call(to).await) });
                 late.push(address);
             }
-            let stagger = if turns.as_slice().is_empty() { Duration::MAX } else { STAGGER };
-            let Some(done) = within(stagger, running.next()).await else { continue };
+            let next = (!turns.as_slice().is_empty()).then(|| clock::now() + STAGGER);
+            let Some(done) = clock::before(next, running.next()).await else { continue };
             match done {
                 None => return Err(failed.unwrap_or_else(|| "there is no address".into())),
                 Some((address, Ok(stream))) => {
@@ -223,9 +223,4 @@ fn at(uri: &Uri, address: IpAddr) -> Result<Uri, BoxError> {
     let authority = std::net::SocketAddr::new(address, port).to_string();
     let scheme = uri.scheme_str().unwrap_or("https");
     Ok(Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build()?)
-}
-
-/// The output of a future, if it comes within this time.
-async fn within<F: Future>(time: Duration, future: F) -> Option<F::Output> {
-    if time == Duration::MAX { Some(future.await) } else { clock::before(clock::now() + time, future).await }
 }

@@ -37,8 +37,6 @@ use crate::transfer::payload::{Payload, PayloadBody};
 
 /// Longest error document that is read.
 const MAX_ERROR_BODY: usize = 64 * 1024;
-/// Longer than any answer may take.
-const NEVER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Longest response that is kept in memory: a page of a listing has about 1 MiB.
 const MAX_RESPONSE: usize = 64 << 20;
 
@@ -208,7 +206,7 @@ impl Client {
         let late_after = hedging.late_after(call.operation, started);
         let copy = late_after.map(|_| request.clone());
         let mut first = pin!(transport.send(request, progress, limits.clone(), false));
-        let late = clock::before(started + late_after.unwrap_or(NEVER), first.as_mut());
+        let late = clock::before(late_after.map(|after| started + after), first.as_mut());
         let answer = match (late.await, copy) {
             (Some(answer), _) => answer,
             (None, Some(copy)) if hedging.take(clock::now()) => {
