@@ -315,23 +315,27 @@ def test_a_save_with_the_same_step_goes_on_after_a_retention(store: Store, failu
 # -- killed
 
 
-@pytest.mark.parametrize("place", ["epochs", "steps", "folder"])
+@pytest.mark.parametrize("place", ["epochs", "steps", "torch", "folder"])
 def test_a_retention_that_is_killed_leaves_no_checkpoint_without_its_files(
     place: str, store: Store, tmp_path: Path
 ) -> None:
     """What it deleted is gone or found by `prune`; what it had yet to delete, the next one does."""
     kills, chance, early = how_many("KILLS", 4), random.Random(new_seed()), 0
     uri = str(tmp_path / "run") if place == "folder" else store.uri
+    saved = tmp_path / "saved"
     for number in range(8):
-        save_locally(tmp_path / f"saved/step-{number}", number)
+        save_locally(saved / f"step-{number}", number)
+        (saved / f"step-{number}/loader.json").write_text("{}")
     for _ in range(kills):
         if place == "epochs":
             save_epochs(store, range(8))
         elif place == "steps":
             save_steps(store, range(8))
+        elif place == "torch":
+            store.upload(saved)
         else:
-            shutil.copytree(tmp_path / "saved", uri, dirs_exist_ok=True)
-        early += killed("keep", uri, "--last", "2", "--delete", longest=0.3, chance=chance)
+            shutil.copytree(saved, uri, dirs_exist_ok=True)
+        early += killed("keep", uri, "--last", "2", "--delete", longest=0.22, chance=chance)
         found = list_checkpoints(uri)
         assert [checkpoint for checkpoint in found if not checkpoint.complete] == []
         assert steps(found)[-2:] == [6, 7]
@@ -341,9 +345,11 @@ def test_a_retention_that_is_killed_leaves_no_checkpoint_without_its_files(
         run("prune", uri, "--older-than", "0s", "--delete")
         kept = list_checkpoints(uri)
         assert steps(kept) == [6, 7]
-        named = sum(checkpoint.files for checkpoint in kept)
-        if place == "folder":
-            assert len(list(Path(uri).rglob("*.distcp"))) == named
+        if place in ("torch", "folder"):
+            there = list(Path(uri).rglob("*")) if place == "folder" else store.names()
+            files = [path for name in there if not (path := Path(uri, name)).is_dir()]
+            assert sorted(path.name for path in files) == sorted([".metadata", "__0_0.distcp", "loader.json"] * 2)
         else:
+            named = sum(checkpoint.files for checkpoint in kept)
             assert len([key for key in store.all_keys() if key.endswith(".distcp")]) == named
     print(f"{early} of {kills} were killed before their end")

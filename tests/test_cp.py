@@ -211,6 +211,17 @@ def test_another_checkpoint_is_replaced_only_when_told_to(store: Store, tmp_path
     assert len(store.shards()) == 1, "what the replaced index named is gone"
 
 
+def test_what_only_the_replaced_checkpoint_named_is_gone(tmp_path: Path) -> None:
+    """Also where both give their files the same names, so that the old index has to go before they are written."""
+    state, copy = {"x": values((1000,))}, tmp_path / "copy"
+    jobs.save_with_torch(tmp_path / "two", thread_count=2)
+    dcp.save(state, storage_writer=FileSystemWriter(tmp_path / "one"))
+    command.told("cp", tmp_path / "two", copy)
+    assert len(list(copy.iterdir())) == 3
+    command.told("cp", tmp_path / "one", copy, "--overwrite")
+    assert sorted(path.name for path in copy.iterdir()) == [".metadata", "__0_0.distcp"]
+
+
 # -- what cannot be copied
 
 

@@ -31,6 +31,7 @@ const SHARD_FILE: &str = ".distcp";
 const SAFETENSORS: &str = ".safetensors";
 const FOLDERS: &str = ".s3dcp-folders/";
 const PROBE: &str = ".s3dcp-probe-";
+const TOMBSTONE: &str = ".s3dcp-tombstone-";
 const LEASE: &str = ".s3dcp-writer";
 const ABOVE: &str = "../";
 
@@ -167,6 +168,11 @@ impl Layout {
         format!("{}{PROBE}{}", self.folder, id_text(id))
     }
 
+    /// The key of a new tombstone.
+    pub(crate) fn tombstone_key(&self, id: u64) -> String {
+        format!("{}{TOMBSTONE}{}", self.folder, id_text(id))
+    }
+
     /// Why shard files with this prefix would not be found again, or not be taken by S3; `None` for a prefix that works.
     #[must_use]
     pub fn prefix_fault(&self, prefix: &str) -> Option<String> {
@@ -268,9 +274,10 @@ impl Layout {
         }
     }
 
-    /// Whether the object of this key can be one to delete: a shard file or a probe below this folder. No index is.
+    /// Whether the object of this key can be one to delete: a shard file, a probe or a tombstone below this folder. No index is.
     pub(crate) fn deletable(&self, key: &str) -> bool {
-        key.starts_with(&self.folder) && matches!(Name::of(key), Name::ShardFile { .. } | Name::Probe)
+        key.starts_with(&self.folder)
+            && matches!(Name::of(key), Name::ShardFile { .. } | Name::Probe | Name::Tombstone)
     }
 }
 
@@ -297,6 +304,8 @@ pub(crate) enum Name<'a> {
     },
     /// An object that asked a server about conditional writes.
     Probe,
+    /// What a deletion of a checkpoint under way notes.
+    Tombstone,
     /// None of these.
     Other,
 }
@@ -313,6 +322,8 @@ impl Name<'_> {
             Name::ShardFile { save_id: save_id(stem) }
         } else if name.strip_prefix(PROBE).is_some_and(is_id) {
             Name::Probe
+        } else if name.strip_prefix(TOMBSTONE).is_some_and(is_id) {
+            Name::Tombstone
         } else {
             Name::Other
         }
@@ -545,8 +556,9 @@ mod tests {
         let layout = Layout::new("run");
         for id in [0, u64::MAX] {
             assert_eq!(Name::of(&layout.probe_key(id)), Name::Probe);
+            assert_eq!(Name::of(&layout.tombstone_key(id)), Name::Tombstone);
         }
-        for name in [".s3dcp-probe-", ".s3dcp-probe-mine", "notes.txt"] {
+        for name in [".s3dcp-probe-", ".s3dcp-probe-mine", ".s3dcp-tombstone-", "notes.txt"] {
             assert_eq!(Name::of(name), Name::Other, "{name}");
         }
     }

@@ -15,6 +15,7 @@ use crate::catalogue::delete::{NamedBy, delete_as_listed, delete_objects};
 use crate::catalogue::folder_mark;
 use crate::catalogue::list::{Checkpoint, Checkpoints};
 use crate::catalogue::named::Indexes;
+use crate::catalogue::tombstone;
 use crate::error::config;
 use crate::layout::Layout;
 use crate::storage::Storage;
@@ -206,21 +207,24 @@ impl Choice {
     ///
     /// # Errors
     /// Those of the requests, and of an index that cannot be read: then no more is deleted. Called again with a new choice, it
-    /// goes on; files of indexes that are gone already are found by a prune.
+    /// goes on; what is left of checkpoints whose indexes are gone already is found by a prune, by name or by a tombstone.
     pub async fn delete(&self, storage: &Storage) -> Result<Deleted, Error> {
         let mut deleted = Deleted::default();
         if self.delete.is_empty() {
             return Ok(deleted);
         }
         let mut gone: Vec<&Checkpoint> = Vec::new();
+        let mut tombstones: Vec<String> = Vec::new();
         let mut deletions = stream::iter(0..self.delete.len())
             .map(|number| async move {
                 let checkpoint = &self.delete[number];
-                (checkpoint, delete_indexes(storage, &checkpoint.indexes).await)
+                (checkpoint, delete_indexes(storage, checkpoint).await)
             })
             .buffered(CONCURRENT_DELETES);
-        while let Some((checkpoint, all)) = deletions.next().await {
-            if all? {
+        while let Some((checkpoint, deletion)) = deletions.next().await {
+            let (all, tombstone) = deletion?;
+            tombstones.extend(tombstone);
+            if all {
                 deleted.deleted.push(checkpoint.uri.clone());
                 gone.push(checkpoint);
             } else {
@@ -260,16 +264,24 @@ impl Choice {
                 folder_mark::clear(storage, &checkpoint.folder).await?;
             }
         }
+        if deleted.failed.is_empty() {
+            delete_objects(storage, &layout, tombstones, NamedBy::Nothing).await;
+        }
         Ok(deleted)
     }
 }
 
-/// Deletes the indexes of a checkpoint, as they were listed; whether all are gone.
-async fn delete_indexes(storage: &Storage, indexes: &[ObjectInfo]) -> Result<bool, Error> {
-    for index in indexes {
+/// Deletes the indexes of a checkpoint, as they were listed; whether all are gone, and the tombstone that was put before.
+async fn delete_indexes(storage: &Storage, checkpoint: &Checkpoint) -> Result<(bool, Option<String>), Error> {
+    let Checkpoint { folder, indexes, named, beside, .. } = checkpoint;
+    let listed = indexes.iter().map(|index| (&index.key[..], index.etag.as_deref()));
+    let files = named.iter().chain(beside.iter().map(|object| &object.key)).map(String::as_str);
+    let tombstone = tombstone::put(storage, folder, listed, files).await?;
+    for (number, index) in indexes.iter().enumerate() {
         if !delete_as_listed(storage, index).await? {
-            return Ok(false);
+            // With some of its indexes gone, a prune has to look for what those named.
+            return Ok((false, tombstone.filter(|_| number == 0)));
         }
     }
-    Ok(true)
+    Ok((true, tombstone))
 }

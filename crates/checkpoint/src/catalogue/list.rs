@@ -132,7 +132,7 @@ pub async fn list_checkpoints(storage: &Storage, path_key: &str) -> Result<Check
         match Name::of(&object.key) {
             name if name.is_index() => indexes.push(object),
             Name::ShardFile { .. } => drop(files.insert(object.key, object.size)),
-            Name::Probe => {}
+            Name::Probe | Name::Tombstone => {}
             _ => others.push(object),
         }
     }

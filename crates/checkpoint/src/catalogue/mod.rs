@@ -14,6 +14,7 @@ pub(crate) mod prune;
 pub(crate) mod remove;
 pub(crate) mod statistics;
 pub(crate) mod sums;
+pub(crate) mod tombstone;
 pub(crate) mod verified;
 pub(crate) mod verify;
 pub(crate) mod walk;

@@ -1,8 +1,8 @@
-//! Finds what killed and failed saves left below a path, and deletes it: multipart uploads under way, shard files that
-//! no index names, and the objects with which servers are asked about conditional writes.
+//! Finds what killed and failed saves and deletions left below a path, and deletes it: multipart uploads under way, shard files
+//! that no index names, and the objects with which servers are asked about conditional writes.
 //!
 //! Only names that this project gives are looked at, whatever prefix strategy, epoch or checkpoint below the path they
-//! belong to. What is younger than a limit may belong to a save under way and stays. Ages are differences of the
+//! belong to, and what a deletion that was cut off has noted in its [tombstone](crate::catalogue::tombstone). What is younger than a limit may belong to a save under way and stays. Ages are differences of the
 //! service's own times: those of the objects and of its answer. An object is as old as its write (a multipart one, on
 //! AWS, as the beginning of its upload), an upload under way as its latest part.
 //!
@@ -18,8 +18,9 @@ use futures_util::stream::{self, StreamExt as _};
 use s3dcp_s3::{Error, ErrorKind, MultipartUpload, ObjectInfo};
 use serde::{Serialize, Serializer};
 
-use crate::catalogue::delete::{Deletion, NamedBy, delete_objects};
+use crate::catalogue::delete::{Deletion, NamedBy, delete_as_listed, delete_objects};
 use crate::catalogue::named::Indexes;
+use crate::catalogue::tombstone;
 use crate::layout::{Layout, Name};
 use crate::storage::Storage;
 
@@ -42,6 +43,10 @@ pub enum LeftoverKind {
     ShardFile,
     /// An object that asked a server about conditional writes.
     Probe,
+    /// What else lay in the folder of a checkpoint whose deletion was cut off.
+    File,
+    /// What such a deletion had noted.
+    Tombstone,
 }
 
 /// Something that a save left.
@@ -64,11 +69,12 @@ pub struct Leftovers {
     layout: Layout,
     /// What is as old as the limit or older, by kind and key.
     pub old: Vec<Leftover>,
-    /// How many more are younger, and stay.
+    /// How many more are younger, and stay. What a tombstone names is as old as that.
     pub younger: usize,
     /// Why unfinished uploads are not among them, where the service cannot list those, or their parts.
     pub uploads_unlisted: Option<Error>,
     indexes: Indexes,
+    tombstones: Vec<tombstone::Found>,
 }
 
 fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -84,7 +90,7 @@ fn reason<S: Serializer>(error: &Option<Error>, serializer: S) -> Result<S::Ok, 
 pub struct Pruned {
     /// What is gone.
     pub deleted: Vec<Leftover>,
-    /// Shard files that stay because an index names them by now.
+    /// Files that stay because an index names them by now, or their folder has one again.
     pub named: Vec<Leftover>,
     /// What could not be deleted, and why.
     pub failed: Vec<(Leftover, String)>,
@@ -121,22 +127,34 @@ pub async fn find_leftovers(
         time.and_then(|time| now.duration_since(time).ok()).unwrap_or(Duration::ZERO)
     };
     let mut indexes = Indexes::default();
-    let own_shard_files =
-        || listing.objects.iter().filter(|object| Name::of(&object.key).is_own_shard_file());
-    let mut shard_files: BTreeSet<String> = own_shard_files().map(|object| object.key.clone()).collect();
-    indexes.spare_of_listed(storage, &layout, &listing.objects, &mut shard_files).await?;
+    let objects = &listing.objects;
+    let tombstones: Vec<&ObjectInfo> =
+        objects.iter().filter(|object| Name::of(&object.key) == Name::Tombstone).collect();
+    let all_tombstones = tombstones.len();
+    let old = tombstones.into_iter().filter(|tombstone| age(tombstone.last_modified) >= older_than);
+    let tombstones = read_tombstones(storage, old, objects).await?;
+    let own = objects.iter().filter(|object| Name::of(&object.key).is_own_shard_file());
+    let unindexed: Vec<&ObjectInfo> =
+        own.chain(tombstones.iter().flat_map(|found| &found.shard_files)).collect();
+    let mut shard_files: BTreeSet<String> = unindexed.iter().map(|object| object.key.clone()).collect();
+    indexes.spare_of_listed(storage, &layout, objects, &mut shard_files).await?;
     let leftover = |kind: LeftoverKind, object: &ObjectInfo| Leftover {
         kind,
         key: object.key.clone(),
         bytes: object.size,
         age: age(object.last_modified),
     };
-    let mut found: Vec<Leftover> = own_shard_files()
-        .filter(|object| shard_files.contains(&object.key))
+    let mut found: Vec<Leftover> = unindexed
+        .into_iter()
+        .filter(|object| shard_files.remove(&object.key))
         .map(|object| leftover(LeftoverKind::ShardFile, object))
         .collect();
-    let probes = listing.objects.iter().filter(|object| Name::of(&object.key) == Name::Probe);
+    let probes = objects.iter().filter(|object| Name::of(&object.key) == Name::Probe);
     found.extend(probes.map(|object| leftover(LeftoverKind::Probe, object)));
+    for tombstone::Found { others, tombstone, .. } in &tombstones {
+        found.extend(others.iter().map(|object| leftover(LeftoverKind::File, object)));
+        found.push(leftover(LeftoverKind::Tombstone, tombstone));
+    }
     let own = uploads.into_iter().filter(|upload| Name::of(&upload.key).is_own_shard_file());
     let mut uploads =
         stream::iter(own).map(|upload| measure(storage, upload, &age)).buffered(CONCURRENT_REQUESTS);
@@ -148,11 +166,29 @@ pub async fn find_leftovers(
         }
     }
     drop(uploads);
+    found.sort_by(|one, other| (&one.kind, &one.key).cmp(&(&other.kind, &other.key)));
+    // Two tombstones may name one file.
+    found.dedup();
     let all = found.len();
     found.retain(|leftover| leftover.age >= older_than);
-    let younger = all - found.len();
-    found.sort_by(|one, other| (&one.kind, &one.key).cmp(&(&other.kind, &other.key)));
-    Ok(Leftovers { layout, old: found, younger, uploads_unlisted, indexes })
+    let younger = all - found.len() + all_tombstones - tombstones.len();
+    Ok(Leftovers { layout, old: found, younger, uploads_unlisted, indexes, tombstones })
+}
+
+async fn read_tombstones<'a>(
+    storage: &Storage,
+    tombstones: impl Iterator<Item = &'a ObjectInfo>,
+    listed: &[ObjectInfo],
+) -> Result<Vec<tombstone::Found>, Error> {
+    let by_key: BTreeMap<&str, &ObjectInfo> = listed.iter().map(|object| (&object.key[..], object)).collect();
+    let mut reads = stream::iter(tombstones)
+        .map(|tombstone| tombstone::read(storage, tombstone.clone(), &by_key))
+        .buffered(CONCURRENT_REQUESTS);
+    let mut found = Vec::new();
+    while let Some(read) = reads.next().await {
+        found.extend(read?);
+    }
+    Ok(found)
 }
 
 /// An upload with the size and age of its parts; `None` when it has ended meanwhile.
@@ -179,10 +215,17 @@ impl Leftovers {
     /// indexes are looked at again.
     pub async fn delete(mut self, storage: &Storage) -> Pruned {
         let mut pruned = Pruned::default();
-        let (shard_files, others): (Vec<_>, Vec<_>) =
-            self.old.drain(..).partition(|leftover| leftover.kind == LeftoverKind::ShardFile);
-        let (probes, uploads): (Vec<_>, Vec<_>) =
-            others.into_iter().partition(|leftover| leftover.kind == LeftoverKind::Probe);
+        let (mut uploads, mut shard_files, mut probes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut others, mut tombstones) = (Vec::new(), Vec::new());
+        for leftover in self.old.drain(..) {
+            match leftover.kind {
+                LeftoverKind::Upload { .. } => uploads.push(leftover),
+                LeftoverKind::ShardFile => shard_files.push(leftover),
+                LeftoverKind::Probe => probes.push(leftover),
+                LeftoverKind::File => others.push(leftover),
+                LeftoverKind::Tombstone => tombstones.push(leftover),
+            }
+        }
         abort(storage, uploads, &mut pruned).await;
         let layout = &self.layout;
         let of = |leftovers: &[Leftover]| leftovers.iter().map(|one| one.key.clone()).collect::<Vec<_>>();
@@ -196,7 +239,42 @@ impl Leftovers {
             let deletion = delete_objects(storage, layout, of(&files), named_by).await;
             pruned.note(files, deletion);
         }
+        if pruned.stopped.is_none() {
+            delete_others(storage, &self.tombstones, others, &mut pruned).await;
+        }
+        // A tombstone stays as long as something that it may name does.
+        if pruned.stopped.is_none() && pruned.failed.is_empty() {
+            let deletion = delete_objects(storage, layout, of(&tombstones), NamedBy::Nothing).await;
+            pruned.note(tombstones, deletion);
+        }
         pruned
+    }
+}
+
+/// Deletes what else lay in folders of checkpoints, as it was listed, unless there is a checkpoint again.
+async fn delete_others(
+    storage: &Storage,
+    tombstones: &[tombstone::Found],
+    leftovers: Vec<Leftover>,
+    pruned: &mut Pruned,
+) {
+    let mut leftovers: BTreeMap<String, Leftover> =
+        leftovers.into_iter().map(|leftover| (leftover.key.clone(), leftover)).collect();
+    for found in tombstones.iter().filter(|found| !found.others.is_empty()) {
+        let absent = found.has_no_index(storage).await;
+        for object in &found.others {
+            let Some(leftover) = leftovers.remove(&object.key) else { continue };
+            let deletion = match &absent {
+                Ok(true) => delete_as_listed(storage, object).await,
+                Ok(false) => Ok(false),
+                Err(error) => Err(error.clone()),
+            };
+            match deletion {
+                Ok(true) => pruned.deleted.push(leftover),
+                Ok(false) => pruned.named.push(leftover),
+                Err(error) => pruned.failed.push((leftover, error.to_string())),
+            }
+        }
     }
 }
 

@@ -9,9 +9,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use s3dcp_s3::Client;
+use s3dcp_s3::{Client, Error};
 
 use crate::catalogue::delete::{NamedBy, Stopped, delete_objects};
+use crate::catalogue::tombstone;
+use crate::index::read::SeenIndex;
 use crate::index::write::Index;
 use crate::layout::{Layout, Location};
 use crate::save::observe::Observed;
@@ -66,6 +68,25 @@ fn named_by(location: &Location, observed: &Observed) -> NamedBy<'static> {
     NamedBy::Path(likely)
 }
 
+/// Puts tombstones beside the indexes that a commit is about to replace, where their files have names of others; their keys.
+///
+/// # Errors
+/// Those of the requests.
+pub(crate) async fn note_replaced(
+    client: &Client,
+    location: &Location,
+    observed: &Observed,
+) -> Result<Vec<String>, Error> {
+    let storage = Storage::bucket(client, &location.bucket);
+    let mut tombstones = Vec::new();
+    for (key, seen) in [(location.index_key(), &observed.index), (location.root_key(), &observed.root)] {
+        let Some(SeenIndex { etag, keys: Some(named), .. }) = seen else { continue };
+        let (folder, named) = (Layout::beside(&key), named.iter().map(String::as_str));
+        tombstones.extend(tombstone::put(&storage, &folder, [(&key[..], etag.as_deref())], named).await?);
+    }
+    Ok(tombstones)
+}
+
 /// What became of the files of a replaced index.
 #[derive(Default)]
 pub(crate) struct CleanedUp {
@@ -77,7 +98,13 @@ pub(crate) struct CleanedUp {
     pub(crate) left: Vec<String>,
 }
 
-pub(crate) async fn clean_up(client: &Client, location: &Location, observed: &Observed) -> CleanedUp {
+/// Deletes what the indexes that a commit has replaced named and no index names any more, and then their `tombstones`.
+pub(crate) async fn clean_up(
+    client: &Client,
+    location: &Location,
+    observed: &Observed,
+    tombstones: Vec<String>,
+) -> CleanedUp {
     let mut cleaned = CleanedUp::default();
     let mut keys = BTreeSet::new();
     for seen in [&observed.index, &observed.root].into_iter().flatten() {
@@ -104,5 +131,8 @@ pub(crate) async fn clean_up(client: &Client, location: &Location, observed: &Ob
     }
     cleaned.deleted = deletion.deleted;
     cleaned.left = deletion.failed.into_iter().map(|failure| failure.key).collect();
+    if cleaned.left.is_empty() {
+        delete_objects(&storage, &layout, tombstones, NamedBy::Nothing).await;
+    }
     cleaned
 }

@@ -16,7 +16,7 @@ use crate::index::judge::read_facts;
 use crate::index::read::{SeenIndex, get, see};
 use crate::index::write::{Index, SealedIndex};
 use crate::layout::Location;
-use crate::save::clean_up::{CleanedUp, clean_up, discard_uncommitted};
+use crate::save::clean_up::{CleanedUp, clean_up, discard_uncommitted, note_replaced};
 use crate::save::conditions::{ConditionalCommit, Protection};
 use crate::save::observe::{EXISTS, Observed};
 use crate::storage::Storage;
@@ -68,12 +68,19 @@ pub async fn commit(
         save_id: index.save_id(),
         maybe_applied: false,
     };
-    if let Err(error) = commit.write(&mut protection).await {
-        if !commit.maybe_applied && !error.maybe_applied() {
-            discard_uncommitted(client, location, observed, index).await;
+    let committed = async {
+        let tombstones = note_replaced(client, location, observed).await?;
+        commit.write(&mut protection).await.map(|()| tombstones)
+    };
+    let tombstones = match committed.await {
+        Ok(tombstones) => tombstones,
+        Err(error) => {
+            if !commit.maybe_applied && !error.maybe_applied() {
+                discard_uncommitted(client, location, observed, index).await;
+            }
+            return Err(error);
         }
-        return Err(error);
-    }
+    };
     if location.has_root() {
         let root = IndexCommit {
             key: location.root_key(),
@@ -99,7 +106,7 @@ pub async fn commit(
             location.bucket
         ));
     }
-    let CleanedUp { warnings, deleted, left } = clean_up(client, location, observed).await;
+    let CleanedUp { warnings, deleted, left } = clean_up(client, location, observed, tombstones).await;
     Ok(Committed {
         warnings: [observed.notes.clone(), protection.warnings, warnings].concat(),
         deleted,

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use s3dcp_s3::{Condition, Error, ErrorKind, PutOptions};
 
 use crate::catalogue::delete::{NamedBy, delete_objects};
+use crate::catalogue::tombstone;
 use crate::index::judge::read_facts;
 use crate::index::read::get;
 use crate::layout::Layout;
@@ -74,13 +75,28 @@ pub(crate) fn named_keys(layout: &Layout, index: &[u8]) -> BTreeSet<String> {
     named.unwrap_or_default()
 }
 
-/// Deletes what replaced indexes named and nothing names any more; `new` are the keys of the indexes now, and their bytes. What stays, a
-/// prune finds.
+/// Puts a tombstone beside indexes that are about to be replaced, `(key, body, ETag)`, where their files have names of others; its key.
+///
+/// # Errors
+/// Those of the request.
+pub(crate) async fn note_replaced<'a>(
+    storage: &Storage,
+    layout: &Layout,
+    old: impl Iterator<Item = (&'a str, &'a [u8], Option<&'a str>)> + Clone,
+) -> Result<Option<String>, Error> {
+    let files: BTreeSet<String> = old.clone().flat_map(|(_, index, _)| named_keys(layout, index)).collect();
+    let indexes = old.map(|(key, _, etag)| (key, etag));
+    tombstone::put(storage, layout, indexes, files.iter().map(String::as_str)).await
+}
+
+/// Deletes what replaced indexes named and nothing names any more, and then their tombstone; `new` are the keys of the indexes now,
+/// and their bytes. What stays, a prune finds.
 pub(crate) async fn delete_unnamed<'a>(
     storage: &Storage,
     layout: &Layout,
     old: impl Iterator<Item = &'a [u8]>,
     new: impl Iterator<Item = (&'a str, &'a [u8])>,
+    tombstone: Option<String>,
 ) {
     let mut likely = Vec::new();
     let mut named = BTreeSet::new();
@@ -90,7 +106,11 @@ pub(crate) async fn delete_unnamed<'a>(
     }
     let old = old.flat_map(|index| named_keys(layout, index));
     let old: Vec<String> = old.filter(|key| !named.contains(key)).collect();
-    if !old.is_empty() {
-        delete_objects(storage, layout, old, NamedBy::Path(likely)).await;
+    if old.is_empty() && tombstone.is_none() {
+        return;
+    }
+    let deletion = delete_objects(storage, layout, old, NamedBy::Path(likely)).await;
+    if deletion.stopped.is_none() && deletion.failed.is_empty() {
+        delete_objects(storage, layout, tombstone, NamedBy::Nothing).await;
     }
 }

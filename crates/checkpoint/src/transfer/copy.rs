@@ -26,7 +26,7 @@ use crate::name_filter::NameFilter;
 use crate::save::observe::EXISTS;
 use crate::storage::Storage;
 use crate::transfer::body::{Body, Content};
-use crate::transfer::commit::{delete_unnamed, named_keys, write_last};
+use crate::transfer::commit::{delete_unnamed, named_keys, note_replaced, write_last};
 use crate::transfer::names::{FileNames, base};
 use crate::transfer::subset::{names_by_key, subset};
 use crate::transfer::write::{Mover, OnBytes};
@@ -362,6 +362,16 @@ impl CopyPlan {
     /// The first failure; the files that were complete by then stay, and no index was written. `PreconditionFailed` for a source that changed
     /// meanwhile, `AlreadyExists` for a destination that did.
     pub async fn run(mut self, on_bytes: OnBytes<'_>) -> Result<Copied, Error> {
+        let replaced: Vec<(String, Bytes, Option<String>)> = self
+            .indexes
+            .iter()
+            .filter_map(|index| {
+                let (there, etag) = index.seen.as_ref().filter(|(there, _)| *there != index.body)?;
+                Some((index.key.clone(), there.clone(), etag.clone()))
+            })
+            .collect();
+        let old = replaced.iter().map(|(key, there, etag)| (&key[..], &there[..], etag.as_deref()));
+        let tombstone = note_replaced(&self.target, &self.target_layout, old.clone()).await?;
         self.withdraw_index().await?;
         let mover =
             Mover::new(&self.source, &self.target, std::mem::take(&mut self.sources), on_bytes).await?;
@@ -395,9 +405,9 @@ impl CopyPlan {
                 write_last(&self.target, &index.key, index.body.clone(), etag).await?;
             }
         }
-        let old = self.indexes.iter().filter_map(|index| Some(&index.seen.as_ref()?.0[..]));
+        let old = old.map(|(_, there, _)| there);
         let new = self.indexes.iter().map(|index| (&index.key[..], &index.body[..]));
-        delete_unnamed(&self.target, &self.target_layout, old, new).await;
+        delete_unnamed(&self.target, &self.target_layout, old, new, tombstone).await;
         Ok(result)
     }
 

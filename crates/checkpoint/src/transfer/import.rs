@@ -23,7 +23,7 @@ use crate::save::observe::EXISTS;
 use crate::save::shard_writer::{ItemRecord, ShardWriter};
 use crate::save::tensor_index::TensorIndex;
 use crate::storage::Storage;
-use crate::transfer::commit::{delete_unnamed, write_last};
+use crate::transfer::commit::{delete_unnamed, note_replaced, write_last};
 use crate::transfer::planned::{Block, Planned, in_blocks};
 use crate::transfer::rename::Renaming;
 use crate::transfer::torch_pickle::torch_contents;
@@ -333,9 +333,11 @@ impl ImportPlan {
         let body: Bytes = index.finish(&save_id, ranks, None)?.seal("").to_vec().into();
         let key = self.layout.index_key(None);
         let etag = self.seen.as_ref().and_then(|(_, etag)| etag.as_deref());
+        let old = self.seen.iter().map(|(there, _)| (&key[..], &there[..], etag));
+        let tombstone = note_replaced(&self.target, &self.layout, old.clone()).await?;
         write_last(&self.target, &key, body.clone(), etag).await?;
-        let old = self.seen.iter().map(|(there, _)| &there[..]);
-        delete_unnamed(&self.target, &self.layout, old, [(&key[..], &body[..])].into_iter()).await;
+        let (old, new) = (old.map(|(_, there, _)| there), [(&key[..], &body[..])].into_iter());
+        delete_unnamed(&self.target, &self.layout, old, new, tombstone).await;
         Ok(self.result.clone())
     }
 

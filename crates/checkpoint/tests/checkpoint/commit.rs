@@ -680,7 +680,7 @@ async fn what_a_server_does_with_conditions_is_asked_once_for_all_saves() {
     let count = probes.clone();
     let client = bed
         .through(1, move |head| {
-            let is_probe = head.method == "PUT" && !head.path.contains("metadata");
+            let is_probe = head.method == "PUT" && head.path.contains(".s3dcp-probe-");
             count.fetch_add(u32::from(is_probe), Ordering::SeqCst);
             Action::Forward
         })

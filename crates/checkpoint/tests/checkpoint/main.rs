@@ -13,3 +13,4 @@ mod remove;
 mod save;
 mod shard_writer;
 mod support;
+mod tombstone;
