@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -73,6 +74,15 @@ def _through_fsspec(operation: str, spec: dict[str, Any], options: dict[str, Any
     return lambda: FsspecReader(spec["uri"], **options)
 
 
+def file_system(operation: str, spec: dict[str, Any]) -> Callable[[], Any]:
+    """torch's own writer, into memory that is mounted as a file system: no network and no disk."""
+    from torch.distributed.checkpoint import FileSystemWriter
+
+    folder = tempfile.mkdtemp(prefix="s3dcp-bench-", dir="/dev/shm")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return lambda: FileSystemWriter(folder)
+
+
 def multi_storage_client(operation: str, spec: dict[str, Any]) -> Callable[[], Any]:
     from multistorageclient.contrib.torch import MultiStorageFileSystemReader, MultiStorageFileSystemWriter
 
@@ -107,6 +117,7 @@ FACTORIES: dict[str, Factory] = {
     "fsspec": fsspec,
     "obstore": obstore,
     "multi-storage-client": multi_storage_client,
+    "FileSystemWriter": file_system,
     "nothing": nothing,
 }
 # One stream, copied in Python: they get a smaller state, so that a run ends; their figures are per GiB.

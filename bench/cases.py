@@ -119,6 +119,15 @@ def replicas(options: Options) -> Iterator[Row]:
             yield Row(US, "load", spec, f"{ranks} ranks, {note}", ranks=ranks, before=before)
 
 
+def training(options: Options) -> Iterator[Row]:
+    """Asynchronous saves beside a loop of training steps on the CPU."""
+    spec = {"gib": options.gib}
+    rows = [("nothing", {}), (US, {}), (US, {"manager": True}), (PEER, {}), ("FileSystemWriter", {})]
+    for candidate, how in rows:
+        if candidate not in (US, PEER) or candidate in options.candidates:
+            yield Row(candidate, "train", {**spec, **how}, "CheckpointManager" if how else "")
+
+
 def everyday(options: Options) -> Iterator[Row]:
     """One save and one load of the large state by each candidate."""
     for candidate in options.candidates:
@@ -172,6 +181,7 @@ CASES = {
     "emulated": Case("20 ms to the first byte, 90 MB/s per connection", everyday, SLOW_NETWORK, max_runs=3),
     "replicas": Case("Ranks that load the same, 200 MB/s each", replicas, RANK_NETWORK, max_runs=3),
     "throttled": Case("A server that asks for fewer requests, 8 ranks", throttled, max_runs=3),
+    "training": Case("Training while a save goes up", training, SLOW_NETWORK, max_runs=3),
     "transfer": Case("The engine alone over the same slow connections", transfer, SLOW_NETWORK, max_runs=3),
     "sizes": Case("Cost by the size of the state", sizes, max_runs=3),
     "files": Case("Cost by the number of files", files, max_runs=3),

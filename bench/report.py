@@ -110,6 +110,23 @@ def by_budget(result: Result) -> dict[str, Cell]:
     }
 
 
+def by_steps(result: Result) -> dict[str, Cell]:
+    def seconds(name: str) -> Cell:
+        return lambda row: f"{typical(row, lambda run: run[name]):.2f}"
+
+    return {
+        "candidate": lambda row: row["label"],
+        "state, GiB": lambda row: f"{row['gib']:g}",
+        "first call, s": seconds("first_stall"),
+        "call, s": seconds("stall"),
+        "save, s": seconds("seconds"),
+        "loop slower after the call, %": lambda row: f"{typical(row, lambda run: run['slowdown']):.0f}",
+        "lost in all, s": seconds("lost"),
+        "lowest–highest, s": lambda row: spread(row, lambda run: run["lost"]),
+        "extra peak, MiB": lambda row: f"{typical(row, lambda run: run['peak_mib']):.0f}",
+    }
+
+
 def by_milliseconds(result: Result) -> dict[str, Cell]:
     return {
         "import": lambda row: f"`{row['module']}`",
@@ -123,7 +140,8 @@ def table(result: Result) -> str:
     """The result of one case as a Markdown table."""
     first = result["rows"][0]
     kinds = {"module": by_milliseconds, "count": by_tensors, "part_mib": by_budget}
-    columns = next((kind for name, kind in kinds.items() if name in first), by_bytes)(result)
+    by = next((kind for name, kind in kinds.items() if name in first), by_bytes)
+    columns = (by_steps if first["operation"] == "train" else by)(result)
     order = {"save": 0, "load": 1}
     rows = sorted(result["rows"], key=lambda row: order.get(row["operation"], 0))
     lines = [list(columns), ["---"] * len(columns)]

@@ -83,7 +83,7 @@ class Runner:
             return run_worker({**row.spec, "candidate": row.candidate}, {}, 1)
         if row.budget is not None:
             return self._throttled(row, *row.budget)
-        mode = "discard" if row.operation == "save" or row.candidate == "s3dcp engine" else "store"
+        mode = "discard" if row.operation in ("save", "train") or row.candidate == "s3dcp engine" else "store"
         server, spec = self.servers[mode], self._spec(row)
         if row.before is not None:
             self._prepare(row, spec)
@@ -127,7 +127,7 @@ class Runner:
         if row.candidate == FLOOR:
             # As many as we had in this very run.
             spec.setdefault("connections", self.connections.get(row.operation, 32))
-        if row.operation == "save":
+        if row.operation in ("save", "train"):
             self.saves += 1
             spec["uri"] = f"s3://bench/{self.name}/{row.candidate.replace(' ', '-')}/{self.saves}"
         else:
@@ -196,7 +196,7 @@ def run_worker(spec: dict[str, Any], environment: dict[str, str], ranks: int) ->
         "cpu": sum(result["cpu"] for result in results),
         "peak_mib": max(result["peak_mib"] for result in results),
     }
-    return {**total, "bytes": sum(result.get("bytes", 0) for result in results)}
+    return {**results[0], **total, "bytes": sum(result.get("bytes", 0) for result in results)}
 
 
 def run_engine(operation: str, spec: dict[str, Any], server: Server) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import statistics
 import sys
 import time
 import warnings
@@ -97,11 +98,108 @@ def checkpoint(spec: dict[str, Any]) -> dict[str, Any]:
     return {**result, "bytes": nbytes}
 
 
+def training(spec: dict[str, Any]) -> dict[str, Any]:
+    """A loop of small training steps on one CPU, and asynchronous saves of a state beside it, one after another.
+
+    `stall` is how long each call kept the loop, `lost` what the loop lost in all: the time until the save had ended,
+    less that of as many steps without a save. `slowdown` is the share that it lost after the call, in percent.
+    """
+    import torch
+
+    import states
+
+    torch.set_num_threads(1)
+    state, nbytes = states.build(spec, fill=True)
+    step = _training_step()
+    begin = _saves_of_a_manager(spec, state) if spec.get("manager") else _saves(spec, state)
+    saves: list[dict[str, float]] = []
+
+    def save(number: int) -> None:
+        typical = _seconds_per_step(step)
+        began = time.perf_counter()
+        ended = begin(number)
+        called = time.perf_counter()
+        steps = 0
+        while not ended.done():
+            step()
+            steps += 1
+        end = time.perf_counter()
+        ended.result()
+        typical = (typical + _seconds_per_step(step)) / 2
+        worked = steps * typical
+        saves.append(
+            {
+                "stall": called - began,
+                "seconds": end - began,
+                "lost": end - began - worked,
+                "slowdown": 100 * (1 - worked / (end - called)),
+            }
+        )
+
+    result = measured(lambda: [save(number) for number in range(SAVES)])
+    first, *others = saves
+    typical = {name: statistics.median(save[name] for save in others) for name in first}
+    return {**result, **typical, "first_stall": first["stall"], "bytes": nbytes}
+
+
+SAVES = 4
+
+
+def _saves(spec: dict[str, Any], state: dict[str, Any]) -> Callable[[int], Any]:
+    """What begins the save of a number, by a writer that has saved before."""
+    import torch.distributed.checkpoint as dcp
+
+    from candidates import FACTORIES
+
+    writer = FACTORIES[spec["candidate"]]("save", spec)()
+
+    def begin(number: int) -> Any:
+        where: dict[str, Any] = (
+            {} if spec["candidate"] == "FileSystemWriter" else {"checkpoint_id": f"{spec['uri']}/{number}"}
+        )
+        saving = dcp.async_save(state, storage_writer=writer, no_dist=True, **where)
+        return getattr(saving, "upload_completion", saving)
+
+    return begin
+
+
+def _saves_of_a_manager(spec: dict[str, Any], state: dict[str, Any]) -> Callable[[int], Any]:
+    from s3dcp import CheckpointManager
+
+    manager = CheckpointManager(spec["uri"], async_=True)
+    return lambda number: manager.save(number, state)
+
+
+def _training_step() -> Callable[[], None]:
+    """Forward, backward and update of a small perceptron: a few milliseconds, much of it in Python."""
+    import torch
+
+    model = torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(6)))
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    batch = torch.randn(64, 256)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(batch).square().mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def _seconds_per_step(step: Callable[[], None], seconds: float = 1.5) -> float:
+    began, steps = time.perf_counter(), 0
+    while (passed := time.perf_counter() - began) < seconds:
+        step()
+        steps += 1
+    return passed / steps
+
+
 def main() -> None:
     warnings.filterwarnings("ignore")
     spec = json.loads(sys.argv[1])
     kinds = {"floor": raw, "import": importing}
-    print(json.dumps(kinds.get(spec["candidate"], checkpoint)(spec)), flush=True)
+    measure = training if spec.get("operation") == "train" else kinds.get(spec["candidate"], checkpoint)
+    print(json.dumps(measure(spec)), flush=True)
     os._exit(0)  # torch may abort where the interpreter ends while one of its threads frees a tensor
 
 

@@ -6,15 +6,12 @@ Where a version lacks something, what stands here does nothing: no item of that 
 from __future__ import annotations
 
 import enum
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.distributed.checkpoint import filesystem, state_dict_saver
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 __all__ = [
     "HAS_RANK_INDEXES",
@@ -24,7 +21,6 @@ __all__ = [
     "ReaderTransforms",
     "SerializationFormat",
     "WriterTransforms",
-    "copies_when_staged",
     "own_connection",
     "takes_no_dist",
 ]
@@ -90,15 +86,3 @@ def takes_no_dist(function: Callable[..., Any]) -> bool:
 def own_connection(store: Any) -> Any:
     """A connection to a store that nobody else waits on; where this torch can make none, the store itself."""
     return store.clone() if hasattr(store, "clone") else store
-
-
-@functools.cache
-def copies_when_staged() -> bool:
-    """Whether torch copies tensors that are on the CPU already when it stages a state.
-
-    2.6 does not, so that an asynchronous save stores what a training step changes meanwhile.
-    """
-    with torch.device("cpu"):
-        original = torch.zeros(1, device="cpu")
-        staged: torch.Tensor = BlockingAsyncStager().stage({"": original})[""]
-    return staged.data_ptr() != original.data_ptr()

@@ -108,7 +108,8 @@ class CheckpointManager:
         strategy: rank to key prefix; `HexPrefixStrategy` when None. It has an ``epoch_num``, which the manager sets.
         keep: which checkpoints stay after every save; None keeps all.
         async_: save while training goes on: `save` returns as soon as the state is staged, and `wait` tells how it
-            went. A group of processes needs a backend for CPUs then.
+            went. The copy that is staged, as large as the state, is kept for the next save. A group of processes needs
+            a backend for CPUs then.
         region: AWS region of the bucket; None takes it from the environment or profile.
         endpoint_url: S3 endpoint; None for ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, the profile, else AWS.
         s3client_config: settings of the S3 client.
@@ -156,6 +157,7 @@ class CheckpointManager:
         for name in ("overwrite", "step_folders", "notes", "path", "prefix_strategy"):
             if name in writer:
                 raise ConfigError(f"{name}: the manager sets it")
+        writer.setdefault("cache_staged_state_dict", async_)
         self._writer = S3StorageWriter(
             path=uri, prefix_strategy=strategy, overwrite=True, **self._client_settings, **writer
         )
@@ -277,6 +279,7 @@ class CheckpointManager:
         try:
             self.wait()
         finally:
+            self._writer._host_copy.free()
             if self._threads:
                 self._threads.shutdown()
             if self._lease:

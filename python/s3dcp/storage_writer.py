@@ -22,7 +22,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
@@ -30,11 +29,12 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from . import _native
-from ._compat import INDEX_VERSION, SerializationFormat, WriterTransforms, copies_when_staged
+from ._compat import INDEX_VERSION, SerializationFormat, WriterTransforms
 from ._gc import GcPause
 from ._progress import ProgressCallback, checked_progress, transfer_progress
 from ._ranks import this_rank, world_size
 from ._save.files import split_into_files
+from ._save.host_copy import HostCopy, copied
 from ._save.resolve import Resolver
 from ._save.shards import ShardFile, discard
 from ._shared_pace import SharedPace
@@ -148,7 +148,9 @@ class S3StorageWriter(FileSystemWriter):
             ``s3dcp keep --best`` looks for metrics in it. May be set between saves.
         progress: True for a progress bar on standard error, or a callable ``(bytes_done, bytes_total)``.
         kwargs: torch's own writer arguments: ``single_file_per_rank``, ``overwrite``, ``per_thread_copy_ahead``,
-            ``cache_staged_state_dict``, ``serialization_format``, ``_extensions``. ``sync_files`` has no meaning
+            ``cache_staged_state_dict`` (the copy that ``async_save`` makes of a state is kept and written to again by
+            this writer's next one, which has to begin after this one's end), ``serialization_format``, ``_extensions``.
+            ``sync_files`` has no meaning
             on S3, where a finished write is durable, and is ignored.
 
     Attributes:
@@ -207,6 +209,7 @@ class S3StorageWriter(FileSystemWriter):
         # Since when, in nanoseconds, the caller of the next asynchronous save waits, where that is before it is staged.
         self._awaited_since: int | None = None
         self._staged: Staged | None = None
+        self._host_copy = HostCopy()
         self._thread = threading.local()
         self._draw_save_id()
 
@@ -257,10 +260,7 @@ class S3StorageWriter(FileSystemWriter):
         """A copy of `state_dict` in host memory, for ``async_save``; whatever the default device is."""
         began, self._awaited_since = self._awaited_since or time.time_ns(), None
         with torch.device("cpu"):
-            if copies_when_staged():
-                staged: dict[str, Any] = super().stage(state_dict)
-            else:
-                staged = _copy_state_dict(state_dict, _create_cpu_state_dict(state_dict))
+            staged = self._host_copy.of(state_dict) if self.cache_staged_state_dict else copied(state_dict)
         self._staged = Staged(began)
         return staged
 
