@@ -277,6 +277,7 @@ NUMBERS = [
     (SETTINGS, r"among (\d+) ranks", f"{LOAD}/share.py", "AUTO_RANKS", 1),
     ("docs/share.md", r"of at most (\d+) ranks", f"{LOAD}/share.py", "AUTO_RANKS", 1),
     (SETTINGS, r"to connect \| (\d+) s", f"{LOAD}/exchange.py", "CONNECT_SECONDS", 1),
+    ("docs/share.md", r"for them, (\d+) MiB a rank", f"{LOAD}/exchange.py", "UNDER_WAY", 4),
     ("docs/share.md", r"connect within (\d+) s", f"{LOAD}/exchange.py", "CONNECT_SECONDS", 1),
     ("docs/share.md", r"or (\d+) s after the deadline", f"{LOAD}/exchange.py", "GRACE_SECONDS", 1),
     (SETTINGS, r"share in memory \| (\d+) MiB", "crates/python/src/shared_index.rs", "SHARED_FROM", 1 / MIB),

@@ -215,6 +215,30 @@ def check_by_itself(uri: str, worth: bool) -> tuple[int, list[Any]]:
         share.AUTO_BYTES, share.TRIAL_BYTES, exchange.is_worth = before
 
 
+def how_passed_on(uri: str, without: list[int]) -> dict[str, int]:
+    """Load where these ranks have no memory that others read: how many ranks have read this one's."""
+    told: dict[str, int] = {}
+    make, meet = exchange.NodeMemory.make, exchange.Node.meet
+
+    def none(slots: int, slot_bytes: int) -> Any:
+        raise OSError("no memory in this test")
+
+    def noted(store: Any, rank: int, ranks: int) -> exchange.Node:
+        node = meet(store, rank, ranks)
+        told["readers"] = len(node.readers)
+        return node
+
+    exchange.Node.meet = staticmethod(noted)  # type: ignore[method-assign]
+    if dist.get_rank() in without:
+        exchange.NodeMemory.make = staticmethod(none)  # type: ignore[method-assign]
+    try:
+        check(uri, share=True)
+        return told
+    finally:
+        exchange.NodeMemory.make = staticmethod(make)  # type: ignore[method-assign]
+        exchange.Node.meet = staticmethod(meet)  # type: ignore[method-assign]
+
+
 # -- what fails
 
 

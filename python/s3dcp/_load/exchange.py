@@ -5,6 +5,9 @@ its portions in their order, whatever has failed on it: as owner it sends a verd
 receives them. A failure is a verdict, so that nobody waits for one who gave up. Of the portions under way the one with
 the lowest number never waits for another, so there is no standstill. A rank that is gone is noticed by its connections,
 else by the deadline; nothing is sent to it or expected of it any more.
+
+Ranks of one node copy the bytes from memory of the owner, which waits for a receipt from each before it lays out others
+there: only verdicts and receipts go between them.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ import torch.distributed as dist
 
 from .._compat import own_connection
 from ..errors import ConnectionFailed, Interrupted, S3DcpError
-from .share import Portion, Share
+from .node_memory import NodeMemory
+from .share import PORTION_BYTES, Portion, Share
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,8 @@ GRACE_SECONDS = 60.0
 FETCHED_AHEAD = 8
 UNDER_WAY = 8
 
-# The verdict on a portion: the length of a pickled error, 0 for a good one, then the error.
+# The verdict on a portion: the length of a pickled error, 0 for a good one, then the error. The last byte is the slot
+# that the portion lies in for ranks on the node of its owner.
 VERDICT_BYTES = 4096
 
 
@@ -53,12 +58,44 @@ class Work(Protocol):
         """Return when it is done."""
 
 
+@dataclass
+class Node:
+    """The memory through which this rank and others on its node pass bytes on.
+
+    Attributes:
+        own: this rank's; None where it has none.
+        readers: the ranks that read it.
+        others: that of other ranks.
+    """
+
+    own: NodeMemory | None = None
+    readers: frozenset[int] = frozenset()
+    others: dict[int, NodeMemory] = field(default_factory=dict)
+
+    @staticmethod
+    def meet(store: Any, rank: int, ranks: int) -> Node:
+        """Find out with all others who is on this node; all ranks call it."""
+        own, address = None, ""
+        try:
+            own, address = NodeMemory.make(UNDER_WAY, PORTION_BYTES)
+        except OSError as error:
+            logger.debug("ranks on this node pass bytes on by sockets: %s", error)
+        others = {}
+        for other, told in enumerate(_exchanged(store, "memory", rank, ranks, address)):
+            if other != rank and (memory := NodeMemory.find(told, UNDER_WAY, PORTION_BYTES)) is not None:
+                others[other] = memory
+        found = _exchanged(store, "found", rank, ranks, ",".join(map(str, others)))
+        readers = frozenset(other for other, told in enumerate(found) if str(rank) in told.split(","))
+        return Node(own, readers, others)
+
+
 class Group:
     """Connections of the ranks that share a load."""
 
-    def __init__(self, backend: Any, deadline: float) -> None:
+    def __init__(self, backend: Any, deadline: float, node: Node) -> None:
         self._backend = backend
         self.deadline = deadline
+        self.node = node
 
     @staticmethod
     def connect(share: Share, request_deadline: float) -> Group | None:
@@ -75,8 +112,8 @@ class Group:
                 trouble = str(error)
             store.set(ready[share.rank], "no" if backend is None else "yes")
             store.wait(ready, patience)
-            if all(store.get(key) == b"yes" for key in ready):
-                return Group(backend, request_deadline + GRACE_SECONDS)
+            if all(answer == b"yes" for answer in _get_all(store, ready)):
+                return Group(backend, request_deadline + GRACE_SECONDS, Node.meet(store, share.rank, share.ranks))
         except Exception as error:
             trouble = str(error)
         logger.warning("ranks cannot connect to share what they load, so each fetches all of its own: %s", trouble)
@@ -117,13 +154,27 @@ class _UnderWay:
     memory: torch.Tensor
     verdict: torch.Tensor
     is_placed: bool
+    # As owner: where in its memory the portion lies for ranks on its node, None where none wants it.
+    slot: int | None = None
     works: list[tuple[int, Work]] = field(default_factory=list)
 
     @property
-    def messages(self) -> list[tuple[torch.Tensor, int]]:
-        """What is sent, each under a tag of its own."""
-        tag = 2 * self.portion.number
-        return [(self.verdict, tag), (self.memory, tag + 1)]
+    def verdict_message(self) -> tuple[torch.Tensor, int]:
+        """The verdict and its tag."""
+        return (self.verdict, 2 * self.portion.number)
+
+    @property
+    def bytes_message(self) -> tuple[torch.Tensor, int]:
+        """The bytes and their tag."""
+        return (self.memory, self._second_tag)
+
+    def receipt_message(self) -> tuple[torch.Tensor, int]:
+        """A receipt and its tag: it goes the other way."""
+        return (torch.zeros(1, dtype=torch.uint8, device="cpu"), self._second_tag)
+
+    @property
+    def _second_tag(self) -> int:
+        return 2 * self.portion.number + 1
 
 
 class Exchange:
@@ -149,6 +200,9 @@ class Exchange:
         self.told: Exception | None = None
         self._gone: dict[int, str] = {}
         self._end = math.inf
+        self._node = group.node
+        self._free_slots = list(range(group.node.own.slots)) if group.node.own else []
+        self._receipts: list[tuple[int, Work]] = []
         self._fetching: deque[tuple[Portion, torch.Tensor | None, Callable[[], object] | None]] = deque()
         self._under_way: deque[_UnderWay] = deque()
 
@@ -226,6 +280,8 @@ class Exchange:
                 self._receive(portion)
         while self._under_way:
             self._settle(self._under_way.popleft())
+        self._wait(self._receipts)
+        self._receipts.clear()
 
     def _alone(self, portions: Sequence[Portion]) -> None:
         """This rank fetches all of them."""
@@ -265,12 +321,29 @@ class Exchange:
 
     def _pass_on(self) -> None:
         portion, memory = self._fetched()
-        verdict = _verdict(self.failure, self._me)
-        under_way = _UnderWay(portion, _room(portion, memory), verdict, memory is not None)
+        slot, near = self._lay_out(portion, memory)
+        verdict = _verdict(self.failure, self._me, slot or 0)
+        under_way = _UnderWay(portion, _room(portion, memory), verdict, memory is not None, slot)
         for rank in portion.ranks:
-            if rank != self._me and rank not in self._gone:
-                self._begin(under_way.works, rank, self._group.send, under_way.messages)
+            if rank == self._me or rank in self._gone:
+                continue
+            if rank in near:
+                self._begin(under_way.works, rank, self._group.send, [under_way.verdict_message])
+                self._begin(under_way.works, rank, self._group.receive, [under_way.receipt_message()])
+            else:
+                messages = [under_way.verdict_message, under_way.bytes_message]
+                self._begin(under_way.works, rank, self._group.send, messages)
         self._under_way.append(under_way)
+
+    def _lay_out(self, portion: Portion, memory: torch.Tensor | None) -> tuple[int | None, frozenset[int]]:
+        """Lay the portion out for those on this node who want it: where, and who."""
+        near = self._node.readers.intersection(portion.ranks) if _fits(portion) else frozenset()
+        if self._node.own is None or not near:
+            return None, frozenset()
+        slot = self._free_slots.pop()
+        if memory is not None:
+            self._attempt(partial(self._node.own.write, slot, memory))
+        return slot, near
 
     # -- as another
 
@@ -279,8 +352,15 @@ class Exchange:
         verdict = torch.empty(VERDICT_BYTES, dtype=torch.uint8, device="cpu")
         under_way = _UnderWay(portion, _room(portion, memory), verdict, memory is not None)
         if portion.owner not in self._gone:
-            self._begin(under_way.works, portion.owner, self._group.receive, under_way.messages)
+            messages = [under_way.verdict_message]
+            if self._memory_of(portion) is None:
+                messages.append(under_way.bytes_message)
+            self._begin(under_way.works, portion.owner, self._group.receive, messages)
         self._under_way.append(under_way)
+
+    def _memory_of(self, portion: Portion) -> NodeMemory | None:
+        """That of its owner, where its bytes come that way."""
+        return self._node.others.get(portion.owner) if _fits(portion) else None
 
     # -- both
 
@@ -311,6 +391,8 @@ class Exchange:
         self._wait(under_way.works)
         if under_way.portion.owner != self._me:
             self._received(under_way)
+        elif under_way.slot is not None:
+            self._free_slots.append(under_way.slot)
         if under_way.is_placed:
             self._portions.release(under_way.memory)
 
@@ -320,9 +402,14 @@ class Exchange:
             text = f"rank {portion.owner}, which fetches for this rank, is gone: {self._gone[portion.owner]}"
             self.told = self.told or ConnectionFailed(text, retryable=True)
             return
-        if (error := _error(under_way.verdict)) is not None:
+        error, near = _error(under_way.verdict), self._memory_of(portion)
+        if error is not None:
             self.told = self.told or error
-        else:
+        elif near is not None:
+            self._attempt(partial(near.read, int(under_way.verdict[-1]), under_way.memory))
+        if near is not None:
+            self._begin(self._receipts, portion.owner, self._group.send, [under_way.receipt_message()])
+        if error is None:
             self._attempt(partial(self._portions.arrived, portion, under_way.memory))
 
     def _lose(self, rank: int, error: Exception) -> None:
@@ -341,12 +428,29 @@ def _number(portion: Portion) -> int:
     return portion.number
 
 
+def _fits(portion: Portion) -> bool:
+    """Whether it can be laid out in memory of a node."""
+    return portion.nbytes <= PORTION_BYTES
+
+
+def _exchanged(store: Any, name: str, rank: int, ranks: int, value: str) -> list[str]:
+    """What each rank says, this one `value`."""
+    keys = [f"{name}/{each}" for each in range(ranks)]
+    store.set(keys[rank], value or "-")
+    store.wait(keys, timedelta(seconds=CONNECT_SECONDS))
+    return [answer.decode() for answer in _get_all(store, keys)]
+
+
+def _get_all(store: Any, keys: list[str]) -> list[bytes]:
+    return store.multi_get(keys) if store.has_extended_api() else [store.get(key) for key in keys]
+
+
 def _room(portion: Portion, memory: torch.Tensor | None) -> torch.Tensor:
     """The memory of a portion; where something has failed and there is none, some for its bytes to pass through."""
     return torch.empty(portion.nbytes, dtype=torch.uint8, device="cpu") if memory is None else memory
 
 
-def _verdict(failure: Exception | None, rank: int) -> torch.Tensor:
+def _verdict(failure: Exception | None, rank: int, slot: int) -> torch.Tensor:
     body = b""
     if failure is not None:
         text = f"rank {rank}, which fetches for others, failed: {failure}"
@@ -356,9 +460,9 @@ def _verdict(failure: Exception | None, rank: int) -> torch.Tensor:
             body = pickle.dumps(failure.with_message(text))
         except Exception:
             body = b""
-        if not 0 < len(body) <= VERDICT_BYTES - 4:
+        if not 0 < len(body) <= VERDICT_BYTES - 5:
             body = pickle.dumps(Interrupted(text[:1000]))
-    whole = (len(body).to_bytes(4, "little") + body).ljust(VERDICT_BYTES, b"\0")
+    whole = (len(body).to_bytes(4, "little") + body).ljust(VERDICT_BYTES - 1, b"\0") + bytes([slot])
     return torch.frombuffer(bytearray(whole), dtype=torch.uint8)
 
 
