@@ -9,6 +9,7 @@
 //! | `<path>/.s3dcp-folders/<folder>` | says that such a folder is there |
 //! | `<path>/<prefix><number>-<save id>.distcp` | a shard file; the prefix is what a strategy made for a rank |
 //! | `<path>/.s3dcp-writer` | says which writer is at work |
+//! | `<path>/.s3dcp-intent-<save id>` | says which files of earlier saves a save relies on |
 //! | `<path>/.s3dcp-probe-<id>` | what asks a server about conditional writes |
 //!
 //! What a prefix strategy puts into its prefixes is the strategy's to say (`s3dcp-prefix`). Nothing here sends a request.
@@ -30,6 +31,7 @@ const EPOCH: &str = "epoch_";
 const SHARD_FILE: &str = ".distcp";
 const SAFETENSORS: &str = ".safetensors";
 const FOLDERS: &str = ".s3dcp-folders/";
+const INTENT: &str = ".s3dcp-intent-";
 const PROBE: &str = ".s3dcp-probe-";
 const LEASE: &str = ".s3dcp-writer";
 const ABOVE: &str = "../";
@@ -162,6 +164,16 @@ impl Layout {
         format!("{}{LEASE}", self.folder)
     }
 
+    /// What the keys of intents on this path begin with.
+    pub(crate) fn intents(&self) -> String {
+        format!("{}{INTENT}", self.folder)
+    }
+
+    /// The key of the intent of a save.
+    pub(crate) fn intent_key(&self, save_id: &str) -> String {
+        format!("{}{INTENT}{save_id}", self.folder)
+    }
+
     /// The key of a new probe.
     pub(crate) fn probe_key(&self, id: u64) -> String {
         format!("{}{PROBE}{}", self.folder, id_text(id))
@@ -268,9 +280,10 @@ impl Layout {
         }
     }
 
-    /// Whether the object of this key can be one to delete: a shard file or a probe below this folder. No index is.
+    /// Whether the object of this key can be one to delete: a shard file, a probe or an intent below this folder. No index is.
     pub(crate) fn deletable(&self, key: &str) -> bool {
-        key.starts_with(&self.folder) && matches!(Name::of(key), Name::ShardFile { .. } | Name::Probe)
+        key.starts_with(&self.folder)
+            && matches!(Name::of(key), Name::ShardFile { .. } | Name::Probe | Name::Intent)
     }
 }
 
@@ -295,6 +308,8 @@ pub(crate) enum Name<'a> {
         /// The id of the save that wrote it, where this project did.
         save_id: Option<&'a str>,
     },
+    /// What a save says before it relies on files of earlier ones.
+    Intent,
     /// An object that asked a server about conditional writes.
     Probe,
     /// None of these.
@@ -313,6 +328,8 @@ impl Name<'_> {
             Name::ShardFile { save_id: save_id(stem) }
         } else if name.strip_prefix(PROBE).is_some_and(is_id) {
             Name::Probe
+        } else if name.strip_prefix(INTENT).is_some_and(is_id) {
+            Name::Intent
         } else {
             Name::Other
         }
@@ -545,8 +562,13 @@ mod tests {
         let layout = Layout::new("run");
         for id in [0, u64::MAX] {
             assert_eq!(Name::of(&layout.probe_key(id)), Name::Probe);
+            let intent = layout.intent_key(&id_text(id));
+            assert_eq!(Name::of(&intent), Name::Intent);
+            assert!(intent.starts_with(&layout.intents()) && layout.deletable(&intent));
         }
-        for name in [".s3dcp-probe-", ".s3dcp-probe-mine", "notes.txt"] {
+        for name in
+            [".s3dcp-probe-", ".s3dcp-probe-mine", ".s3dcp-intent-", ".s3dcp-intent-mine", "notes.txt"]
+        {
             assert_eq!(Name::of(name), Name::Other, "{name}");
         }
     }

@@ -90,6 +90,7 @@ fn table(out: &mut dyn Write, old: &[Leftover], younger: usize, limit: &str) -> 
             LeftoverKind::Upload { .. } => "upload",
             LeftoverKind::ShardFile => "shard file",
             LeftoverKind::Probe => "probe",
+            LeftoverKind::Intent => "intent",
         };
         vec![kind.to_owned(), size(leftover.bytes), duration(leftover.age), printable(&leftover.key).into()]
     });

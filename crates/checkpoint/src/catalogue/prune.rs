@@ -1,5 +1,5 @@
 //! Finds what killed and failed saves left below a path, and deletes it: multipart uploads under way, shard files that
-//! no index names, and the objects with which servers are asked about conditional writes.
+//! no index names, the objects with which servers are asked about conditional writes, and intents that no longer count.
 //!
 //! Only names that this project gives are looked at, whatever prefix strategy, epoch or checkpoint below the path they
 //! belong to. What is younger than a limit may belong to a save under way and stays. Ages are differences of the
@@ -21,6 +21,7 @@ use serde::{Serialize, Serializer};
 use crate::catalogue::delete::{Deletion, NamedBy, delete_objects};
 use crate::catalogue::named::Indexes;
 use crate::layout::{Layout, Name};
+use crate::save::intent;
 use crate::storage::Storage;
 
 /// Requests under way at once.
@@ -42,6 +43,8 @@ pub enum LeftoverKind {
     ShardFile,
     /// An object that asked a server about conditional writes.
     Probe,
+    /// What a save said before it relied on files of earlier ones: one of 24 hours or more, whatever the limit.
+    Intent,
 }
 
 /// Something that a save left.
@@ -124,7 +127,7 @@ pub async fn find_leftovers(
     let own_shard_files =
         || listing.objects.iter().filter(|object| Name::of(&object.key).is_own_shard_file());
     let mut shard_files: BTreeSet<String> = own_shard_files().map(|object| object.key.clone()).collect();
-    indexes.spare_of_listed(storage, &layout, &listing.objects, &mut shard_files).await?;
+    indexes.spare_of_listed(storage, &layout, &listing, &mut shard_files).await?;
     let leftover = |kind: LeftoverKind, object: &ObjectInfo| Leftover {
         kind,
         key: object.key.clone(),
@@ -137,6 +140,8 @@ pub async fn find_leftovers(
         .collect();
     let probes = listing.objects.iter().filter(|object| Name::of(&object.key) == Name::Probe);
     found.extend(probes.map(|object| leftover(LeftoverKind::Probe, object)));
+    let intents = listing.objects.iter().filter(|object| Name::of(&object.key) == Name::Intent);
+    found.extend(intents.map(|object| leftover(LeftoverKind::Intent, object)));
     let own = uploads.into_iter().filter(|upload| Name::of(&upload.key).is_own_shard_file());
     let mut uploads =
         stream::iter(own).map(|upload| measure(storage, upload, &age)).buffered(CONCURRENT_REQUESTS);
@@ -149,7 +154,10 @@ pub async fn find_leftovers(
     }
     drop(uploads);
     let all = found.len();
-    found.retain(|leftover| leftover.age >= older_than);
+    found.retain(|leftover| {
+        let counts = leftover.kind == LeftoverKind::Intent && leftover.age < intent::COUNTS_FOR;
+        leftover.age >= older_than && !counts
+    });
     let younger = all - found.len();
     found.sort_by(|one, other| (&one.kind, &one.key).cmp(&(&other.kind, &other.key)));
     Ok(Leftovers { layout, old: found, younger, uploads_unlisted, indexes })
@@ -181,13 +189,13 @@ impl Leftovers {
         let mut pruned = Pruned::default();
         let (shard_files, others): (Vec<_>, Vec<_>) =
             self.old.drain(..).partition(|leftover| leftover.kind == LeftoverKind::ShardFile);
-        let (probes, uploads): (Vec<_>, Vec<_>) =
-            others.into_iter().partition(|leftover| leftover.kind == LeftoverKind::Probe);
+        let (uploads, unnamable): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|leftover| matches!(leftover.kind, LeftoverKind::Upload { .. }));
         abort(storage, uploads, &mut pruned).await;
         let layout = &self.layout;
         let of = |leftovers: &[Leftover]| leftovers.iter().map(|one| one.key.clone()).collect::<Vec<_>>();
-        let deletion = delete_objects(storage, layout, of(&probes), NamedBy::Nothing).await;
-        pruned.note(probes, deletion);
+        let deletion = delete_objects(storage, layout, of(&unnamable), NamedBy::Nothing).await;
+        pruned.note(unnamable, deletion);
         let round = ROUND.max(shard_files.len().div_ceil(ROUNDS));
         let mut shard_files = shard_files.into_iter().peekable();
         while pruned.stopped.is_none() && shard_files.peek().is_some() {
