@@ -1,9 +1,9 @@
 """What incremental saves cost: a model of which little is trained, saved again and again.
 
 99 % of the state (`--gib`) stays as it is, the rest changes between two saves, as with LoRA. Every run is a fresh
-process against the embedded server in this one, and saves each way twice: `plain`, and `incremental`, of which the first
-save has nothing to reuse. CPU is that of the saving process; bytes are the bodies that it sent. Every checkpoint is
-loaded again and compared.
+process against the embedded server in this one, and saves each way twice: `plain`, and `incremental`, of which the
+first save has nothing to reuse. CPU is that of the saving process; bytes are the bodies that it sent. Every checkpoint
+is loaded again and compared.
 
     python bench/reuse.py --gib 2 --runs 5
 """

@@ -14,7 +14,8 @@ from torch.distributed.checkpoint.filesystem import SerializationFormat
 from torch.distributed.checkpoint.planner import SavePlanner
 
 from s3dcp import CheckpointManager, HexPrefixStrategy, S3StorageWriter
-from s3dcp.catalogue import list_checkpoints
+from s3dcp.catalogue import copy, list_checkpoints, verify
+from s3dcp.fsspec import S3FsspecFileSystem
 from s3dcp.planner import FastSavePlanner
 from support import jobs
 from support.states import assert_same, blank, values
@@ -322,3 +323,17 @@ def test_incremental_is_a_bool(store: Store) -> None:
 def test_a_plain_save_writes_no_hashes(store: Store) -> None:
     dcp.save(state(0), storage_writer=S3StorageWriter(REGION, store.uri), no_dist=True)
     assert b"xxh3" not in store.read(".metadata")
+
+
+def test_a_checkpoint_that_shares_files_is_copied_and_verified_like_any(store: Store) -> None:
+    for step in range(2):
+        save(store.uri, step, **of_epoch(step))
+    copied = f"s3://{store.bucket}/elsewhere"
+    copy(f"{store.uri}/epoch_1", copied, region=REGION)
+    assert verify(copied, region=REGION).good
+    store.client.delete_object(Bucket=store.bucket, Key=f"{store.path}/.metadata")
+    S3FsspecFileSystem().rm(f"{store.uri}/epoch_0", recursive=True)
+    assert verify(f"{store.uri}/epoch_1", region=REGION).good
+    for uri in (copied, f"{store.uri}/epoch_1"):
+        check(uri, 1)
+    assert save(copied, 1).items == len(pickle.loads(store.read("epoch_1/.metadata")).storage_data)

@@ -24,8 +24,15 @@ const FOLDERS: usize = 16;
 /// The items of an earlier checkpoint that a save may name instead of sending its own.
 #[derive(Clone, Debug, Default)]
 pub struct Base {
-    /// By name and, of a chunk of a tensor, offsets.
-    items: HashMap<String, Vec<(Option<Vec<i64>>, BaseItem)>>,
+    items: HashMap<String, Vec<Placed>>,
+}
+
+/// An item of a name.
+#[derive(Clone, Debug)]
+struct Placed {
+    /// Where it lies in its tensor; `None` for an object.
+    offsets: Option<Vec<i64>>,
+    item: BaseItem,
 }
 
 /// One of them.
@@ -56,7 +63,7 @@ impl Base {
     #[must_use]
     pub fn find(&self, name: &str, offsets: Option<&[i64]>) -> Option<&BaseItem> {
         let named = self.items.get(name)?;
-        named.iter().find(|(at, _)| at.as_deref() == offsets).map(|(_, item)| item)
+        named.iter().find(|placed| placed.offsets.as_deref() == offsets).map(|placed| &placed.item)
     }
 
     fn of(contents: Contents, layout: &Layout) -> Base {
@@ -84,15 +91,17 @@ impl Base {
         };
         for (name, tensor) in contents.tensors {
             let chunks = tensor.chunks.into_iter();
-            let items: Vec<_> =
-                chunks.filter_map(|chunk| Some((Some(chunk.chunk.offsets), item(chunk.stored)?))).collect();
+            let placed = chunks.filter_map(|chunk| {
+                Some(Placed { offsets: Some(chunk.chunk.offsets), item: item(chunk.stored)? })
+            });
+            let items: Vec<Placed> = placed.collect();
             if !items.is_empty() {
                 base.items.insert(name, items);
             }
         }
         for (name, stored) in contents.objects {
             if let Some(item) = item(stored) {
-                base.items.insert(name, vec![(None, item)]);
+                base.items.insert(name, vec![Placed { offsets: None, item }]);
             }
         }
         base
@@ -127,7 +136,7 @@ pub(crate) async fn find_base(
         let layout = location.layout();
         let base = Base::of(contents, &layout);
         let items = base.items.values().flatten();
-        let files: BTreeSet<&str> = items.map(|(_, item)| &*item.relative_path).collect();
+        let files: BTreeSet<&str> = items.map(|placed| &*placed.item.relative_path).collect();
         let files = files.into_iter().map(|path| format!("{}{path}", layout.folder())).collect();
         return Ok((!base.is_empty()).then_some(FoundBase { base, key, etag, files }));
     }
