@@ -22,7 +22,7 @@ from support.states import values
 from support.store import REGION, Store
 from support.wire import Request, Scripted, error
 
-COUNT = 2 * shards._BATCH_TENSORS + 300
+COUNT = 2 * shards.BATCH_TENSORS + 300
 
 
 def mixed() -> dict[str, Any]:

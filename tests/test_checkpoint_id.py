@@ -215,6 +215,7 @@ def test_settings_reach_the_writer_and_the_reader() -> None:
         thread_count=3,
         conditional_commit="require",
         overwrite=False,
+        incremental=True,
         verify=False,
         weights_only=False,
     )
@@ -223,6 +224,7 @@ def test_settings_reach_the_writer_and_the_reader() -> None:
     assert isinstance(reader, S3StorageReader)
     assert writer.prefix_strategy == HexPrefixStrategy(prefix_count=16)
     assert (writer.thread_count, writer.conditional_commit, writer.overwrite) == (3, "require", False)
+    assert writer.incremental
     assert (reader.verify, reader.weights_only) == (False, False)
     assert writer.fs._config == reader.fs._config == config
 

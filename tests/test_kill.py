@@ -27,7 +27,15 @@ pytestmark = [
 RANKS = 4
 USUAL_KILLS = 50
 # How many of a hundred kills go to each kind of save.
-SHARES = {"overwriting": 32, "in parts": 12, "epochs": 20, "first": 12, "async": 12, "without collectives": 12}
+SHARES = {
+    "overwriting": 26,
+    "in parts": 10,
+    "epochs": 16,
+    "first": 10,
+    "async": 10,
+    "without collectives": 10,
+    "incremental": 18,
+}
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +157,32 @@ def test_without_collectives_a_killed_save_leaves_each_rank_its_old_part_or_its_
             assert found[rank] in possible, f"save {new} over {old}, reported: {reported}, found: {found}"
             killer.count(found[rank], new)
         old = found
+
+
+def test_killed_incremental_saves_overwrites_keeps_and_prunes_leave_every_index_whole(
+    store: Store, zygote: Zygote
+) -> None:
+    killer = Killer(zygote, "incremental", kill_jobs.change)
+    killer.time(store.uri, 0, 0, "save", None)
+    found = {0: 0}
+    for new in killer.saves():
+        how = killer.random.choice(["save", "save", "save all", "nothing"])
+        beside = killer.random.choice([None, "keep", "keep", "prune" if how == "nothing" else None])
+        epoch = killer.random.randint(0, 4)
+        reported = killer.kill(store.uri, new, epoch, how, beside)
+        left = kill_jobs.seeds(store.uri, killer.seconds)
+        for number, seed in left.items():
+            possible = {found.get(number), new} if number == epoch and how != "nothing" else {found.get(number)}
+            assert seed in possible, f"{how} {new} of epoch {epoch} beside {beside} over {found}, {reported}: {left}"
+        killer.count(left.get(epoch), new)
+        found = left
+    kill_jobs.seeds(store.uri, 0)
+    kill_jobs.prune_all(store.uri)
+    unnamed, intents = kill_jobs.leftovers(store)
+    assert not unnamed - intents
+    for key in store.all_keys():
+        if ".s3dcp-intent-" in key:  # as after a day
+            store.client.delete_object(Bucket=store.bucket, Key=key)
+    kill_jobs.prune_all(store.uri)
+    assert kill_jobs.leftovers(store) == (set(), set())
+    assert kill_jobs.seeds(store.uri, 0) == found

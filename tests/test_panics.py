@@ -65,6 +65,12 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
     def writer() -> _native.ShardWriter:
         return client.object_writer(bucket, "file")
 
+    def base() -> _native.Base:
+        under_way = save()
+        under_way.prepare(True, "off")
+        return under_way.rely_on_base()
+
+    nothing, hasher = base(), _native.TensorHasher("uint8", [1], False)
     pool = _native.StagingPool(host_buffer, 64)
     buffer = pool.take(64)
     part = first_bytes(load, "file", 0)
@@ -115,6 +121,14 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "ItemPart.elements": lambda: part.elements,
         "Save.new": save,
         "Save.prepare": lambda: save().prepare(True, "off"),
+        "Save.rely_on_base": lambda: save().rely_on_base(),
+        "Base.__bool__": lambda: bool(nothing),
+        "Base.entries": lambda: nothing.entries([]),
+        "hash_tensors": lambda: _native.hash_tensors([], False),
+        "hash_object": lambda: _native.hash_object(b"x"),
+        "TensorHasher.new": lambda: _native.TensorHasher("uint8", [1], False),
+        "TensorHasher.update": lambda: hasher.update(buffer, 0, 1),
+        "TensorHasher.finish": lambda: hasher.finish(),
         "Save.divide_budget": lambda: save().divide_budget(1, 1),
         "Save.shard": lambda: save().shard("__0_", 0, 0),
         "Save.commit": lambda: save().commit(index),

@@ -32,6 +32,7 @@ GO_ON = {
     "docs/reshard.md": 1,
     "docs/resume.md": 2,
     "docs/retention.md": 1,
+    "docs/reuse.md": 1,
     "docs/save.md": 6,
     "docs/share.md": 2,
     "docs/testing.md": 1,

@@ -29,7 +29,7 @@ _INHERITED = "S3DCP_CONFIGURED"
 _MAX_INHERITED_BYTES = 100_000
 
 _BOTH = ("region", "s3client_config", "endpoint_url", "progress")
-_WRITERS = ("prefix_strategy", "thread_count", "conditional_commit", "overwrite", "step_folders")
+_WRITERS = ("prefix_strategy", "thread_count", "conditional_commit", "overwrite", "step_folders", "incremental")
 _READERS = ("verify", "weights_only", "allowed_globals")
 
 _UNSET: Any = object()
@@ -45,6 +45,7 @@ def configure(
     conditional_commit: Literal["warn", "require", "off"] = _UNSET,
     overwrite: bool = _UNSET,
     step_folders: str | None = _UNSET,
+    incremental: bool = _UNSET,
     verify: bool = _UNSET,
     weights_only: bool = _UNSET,
     allowed_globals: Iterable[str | type] = _UNSET,
@@ -180,6 +181,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "conditional_commit": str,
     "overwrite": _switch,
     "step_folders": str,
+    "incremental": _switch,
     "verify": _switch,
     "weights_only": _switch,
     "progress": _switch,

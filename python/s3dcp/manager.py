@@ -22,6 +22,7 @@ from ._compat import takes_no_dist
 from ._progress import ProgressCallback
 from ._ranks import is_distributed, on_first_rank, this_rank
 from ._replicas import split_from
+from ._save.reuse import Reused
 from ._usage import Latency, UsageMeter
 from .catalogue import Checkpoint, keep, list_checkpoints
 from .client_config import S3ClientConfig
@@ -63,6 +64,8 @@ class SaveReport:
         latency: how long the answers to them took to begin.
         seconds: from the call to the end of the commit and of the retention.
         stall_seconds: of these, how long the caller waited.
+        reused: with ``incremental=True``, what this rank did not send because an earlier step has it: ``files``,
+            ``items`` and ``bytes``.
     """
 
     step: int
@@ -74,6 +77,7 @@ class SaveReport:
     latency: Latency
     seconds: float
     stall_seconds: float
+    reused: Reused = dataclasses.field(default_factory=Reused)
 
     def __str__(self) -> str:
         speed = self.bytes / max(self.seconds, 1e-9) / (1 << 30)
@@ -81,6 +85,7 @@ class SaveReport:
             f"step {self.step}: {self.bytes / (1 << 30):.2f} GiB in {self.seconds:.1f} s ({speed:.2f} GiB/s), "
             f"stalled for {self.stall_seconds:.2f} s, {self.requests} requests ({self.latency}), "
             f"{self.retries} retries, {self.slow_downs} SlowDowns"
+            + (f", {self.reused.bytes / (1 << 30):.2f} GiB reused" if self.reused.items else "")
         )
 
 
@@ -116,7 +121,7 @@ class CheckpointManager:
         process_group: the ranks that save; None for all.
         beat_seconds: time between two signs of life of the writer.
         split_replicated: whether ranks that have all of a large tensor each write some of it: see `FastSavePlanner`.
-        writer: further arguments of `S3StorageWriter`, such as ``thread_count``.
+        writer: further arguments of `S3StorageWriter`, such as ``thread_count`` or ``incremental``.
 
     Raises:
         ConfigError: an argument cannot work; the message names it.
@@ -331,6 +336,7 @@ class CheckpointManager:
             latency=used.latency,
             seconds=seconds,
             stall_seconds=seconds if stalled is None else stalled,
+            reused=self._writer.reused,
         )
         logger.info("%s", report)
         return report

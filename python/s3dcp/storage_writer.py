@@ -23,8 +23,8 @@ from typing import Any, Literal
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
@@ -36,6 +36,7 @@ from ._ranks import this_rank, world_size
 from ._save.files import split_into_files
 from ._save.host_copy import HostCopy, copied
 from ._save.resolve import Resolver
+from ._save.reuse import Reused, reuse
 from ._save.shards import ShardFile, discard
 from ._shared_pace import SharedPace
 from ._telemetry import Operation, Staged
@@ -57,6 +58,17 @@ class _PlanData:
 
     ranks: int
     rank: int
+    save_id: str | None = None
+    """As the rank has put it into its plan: what is said here of a base is for that save."""
+    base: dict[MetadataIndex, tuple[Any, ...]] | None = None
+    """What the base has of the rank's items."""
+
+
+@dataclasses.dataclass
+class _RankPlan:
+    """What a rank of an incremental save tells the coordinator through ``SavePlan.storage_data``."""
+
+    save_id: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +158,9 @@ class S3StorageWriter(FileSystemWriter):
         notes: what to find again without loading, as a dict that JSON can hold, 64 KiB at most:
             ``{"step": 700, "metrics": {"loss": 2.1}}``. It stands in the index; ``s3dcp ls --json`` shows it, and
             ``s3dcp keep --best`` looks for metrics in it. May be set between saves.
+        incremental: whether a save leaves what has not changed where an earlier one on this path has stored it: its
+            index names the older file. What differs in bytes, dtype, shape, chunks or format is sent. The base is
+            the path's newest epoch or step, else what is replaced. s3dcp 0.2 must not delete below such a path.
         progress: True for a progress bar on standard error, or a callable ``(bytes_done, bytes_total)``.
         kwargs: torch's own writer arguments: ``single_file_per_rank``, ``overwrite``, ``per_thread_copy_ahead``,
             ``cache_staged_state_dict`` (the copy that ``async_save`` makes of a state is kept and written to again by
@@ -157,6 +172,7 @@ class S3StorageWriter(FileSystemWriter):
         save_id: identity of the save that began last, as in the names of this rank's shard files and, of the rank that
             commits, in the index (``metadata.storage_meta.save_id``); before the first save, and after `reset`, of the
             next one. Every save has its own.
+        reused: what this rank did not send in the save that ended last: ``files``, ``items`` and ``bytes``.
 
     Raises:
         ValueError: an argument cannot work; the message names it.
@@ -181,6 +197,7 @@ class S3StorageWriter(FileSystemWriter):
         conditional_commit: ConditionalCommit = "warn",
         step_folders: str | None = None,
         notes: Mapping[str, Any] | None = None,
+        incremental: bool = False,
         progress: bool | ProgressCallback = False,
         **kwargs: Any,
     ) -> None:
@@ -188,6 +205,8 @@ class S3StorageWriter(FileSystemWriter):
             raise ValueError(f"thread_count={thread_count!r}: must be an integer of at least 1")
         if conditional_commit not in ("warn", "require", "off"):
             raise ValueError(f"conditional_commit={conditional_commit!r}: must be 'warn', 'require' or 'off'")
+        if not isinstance(incremental, bool):
+            raise ValueError(f"incremental={incremental!r}: must be True or False")
         if prefix_strategy is not None and not callable(prefix_strategy):
             raise ValueError(f"prefix_strategy={prefix_strategy!r}: must map a rank to a prefix")
         _, path_key = split_path(path)
@@ -204,6 +223,8 @@ class S3StorageWriter(FileSystemWriter):
         self.conditional_commit = conditional_commit
         self.step_folders = step_folders
         self.notes = notes
+        self.incremental = incremental
+        self.reused = Reused()
         self.progress = checked_progress(progress)
         self._last_plan_data: _PlanData | None = None
         # Since when, in nanoseconds, the caller of the next asynchronous save waits, where that is before it is staged.
@@ -330,6 +351,8 @@ class S3StorageWriter(FileSystemWriter):
                 collectives) is there.
         """
         save = self._save
+        if self.incremental:
+            plan = dataclasses.replace(plan, storage_data=_RankPlan(save.save_id))
         if not save.commits:
             return plan
         with save.operation.phase("plan", goes_on=True):
@@ -350,11 +373,11 @@ class S3StorageWriter(FileSystemWriter):
         numbers = range(ranks) if save.use_collectives else (save.rank,)
         with save.operation.phase("plan", goes_on=True):
             save.prefixes(ranks, numbers)
+            told = [_PlanData(ranks, number) for number in numbers]
+            if self.incremental:
+                _hand_out_base(save.native, plans, told)
         save.plan_data = _PlanData(ranks, save.rank)
-        return [
-            dataclasses.replace(plan, storage_data=_PlanData(ranks, number))
-            for plan, number in zip(plans, numbers, strict=True)
-        ]
+        return [dataclasses.replace(plan, storage_data=data) for plan, data in zip(plans, told, strict=True)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Upload this rank's shard files straight from tensor memory; all parts are up when it returns.
@@ -371,20 +394,43 @@ class S3StorageWriter(FileSystemWriter):
         future.set_result(results)
         return future
 
+    @property
+    def _compares(self) -> bool:
+        """Whether items are told by hashes; what stream extensions make of them cannot be."""
+        return self.incremental and not self.transforms.extensions
+
+    def _reuse(self, save: _Save, plan: SavePlan, resolver: Resolver) -> tuple[list[WriteResult], list[WriteItem]]:
+        """What of this rank's plan lies in the base, and what is to be sent."""
+        told = plan.storage_data if isinstance(plan.storage_data, _PlanData) else None
+        # A plan that torch has cached speaks of another save, and of a base that may be gone.
+        if told is None or told.save_id != save.save_id or not told.base or not self._compares:
+            return [], plan.items
+        try:
+            return reuse(plan.items, told.base, resolver, self.serialization_format is SerializationFormat.SAFETENSORS)
+        except BaseException:
+            discard(save.native, save.bucket)
+            raise
+
     def _write_files(self, save: _Save, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         client = self.fs.client
         told = plan.storage_data if isinstance(plan.storage_data, _PlanData) else self._last_plan_data
         plan_data = save.plan_data or told or _PlanData(world_size(), save.rank)
         if told and not save.is_rank_told:
             save.rank = told.rank  # in the group that saves; torch tells a writer its rank from 2.9 on
-        save.plan_data = self._last_plan_data = dataclasses.replace(plan_data, rank=save.rank)
-        files = split_into_files(plan.items, self.thread_count, self.single_file_per_rank, self.serialization_format)
+        save.plan_data = self._last_plan_data = dataclasses.replace(plan_data, rank=save.rank, save_id=None, base=None)
+        resolver = Resolver(planner)
+        reused, items = self._reuse(save, plan, resolver)
+        files = split_into_files(items, self.thread_count, self.single_file_per_rank, self.serialization_format)
         save.native.divide_budget(plan_data.ranks, len(files))
         results: list[WriteResult] = []
         shards: list[ShardFile] = []
-        resolver = Resolver(planner)
+        hashes = self._compares
         total = sum(file.nbytes for file in files)
         save.operation.note(rank=save.rank, world_size=plan_data.ranks, items=len(plan.items), bytes=total)
+        self.reused = Reused.of(reused)
+        if self._compares:
+            save.operation.note(reused_items=self.reused.items, reused_bytes=self.reused.bytes)
+            logger.info("%s: %s", save.path, self.reused)
         (prefix,) = save.prefixes(plan_data.ranks, (save.rank,))
         with (
             transfer_progress(self.progress, "save", save.path, client, "bytes_sent", total, save.rank),
@@ -394,7 +440,7 @@ class S3StorageWriter(FileSystemWriter):
         ):
             try:
                 for number, file in enumerate(files):
-                    shard = ShardFile(save.native.shard(prefix, number, file.nbytes), self.transforms)
+                    shard = ShardFile(save.native.shard(prefix, number, file.nbytes, hashes), self.transforms)
                     shards.append(shard)
                     results += shard.write(file, resolver)
                     shard.start_finishing()
@@ -405,7 +451,7 @@ class S3StorageWriter(FileSystemWriter):
                     shard.let_go()
                 discard(save.native, save.bucket)
                 raise
-        return results
+        return reused + results
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Commit: the index by one conditional PUT, then clean up what it replaced.
@@ -458,6 +504,18 @@ class S3StorageWriter(FileSystemWriter):
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         """Whether `checkpoint_id` is an S3 URI."""
         return S3FileSystem.validate_checkpoint_id(checkpoint_id)
+
+
+def _hand_out_base(save: _native.Save, plans: list[SavePlan], told: list[_PlanData]) -> None:
+    """Give every rank that wants to reuse what it may, with the id of its own save."""
+    if not any(isinstance(plan.storage_data, _RankPlan) and plan.items for plan in plans):
+        return
+    base = save.rely_on_base()
+    if not base:
+        return
+    for plan, data in zip(plans, told, strict=True):
+        if isinstance(plan.storage_data, _RankPlan):
+            data.save_id, data.base = plan.storage_data.save_id, base.entries(plan.items)
 
 
 def _as_json(notes: Mapping[str, Any]) -> str:

@@ -107,6 +107,7 @@ def value(expression: str) -> float:
     """What a constant's expression comes to."""
     python = re.sub(r" as \w+|(?<=\d)_(?=\d)", "", expression)
     python = re.sub(r"Duration::from_secs\((.*?)\)", r"(\1)", python)
+    python = re.sub(r"Duration::from_hours\((.*?)\)", r"((\1) * 3600)", python)
     python = re.sub(r"Duration::from_millis\((.*?)\)", r"((\1) / 1000)", python)
     assert re.fullmatch(r"[\d\s.*<()/e]+", python), f"not a number: {expression}"
     return float(eval(python))

@@ -9,6 +9,7 @@
 //! | `<path>/.s3dcp-folders/<folder>` | says that such a folder is there |
 //! | `<path>/<prefix><number>-<save id>.distcp` | a shard file; the prefix is what a strategy made for a rank |
 //! | `<path>/.s3dcp-writer` | says which writer is at work |
+//! | `<path>/.s3dcp-intent-<save id>` | says which files of earlier saves a save relies on |
 //! | `<path>/.s3dcp-probe-<id>` | what asks a server about conditional writes |
 //!
 //! What a prefix strategy puts into its prefixes is the strategy's to say (`s3dcp-prefix`). Nothing here sends a request.
@@ -30,6 +31,7 @@ const EPOCH: &str = "epoch_";
 const SHARD_FILE: &str = ".distcp";
 const SAFETENSORS: &str = ".safetensors";
 const FOLDERS: &str = ".s3dcp-folders/";
+const INTENT: &str = ".s3dcp-intent-";
 const PROBE: &str = ".s3dcp-probe-";
 const TOMBSTONE: &str = ".s3dcp-tombstone-";
 const LEASE: &str = ".s3dcp-writer";
@@ -163,6 +165,16 @@ impl Layout {
         format!("{}{LEASE}", self.folder)
     }
 
+    /// What the keys of intents on this path begin with.
+    pub(crate) fn intents(&self) -> String {
+        format!("{}{INTENT}", self.folder)
+    }
+
+    /// The key of the intent of a save.
+    pub(crate) fn intent_key(&self, save_id: &str) -> String {
+        format!("{}{INTENT}{save_id}", self.folder)
+    }
+
     /// The key of a new probe.
     pub(crate) fn probe_key(&self, id: u64) -> String {
         format!("{}{PROBE}{}", self.folder, id_text(id))
@@ -274,10 +286,12 @@ impl Layout {
         }
     }
 
-    /// Whether the object of this key can be one to delete: a shard file, a probe or a tombstone below this folder. No index is.
+    /// Whether the object of this key can be one to delete: a shard file or an object of a save or deletion under way below this
+    /// folder. No index is.
     pub(crate) fn deletable(&self, key: &str) -> bool {
-        key.starts_with(&self.folder)
-            && matches!(Name::of(key), Name::ShardFile { .. } | Name::Probe | Name::Tombstone)
+        let is_ours =
+            matches!(Name::of(key), Name::ShardFile { .. } | Name::Probe | Name::Intent | Name::Tombstone);
+        key.starts_with(&self.folder) && is_ours
     }
 }
 
@@ -302,6 +316,8 @@ pub(crate) enum Name<'a> {
         /// The id of the save that wrote it, where this project did.
         save_id: Option<&'a str>,
     },
+    /// What a save says before it relies on files of earlier ones.
+    Intent,
     /// An object that asked a server about conditional writes.
     Probe,
     /// What a deletion of a checkpoint under way notes.
@@ -324,6 +340,8 @@ impl Name<'_> {
             Name::Probe
         } else if name.strip_prefix(TOMBSTONE).is_some_and(is_id) {
             Name::Tombstone
+        } else if name.strip_prefix(INTENT).is_some_and(is_id) {
+            Name::Intent
         } else {
             Name::Other
         }
@@ -557,8 +575,18 @@ mod tests {
         for id in [0, u64::MAX] {
             assert_eq!(Name::of(&layout.probe_key(id)), Name::Probe);
             assert_eq!(Name::of(&layout.tombstone_key(id)), Name::Tombstone);
+            let intent = layout.intent_key(&id_text(id));
+            assert_eq!(Name::of(&intent), Name::Intent);
+            assert!(intent.starts_with(&layout.intents()) && layout.deletable(&intent));
         }
-        for name in [".s3dcp-probe-", ".s3dcp-probe-mine", ".s3dcp-tombstone-", "notes.txt"] {
+        for name in [
+            ".s3dcp-probe-",
+            ".s3dcp-probe-mine",
+            ".s3dcp-intent-",
+            ".s3dcp-intent-mine",
+            ".s3dcp-tombstone-",
+            "notes.txt",
+        ] {
             assert_eq!(Name::of(name), Name::Other, "{name}");
         }
     }

@@ -5,7 +5,7 @@
 //! - Names: [`Layout`] writes, parses and checks every name of a checkpoint's objects; [`Location`] is where one save puts its index.
 //!   [`StepFolders`] finds the step in a path.
 //! - Tensor archives: [`TensorSpec`], [`archive_layout`], [`parse_archive_head`], [`ends_archive`].
-//! - Writing a shard file: [`ShardWriter`] with [`ItemChecksums`].
+//! - Writing a shard file: [`ShardWriter`] with [`ItemChecksums`], and [`ItemHash`] by which an item is known again.
 //! - A load: [`Load`] opens a checkpoint and reads what is wanted of it. Its steps are [`read_contents`], [`check_chunks`], which
 //!   sees that an index gives a tensor's every element once, [`OwnFormats`] and [`foreign_sources`], which say where a tensor
 //!   lies, [`Block`], which cuts a wanted block of it into runs, [`plan_reads`], which makes ranges of shard files of these,
@@ -14,7 +14,7 @@
 //!   what this crate needs. [`NodeFolder`] is where the ranks of a node have one copy of it.
 //! - A save: [`Save`] is joined by each rank, prepared by the one that commits it, writes each shard file by a [`ShardWriter`], and is committed or
 //!   discarded. Its steps are [`prepare`], which looks at the path as [`observe`] does, [`commit`] and [`discard`].
-//!   [`WriterLease`] holds a path for one writer. [`Notes`] are what a save notes in its index.
+//!   A [`Base`] is what a save need not send again. [`WriterLease`] holds a path for one writer. [`Notes`] are what a save notes in its index.
 //! - Where checkpoints lie: [`Storage`], a bucket or the local file system.
 //! - A look at a checkpoint: [`open_checkpoint`] finds it, [`inspect`] lists it, [`verify`] says whether it is whole, [`diff`] how it
 //!   differs from another.
@@ -60,6 +60,7 @@ pub use dtype::DType;
 pub use index::allow::AllowList;
 pub use index::checksums::{ItemChecksums, SLICE_SIZE};
 pub use index::facts::IndexFacts;
+pub use index::item_hash::{ItemFormat, ItemHash, ItemHasher};
 pub use index::judge::{check_index, read_facts};
 pub use index::notes::{MAX_NOTES_BYTES, Notes};
 pub use index::outline::{MAPPINGS, Outline};
@@ -81,6 +82,7 @@ pub use load::plan::{ItemHead, ItemRead, Piece, ReadOptions, plan_reads};
 pub use load::source::{Entry, OwnFormat, OwnFormats, Source};
 pub use name_filter::NameFilter;
 pub use pickle::write::{PickleWriter, ValueStart};
+pub use save::base::{Base, BaseItem};
 pub use save::begin::{Save, SaveOptions};
 pub use save::clean_up::discard;
 pub use save::commit::{Committed, commit};

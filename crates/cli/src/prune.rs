@@ -17,9 +17,10 @@ const USUAL_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// List what killed and failed saves left below a path, and delete it when told to
 ///
-/// That is unfinished multipart uploads, shard files that no index names, probe objects, and what a deletion that was killed
-/// had yet to take; nothing else that another program wrote. Checkpoints further below count as well. Ages are by the service's clock. A shard file is deleted only if no
-/// index names it, read anew right before; an index that cannot be read ends it.
+/// That is unfinished multipart uploads, shard files that no index names, probe objects, intents of incremental saves that
+/// are a day old, and what a deletion that was killed had yet to take; nothing else that another program wrote. Checkpoints
+/// further below count as well. Ages are by the service's clock. A shard file is deleted only if no index names it, nor a
+/// younger intent, read anew right before; one that cannot be read ends it.
 ///
 /// Credentials come from the usual AWS places: environment, profile, web identity, container, instance.
 #[derive(Debug, Args)]
@@ -92,6 +93,7 @@ fn table(out: &mut dyn Write, old: &[Leftover], younger: usize, limit: &str) -> 
             LeftoverKind::Probe => "probe",
             LeftoverKind::File => "file",
             LeftoverKind::Tombstone => "tombstone",
+            LeftoverKind::Intent => "intent",
         };
         vec![kind.to_owned(), size(leftover.bytes), duration(leftover.age), printable(&leftover.key).into()]
     });

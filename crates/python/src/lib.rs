@@ -3,6 +3,7 @@
 //! What Python sees is registered by the submodules below, each its own functions and classes and those that its methods
 //! give; the other submodules are what these are made of. Nothing here holds logic of its own.
 
+mod base;
 mod catalogue;
 mod client;
 mod download;
@@ -36,6 +37,7 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    base::register(module)?;
     catalogue::register(module)?;
     client::register(module)?;
     memory::register(module)?;

@@ -6,6 +6,7 @@ use s3dcp_checkpoint::{ConditionalCommit, Location, SaveOptions};
 use s3dcp_entry::entry;
 use s3dcp_s3::{Error, ErrorKind};
 
+use crate::base::Base;
 use crate::client::Client;
 use crate::errors::to_python;
 use crate::index::Index;
@@ -70,22 +71,33 @@ impl Save {
         })
     }
 
+    /// Read what this rank, which will commit, and the others need not send again. From now on nobody deletes the files with it.
+    fn rely_on_base(&mut self, py: Python<'_>) -> PyResult<Base> {
+        let save = self.live(py)?;
+        Ok(Base { inner: wait(py, save.rely_on_base())? })
+    }
+
     /// Divide S3's budget of writes between the ranks that save at once, and the shard files of each.
     fn divide_budget(&mut self, py: Python<'_>, ranks: u64, files: u64) -> PyResult<()> {
         self.live(py)?.divide_budget(ranks, files);
         Ok(())
     }
 
-    /// A new shard file, of about `size_hint` bytes (0: not known).
+    /// A new shard file, of about `size_hint` bytes (0: not known), whose items are hashed or not.
+    #[pyo3(signature = (prefix, number, size_hint, hashes=false))]
     fn shard(
         &mut self,
         py: Python<'_>,
         prefix: &str,
         number: u32,
         size_hint: u64,
+        hashes: bool,
     ) -> PyResult<Py<ShardWriter>> {
         let shard = self.live(py)?.shard(prefix, number, (size_hint > 0).then_some(size_hint));
-        let shard = shard.map_err(|error| to_python(py, &error))?;
+        let mut shard = shard.map_err(|error| to_python(py, &error))?;
+        if hashes {
+            shard.hash_items();
+        }
         let writer = Py::new(py, ShardWriter::new(shard))?;
         self.writers.push(writer.clone_ref(py));
         Ok(writer)

@@ -38,6 +38,8 @@ pub(crate) struct ItemRecord {
     data_offset: Option<u64>,
     /// CRC-32 of the item and of its slices, little-endian.
     checksums: Py<PyBytes>,
+    /// What the item is, by which a later save knows it again; None where that is not asked for.
+    hash: Option<Py<PyBytes>>,
 }
 
 impl ItemRecord {
@@ -47,12 +49,13 @@ impl ItemRecord {
             length: record.length,
             data_offset: Some(record.data_offset),
             checksums: PyBytes::new(py, &record.checksums.to_bytes()).unbind(),
+            hash: record.hash.map(|hash| PyBytes::new(py, &hash.to_bytes()).unbind()),
         }
     }
 }
 
 /// Dtype, shape, address, owner.
-type TensorItem<'py> = (Bound<'py, PyString>, Vec<u64>, usize, Bound<'py, PyAny>);
+pub(crate) type TensorItem<'py> = (Bound<'py, PyString>, Vec<u64>, usize, Bound<'py, PyAny>);
 
 /// Writes the items of one shard file in order; bytes go up while later items are still being written.
 #[pyclass(module = "s3dcp._native")]
@@ -107,10 +110,15 @@ impl ShardWriter {
         })
     }
 
-    fn whole_raw(&mut self, py: Python<'_>, data: Bytes) -> PyResult<ItemRecord> {
+    fn whole_raw(
+        &mut self,
+        py: Python<'_>,
+        data: Bytes,
+        values_of: Option<TensorSpec>,
+    ) -> PyResult<ItemRecord> {
         let writer = self.writer(py)?;
         let record = runtime::wait(py, async {
-            writer.begin_raw()?;
+            begin_raw(writer, values_of.as_ref())?;
             writer.write(data).await?;
             writer.end().await
         })?;
@@ -153,9 +161,12 @@ impl ShardWriter {
         self.writer(py)?.begin_tensor(&spec).map_err(|error| to_python(py, &error))
     }
 
-    /// Begin raw bytes that follow in `write`; `end` gives their record.
-    fn begin_raw(&mut self, py: Python<'_>) -> PyResult<()> {
-        self.writer(py)?.begin_raw().map_err(|error| to_python(py, &error))
+    /// Begin raw bytes that follow in `write`; `end` gives their record. `values_of`: dtype and shape, where they are the
+    /// values of a tensor.
+    #[pyo3(signature = (values_of=None))]
+    fn begin_raw(&mut self, py: Python<'_>, values_of: Option<(String, Vec<u64>)>) -> PyResult<()> {
+        let spec = optional_spec(py, values_of)?;
+        begin_raw(self.writer(py)?, spec.as_ref()).map_err(|error| to_python(py, &error))
     }
 
     /// Append to the item begun.
@@ -187,22 +198,25 @@ impl ShardWriter {
 
     /// Write what only its reader can tell apart, a pickled object, as an item: its record has no `data_offset`.
     fn raw(&mut self, py: Python<'_>, data: &Bound<'_, PyBytes>) -> PyResult<ItemRecord> {
-        let record = self.whole_raw(py, Bytes::copy_from_slice(data.as_bytes()))?;
+        let record = self.whole_raw(py, Bytes::copy_from_slice(data.as_bytes()), None)?;
         Ok(ItemRecord { data_offset: None, ..record })
     }
 
-    /// Write `nbytes` at `address`, memory of `owner`, as an item of raw bytes.
+    /// Write `nbytes` at `address`, memory of `owner`, as an item of raw bytes. `values_of` as for `begin_raw`.
+    #[pyo3(signature = (address, nbytes, owner, values_of=None))]
     fn raw_memory(
         &mut self,
         py: Python<'_>,
         address: usize,
         nbytes: usize,
         owner: &Bound<'_, PyAny>,
+        values_of: Option<(String, Vec<u64>)>,
     ) -> PyResult<ItemRecord> {
+        let spec = optional_spec(py, values_of)?;
         let in_use = self.begin_use(py)?;
         // SAFETY: Python's promise; the caller keeps `owner` alive during the call.
         let memory = unsafe { TensorMemory::new(address, nbytes, owner, in_use)? };
-        self.whole_raw(py, memory.into())
+        self.whole_raw(py, memory.into(), spec)
     }
 
     /// Let the rest go up in the background; `wait` tells how it ended.
@@ -234,7 +248,21 @@ impl Drop for ShardWriter {
     }
 }
 
-fn tensor_spec(py: Python<'_>, dtype: &str, shape: Vec<u64>) -> PyResult<TensorSpec> {
+fn begin_raw(
+    writer: &mut s3dcp_checkpoint::ShardWriter,
+    values_of: Option<&TensorSpec>,
+) -> Result<(), Error> {
+    match values_of {
+        Some(spec) => writer.begin_values(spec),
+        None => writer.begin_raw(),
+    }
+}
+
+fn optional_spec(py: Python<'_>, tensor: Option<(String, Vec<u64>)>) -> PyResult<Option<TensorSpec>> {
+    tensor.map(|(dtype, shape)| tensor_spec(py, &dtype, shape)).transpose()
+}
+
+pub(crate) fn tensor_spec(py: Python<'_>, dtype: &str, shape: Vec<u64>) -> PyResult<TensorSpec> {
     let dtype = DType::from_torch_name(dtype).ok_or_else(|| {
         to_python(
             py,
@@ -244,7 +272,7 @@ fn tensor_spec(py: Python<'_>, dtype: &str, shape: Vec<u64>) -> PyResult<TensorS
     Ok(TensorSpec::contiguous(dtype, shape))
 }
 
-fn byte_count(spec: &TensorSpec) -> PyResult<usize> {
+pub(crate) fn byte_count(spec: &TensorSpec) -> PyResult<usize> {
     let bytes = spec.numel().and_then(|count| count.checked_mul(spec.dtype.item_size()));
     bytes
         .and_then(|bytes| usize::try_from(bytes).ok())

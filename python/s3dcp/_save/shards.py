@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 _OBJECT = WriteItemType.BYTE_IO
 # A batch is handed over when it has so many tensors or bytes: what a planner made for the save alone is let go then.
-_BATCH_TENSORS = 1024
-_BATCH_BYTES = 4 * 1024 * 1024
+BATCH_TENSORS = 1024
+BATCH_BYTES = 4 * 1024 * 1024
 # Below so many bytes a copy costs less than staging.
 _COPY_BELOW = 4096
 
@@ -86,19 +86,7 @@ class ShardFile:
         self._stager.close()
 
     def _result(self, item: WriteItem, record: _native.ItemRecord, dtype: torch.dtype | None = None) -> WriteResult:
-        """What becomes of `item`, a tensor stored as `dtype`.
-
-        A dtype other than the plan's, and with it the index's, is left to the archive to tell.
-        """
-        length, data_offset = record.length, record.data_offset
-        info = _StorageInfo(self._relative_path, record.offset, length)
-        info.crc32 = record.checksums  # type: ignore[attr-defined]
-        if data_offset is not None and dtype in (None, item.tensor_data.properties.dtype):  # type: ignore[union-attr]
-            info.data_offset = data_offset  # type: ignore[attr-defined]
-        # As its own constructor does, which takes four times as long because the class is frozen.
-        result = WriteResult.__new__(WriteResult)
-        result.__dict__.update(index=item.index, size_in_bytes=length, storage_data=info)
-        return result
+        return write_result(item, self._relative_path, record, dtype)
 
     def _write_archives(self, items: list[WriteItem], resolver: Resolver) -> list[WriteResult]:
         """One archive of torch per item, in order."""
@@ -109,11 +97,11 @@ class ShardFile:
         for item in items:
             tensor = None if item.type is _OBJECT else resolver.tensor(item)
             dtypes.append(None if tensor is None else tensor.dtype)
-            if tensor is not None and (direct := _direct(tensor)) is not None:
+            if tensor is not None and (memory := direct(tensor)) is not None:
                 # the storage and not the tensor, which may be given another one
-                batch.append((NATIVE[direct.dtype], direct.shape, direct.data_ptr(), direct.untyped_storage()))
-                batch_bytes += direct.nbytes
-                if len(batch) < _BATCH_TENSORS and batch_bytes < _BATCH_BYTES:
+                batch.append((NATIVE[memory.dtype], memory.shape, memory.data_ptr(), memory.untyped_storage()))
+                batch_bytes += memory.nbytes
+                if len(batch) < BATCH_TENSORS and batch_bytes < BATCH_BYTES:
                     continue
                 tensor = None
             records += self._native.tensors(batch)
@@ -155,10 +143,11 @@ class ShardFile:
                     f"{shown(item.index.fqn)}: the planner gave {tensor.dtype} for what it planned as {planned}, which "
                     "serialization_format=SAFETENSORS cannot store: its header comes first"
                 )
+            values_of = (NATIVE[tensor.dtype], tensor.shape) if tensor.dtype in NATIVE else None
             if is_direct(tensor) and tensor.is_contiguous():
-                record = self._native.raw_memory(tensor.data_ptr(), tensor.nbytes, tensor)
+                record = self._native.raw_memory(tensor.data_ptr(), tensor.nbytes, tensor, values_of)
             else:
-                self._native.begin_raw()
+                self._native.begin_raw(values_of)
                 record = self._write_staged(tensor)
             results.append(self._result(item, record))
         return results
@@ -177,6 +166,39 @@ class ShardFile:
         return result
 
 
+class Record(Protocol):
+    """Where an item lies in its file, its checksums, and what it is."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def data_offset(self) -> int | None: ...
+    @property
+    def checksums(self) -> bytes: ...
+    @property
+    def hash(self) -> bytes | None: ...
+
+
+def write_result(item: WriteItem, relative_path: str, record: Record, dtype: torch.dtype | None = None) -> WriteResult:
+    """What becomes of `item`, a tensor stored as `dtype`.
+
+    A dtype other than the plan's, and with it the index's, is left to the archive to tell.
+    """
+    length, data_offset = record.length, record.data_offset
+    info = _StorageInfo(relative_path, record.offset, length)
+    info.crc32 = record.checksums  # type: ignore[attr-defined]
+    if data_offset is not None and dtype in (None, item.tensor_data.properties.dtype):  # type: ignore[union-attr]
+        info.data_offset = data_offset  # type: ignore[attr-defined]
+    if (hash := record.hash) is not None:
+        info.xxh3 = hash  # type: ignore[attr-defined]
+    # As its own constructor does, which takes four times as long because the class is frozen.
+    result = WriteResult.__new__(WriteResult)
+    result.__dict__.update(index=item.index, size_in_bytes=length, storage_data=info)
+    return result
+
+
 def discard(save: _native.Save, bucket: str, relative_paths: Iterable[str] = ()) -> None:
     """Give up a save that no index can name: abort its uploads, delete its files and those of `relative_paths`.
 
@@ -192,7 +214,7 @@ def discard(save: _native.Save, bucket: str, relative_paths: Iterable[str] = ())
         )
 
 
-def _direct(tensor: torch.Tensor) -> torch.Tensor | None:
+def direct(tensor: torch.Tensor) -> torch.Tensor | None:
     """A tensor whose memory is what an archive of `tensor` stores: itself, or a copy of a small one."""
     if tensor.dtype not in NATIVE or not is_plain(tensor):
         return None

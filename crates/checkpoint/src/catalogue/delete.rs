@@ -1,7 +1,7 @@
 //! The one way in which objects of a checkpoint are deleted, whoever asks: only what the layout calls deletable, and of
-//! that only what no index names.
+//! that only what no index names, nor the intent of a save under way.
 //!
-//! An index that cannot be read might name any of them, so then all stay.
+//! An index or intent that cannot be read might name any of them, so then all stay.
 
 use std::collections::BTreeSet;
 

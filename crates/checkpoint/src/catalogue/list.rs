@@ -132,7 +132,7 @@ pub async fn list_checkpoints(storage: &Storage, path_key: &str) -> Result<Check
         match Name::of(&object.key) {
             name if name.is_index() => indexes.push(object),
             Name::ShardFile { .. } => drop(files.insert(object.key, object.size)),
-            Name::Probe | Name::Tombstone => {}
+            Name::Probe | Name::Intent | Name::Tombstone => {}
             _ => others.push(object),
         }
     }
@@ -318,7 +318,7 @@ fn note_beside(checkpoints: &mut [Checkpoint], others: Vec<ObjectInfo>, layout: 
 }
 
 /// The last number in a name, as `step-700` and `checkpoint-500` have one.
-fn last_number(name: &str) -> Option<i64> {
+pub(crate) fn last_number(name: &str) -> Option<i64> {
     let digits = |c: char| c.is_ascii_digit();
     let end = name.rfind(digits)? + 1;
     let start = name[..end]

@@ -1,12 +1,16 @@
-//! Which keys no index names: the one answer, for whoever deletes.
+//! Which keys no index names, nor the intent of a save under way: the one answer, for whoever deletes.
+//!
+//! A save deletes its intent once its index is there. So intents are looked for first, by requests of their own: whoever
+//! finds no intent of a save that is being committed finds its index.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::stream::{self, StreamExt as _};
-use s3dcp_s3::{Error, ObjectInfo};
+use s3dcp_s3::{Error, Listing, ObjectInfo};
 
 use crate::index::read::{index_folders, read_named};
 use crate::layout::{Layout, Name};
+use crate::save::intent;
 use crate::storage::Storage;
 
 /// Listings under way at once.
@@ -14,13 +18,13 @@ const CONCURRENT_LISTINGS: usize = 16;
 /// Indexes in memory at once; that of a large job has some 100 MB.
 const CONCURRENT_INDEXES: usize = 4;
 
-/// The indexes read so far, each with the ETag that it had in a listing.
+/// The indexes and intents read so far, each with the ETag that it had in a listing.
 #[derive(Debug, Default)]
 pub(crate) struct Indexes {
     read: BTreeMap<String, Option<String>>,
 }
 
-/// An index to read.
+/// An index or intent to read.
 struct Found {
     key: String,
     /// As a listing says it; `None` for one that no listing showed, and where the service gives none.
@@ -34,8 +38,8 @@ impl Indexes {
         Indexes { read: read.collect() }
     }
 
-    /// Takes out of `keys` what an index of the path names, of its epochs and steps, or of a rank there. The `first` are read
-    /// first, and nothing more once no key is left.
+    /// Takes out of `keys` what an intent or index of the path names, of its epochs and steps, or of a rank there. Of the indexes the
+    /// `first` are read first, and nothing more once no key is left.
     ///
     /// # Errors
     /// Of an index that cannot be read, with its key; else those of the requests.
@@ -46,6 +50,11 @@ impl Indexes {
         first: Vec<String>,
         keys: &mut BTreeSet<String>,
     ) -> Result<(), Error> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let listing = storage.list(&layout.intents(), Some("/")).await?;
+        self.spare(storage, intents_of(&listing).collect(), keys).await?;
         let unlisted = |key| Found { key, etag: None };
         for index in first {
             self.spare(storage, vec![unlisted(index)], keys).await?;
@@ -69,8 +78,8 @@ impl Indexes {
         Ok(())
     }
 
-    /// Takes out of `keys` what any index names, below the path or above it: lists them, and reads those that are new or
-    /// other since the last look.
+    /// Takes out of `keys` what any intent or index names, below the path or above it: lists them, and reads those that are new
+    /// or other since the last look.
     ///
     /// # Errors
     /// Those of [`Indexes::spare_of_listed`].
@@ -80,11 +89,17 @@ impl Indexes {
         layout: &Layout,
         keys: &mut BTreeSet<String>,
     ) -> Result<(), Error> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut intents = intents_above(storage, layout).await.map_err(unreadable)?;
+        intents.extend(intents_of(&storage.list(layout.folder(), None).await?));
+        self.spare(storage, intents, keys).await.map_err(unreadable)?;
         let listing = storage.list(layout.folder(), None).await?;
-        self.spare_of_listed(storage, layout, &listing.objects, keys).await
+        self.spare_of_listed(storage, layout, &listing, keys).await
     }
 
-    /// The same where what lies below the path was `listed`. What an earlier look took out must not be in `keys`.
+    /// The same of what a `listing` of all below the path shows. What an earlier look took out must not be in `keys`.
     ///
     /// # Errors
     /// Of an index that cannot be read: its own kind, with its key.
@@ -92,7 +107,7 @@ impl Indexes {
         &mut self,
         storage: &Storage,
         layout: &Layout,
-        listed: &[ObjectInfo],
+        listing: &Listing,
         keys: &mut BTreeSet<String>,
     ) -> Result<(), Error> {
         if keys.is_empty() {
@@ -100,12 +115,15 @@ impl Indexes {
         }
         // Whether these are still the same nobody can tell.
         self.read.retain(|_, etag| etag.is_some());
+        let mut intents = intents_above(storage, layout).await.map_err(unreadable)?;
+        intents.extend(intents_of(listing));
+        self.spare(storage, intents, keys).await.map_err(unreadable)?;
         let mut indexes = above(storage, layout).await.map_err(unreadable)?;
-        indexes.extend(indexes_of(listed));
+        indexes.extend(indexes_of(&listing.objects));
         self.spare(storage, indexes, keys).await.map_err(unreadable)
     }
 
-    /// Takes out of `keys` what these indexes name, but for those that were read before and are still the same.
+    /// Takes out of `keys` what these indexes or intents name, but for those that were read before and are still the same.
     async fn spare(
         &mut self,
         storage: &Storage,
@@ -117,7 +135,13 @@ impl Indexes {
         }
         indexes.retain(|index| self.read.get(&index.key) != Some(&index.etag));
         let mut reads = stream::iter(indexes)
-            .map(|index| async { (read_named(storage, &index.key).await, index) })
+            .map(|index| async {
+                let named = match Name::of(&index.key) {
+                    Name::Intent => intent::read_named(storage, &index.key).await,
+                    _ => read_named(storage, &index.key).await,
+                };
+                (named, index)
+            })
             .buffered(CONCURRENT_INDEXES);
         while let Some((named, index)) = reads.next().await {
             if let Some(named) = named? {
@@ -133,6 +157,18 @@ fn unreadable(error: Error) -> Error {
     let message =
         format!("an index that may name shard files cannot be read, so none is deleted: {}", error.message());
     error.with_message(message)
+}
+
+/// The intents of the paths above one, which may name files below it.
+async fn intents_above(storage: &Storage, layout: &Layout) -> Result<Vec<Found>, Error> {
+    let mut found = Vec::new();
+    let mut folder = layout.above();
+    while let Some(above) = folder {
+        let listing = storage.list(&above.intents(), Some("/")).await?;
+        found.extend(intents_of(&listing));
+        folder = above.above();
+    }
+    Ok(found)
 }
 
 /// The indexes of the folders above a path and of their epochs and steps, which may name files below it.
@@ -162,7 +198,14 @@ async fn indexes_in(storage: &Storage, folder: Layout) -> Result<Vec<Found>, Err
     Ok(found)
 }
 
+fn intents_of(listing: &Listing) -> impl Iterator<Item = Found> {
+    intent::that_count(listing).map(found)
+}
+
+fn found(object: &ObjectInfo) -> Found {
+    Found { key: object.key.clone(), etag: object.etag.clone() }
+}
+
 fn indexes_of(objects: &[ObjectInfo]) -> impl Iterator<Item = Found> {
-    let indexes = objects.iter().filter(|object| Name::of(&object.key).is_index());
-    indexes.map(|index| Found { key: index.key.clone(), etag: index.etag.clone() })
+    objects.iter().filter(|object| Name::of(&object.key).is_index()).map(found)
 }

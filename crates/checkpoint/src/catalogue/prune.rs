@@ -1,5 +1,5 @@
 //! Finds what killed and failed saves and deletions left below a path, and deletes it: multipart uploads under way, shard files
-//! that no index names, and the objects with which servers are asked about conditional writes.
+//! that no index names, the objects with which servers are asked about conditional writes, and intents that no longer count.
 //!
 //! Only names that this project gives are looked at, whatever prefix strategy, epoch or checkpoint below the path they
 //! belong to, and what a deletion that was cut off has noted in its [tombstone](crate::catalogue::tombstone). What is younger than a limit may belong to a save under way and stays. Ages are differences of the
@@ -22,6 +22,7 @@ use crate::catalogue::delete::{Deletion, NamedBy, delete_as_listed, delete_objec
 use crate::catalogue::named::Indexes;
 use crate::catalogue::tombstone;
 use crate::layout::{Layout, Name};
+use crate::save::intent;
 use crate::storage::Storage;
 
 /// Requests under way at once.
@@ -47,6 +48,8 @@ pub enum LeftoverKind {
     File,
     /// What such a deletion had noted.
     Tombstone,
+    /// What a save said before it relied on files of earlier ones: one of 24 hours or more, whatever the limit.
+    Intent,
 }
 
 /// Something that a save left.
@@ -128,16 +131,16 @@ pub async fn find_leftovers(
     };
     let mut indexes = Indexes::default();
     let objects = &listing.objects;
-    let tombstones: Vec<&ObjectInfo> =
-        objects.iter().filter(|object| Name::of(&object.key) == Name::Tombstone).collect();
+    let is_tombstone = |object: &&ObjectInfo| Name::of(&object.key) == Name::Tombstone;
+    let mut tombstones: Vec<ObjectInfo> = objects.iter().filter(is_tombstone).cloned().collect();
     let all_tombstones = tombstones.len();
-    let old = tombstones.into_iter().filter(|tombstone| age(tombstone.last_modified) >= older_than);
-    let tombstones = read_tombstones(storage, old, objects).await?;
+    tombstones.retain(|tombstone| age(tombstone.last_modified) >= older_than);
+    let tombstones = read_tombstones(storage, tombstones, objects).await?;
     let own = objects.iter().filter(|object| Name::of(&object.key).is_own_shard_file());
     let unindexed: Vec<&ObjectInfo> =
         own.chain(tombstones.iter().flat_map(|found| &found.shard_files)).collect();
     let mut shard_files: BTreeSet<String> = unindexed.iter().map(|object| object.key.clone()).collect();
-    indexes.spare_of_listed(storage, &layout, objects, &mut shard_files).await?;
+    indexes.spare_of_listed(storage, &layout, &listing, &mut shard_files).await?;
     let leftover = |kind: LeftoverKind, object: &ObjectInfo| Leftover {
         kind,
         key: object.key.clone(),
@@ -155,6 +158,8 @@ pub async fn find_leftovers(
         found.extend(others.iter().map(|object| leftover(LeftoverKind::File, object)));
         found.push(leftover(LeftoverKind::Tombstone, tombstone));
     }
+    let intents = objects.iter().filter(|object| Name::of(&object.key) == Name::Intent);
+    found.extend(intents.map(|object| leftover(LeftoverKind::Intent, object)));
     let own = uploads.into_iter().filter(|upload| Name::of(&upload.key).is_own_shard_file());
     let mut uploads =
         stream::iter(own).map(|upload| measure(storage, upload, &age)).buffered(CONCURRENT_REQUESTS);
@@ -170,19 +175,22 @@ pub async fn find_leftovers(
     // Two tombstones may name one file.
     found.dedup();
     let all = found.len();
-    found.retain(|leftover| leftover.age >= older_than);
+    found.retain(|leftover| {
+        let counts = leftover.kind == LeftoverKind::Intent && leftover.age < intent::COUNTS_FOR;
+        leftover.age >= older_than && !counts
+    });
     let younger = all - found.len() + all_tombstones - tombstones.len();
     Ok(Leftovers { layout, old: found, younger, uploads_unlisted, indexes, tombstones })
 }
 
-async fn read_tombstones<'a>(
+async fn read_tombstones(
     storage: &Storage,
-    tombstones: impl Iterator<Item = &'a ObjectInfo>,
+    tombstones: Vec<ObjectInfo>,
     listed: &[ObjectInfo],
 ) -> Result<Vec<tombstone::Found>, Error> {
     let by_key: BTreeMap<&str, &ObjectInfo> = listed.iter().map(|object| (&object.key[..], object)).collect();
     let mut reads = stream::iter(tombstones)
-        .map(|tombstone| tombstone::read(storage, tombstone.clone(), &by_key))
+        .map(|tombstone| tombstone::read(storage, tombstone, &by_key))
         .buffered(CONCURRENT_REQUESTS);
     let mut found = Vec::new();
     while let Some(read) = reads.next().await {
@@ -215,13 +223,13 @@ impl Leftovers {
     /// indexes are looked at again.
     pub async fn delete(mut self, storage: &Storage) -> Pruned {
         let mut pruned = Pruned::default();
-        let (mut uploads, mut shard_files, mut probes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut uploads, mut shard_files, mut unnamable) = (Vec::new(), Vec::new(), Vec::new());
         let (mut others, mut tombstones) = (Vec::new(), Vec::new());
         for leftover in self.old.drain(..) {
             match leftover.kind {
                 LeftoverKind::Upload { .. } => uploads.push(leftover),
                 LeftoverKind::ShardFile => shard_files.push(leftover),
-                LeftoverKind::Probe => probes.push(leftover),
+                LeftoverKind::Probe | LeftoverKind::Intent => unnamable.push(leftover),
                 LeftoverKind::File => others.push(leftover),
                 LeftoverKind::Tombstone => tombstones.push(leftover),
             }
@@ -229,8 +237,8 @@ impl Leftovers {
         abort(storage, uploads, &mut pruned).await;
         let layout = &self.layout;
         let of = |leftovers: &[Leftover]| leftovers.iter().map(|one| one.key.clone()).collect::<Vec<_>>();
-        let deletion = delete_objects(storage, layout, of(&probes), NamedBy::Nothing).await;
-        pruned.note(probes, deletion);
+        let deletion = delete_objects(storage, layout, of(&unnamable), NamedBy::Nothing).await;
+        pruned.note(unnamable, deletion);
         let round = ROUND.max(shard_files.len().div_ceil(ROUNDS));
         let mut shard_files = shard_files.into_iter().peekable();
         while pruned.stopped.is_none() && shard_files.peek().is_some() {

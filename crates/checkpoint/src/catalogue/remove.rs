@@ -10,6 +10,7 @@ use crate::catalogue::folder_mark;
 use crate::catalogue::named::Indexes;
 use crate::index::read::read_named;
 use crate::layout::{Layout, Name};
+use crate::save::intent;
 use crate::storage::Storage;
 
 /// Deletions of indexes under way at once.
@@ -20,7 +21,8 @@ const CONCURRENT_DELETES: usize = 16;
 pub struct Removed {
     /// What is gone, in the order of the keys.
     pub deleted: Vec<String>,
-    /// What stays: shard files that an index elsewhere names, and an index that was replaced meanwhile, with its files.
+    /// What stays: shard files that an index elsewhere or a save under way names, its intent, and an index that was replaced
+    /// meanwhile, with its files.
     pub kept: Vec<String>,
 }
 
@@ -36,14 +38,18 @@ pub struct Removed {
 /// `Service` for a key that the service does not delete. Called again, it goes on where it ended.
 pub async fn remove(storage: &Storage, path_key: &str) -> Result<Removed, Error> {
     let layout = Layout::new(path_key);
-    let listed = storage.list(layout.folder(), None).await?.objects;
-    let (indexes, rest): (Vec<_>, Vec<_>) =
-        listed.into_iter().partition(|object| Name::of(&object.key).is_index());
+    let listing = storage.list(layout.folder(), None).await?;
+    let mut removed = Removed::default();
+    removed.kept.extend(intent::that_count(&listing).map(|intent| intent.key.clone()));
+    let (indexes, rest): (Vec<_>, Vec<_>) = listing
+        .objects
+        .into_iter()
+        .filter(|object| !intent::counts(object, listing.service_time))
+        .partition(|object| Name::of(&object.key).is_index());
     let (files, others): (Vec<String>, Vec<String>) =
         rest.into_iter().map(|object| object.key).partition(|key| layout.deletable(key));
 
     let beside = named_beside(storage, &layout, &indexes).await?;
-    let mut removed = Removed::default();
     let mut deletions = stream::iter(indexes)
         .map(|index| async { (delete_as_listed(storage, &index).await, index.key) })
         .buffered(CONCURRENT_DELETES);

@@ -3,6 +3,7 @@
 pub(crate) mod allow;
 pub(crate) mod checksums;
 pub(crate) mod facts;
+pub(crate) mod item_hash;
 pub(crate) mod judge;
 pub(crate) mod notes;
 pub(crate) mod outline;

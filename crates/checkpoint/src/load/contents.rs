@@ -15,6 +15,7 @@ use crate::dtype::DType;
 use crate::error::corrupt;
 use crate::index::allow::{AllowList, METADATA};
 use crate::index::checksums::ItemChecksums;
+use crate::index::item_hash::{ITEM_HASH, ItemHash};
 use crate::index::judge::judged_tree;
 use crate::index::scan::{COPIES_PER_BYTE, FREE_COPIES};
 use crate::layout::Layout;
@@ -71,6 +72,8 @@ pub struct Stored {
     pub entry: Entry,
     /// A stream extension of torch's has transformed them: only torch can read them.
     pub is_transformed: bool,
+    /// What it is; of what incremental saves wrote.
+    pub hash: Option<ItemHash>,
 }
 
 /// Reads an index that lies in a folder: `layout` resolves the names of its shard files.
@@ -257,8 +260,15 @@ impl<'a> Reader<'a, '_> {
             None | Some(Value::None) => false,
             Some(list) => tree.list(list).is_none_or(|list| !list.is_empty()),
         };
+        let hash = match tree.item(info, ITEM_HASH) {
+            None | Some(Value::None) => None,
+            Some(hash) => {
+                let bytes = tree.bytes(hash).ok_or_else(|| malformed("a hash in the index"))?;
+                Some(ItemHash::from_bytes(bytes)?)
+            }
+        };
         let entry = Entry { key, offset, length, data_offset, checksums };
-        Ok(Stored { entry, is_transformed })
+        Ok(Stored { entry, is_transformed, hash })
     }
 
     /// A tuple or list of integers, or a `torch.Size` of them.

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeSet;
 
-use s3dcp_s3::{Client, Error, UploadOptions, share_of_budget};
+use s3dcp_s3::{Client, Error, ErrorKind, UploadOptions, share_of_budget};
 
 use crate::error::config;
 use crate::index::write::Index;
 use crate::layout::{Location, check_save_id, new_save_id};
+use crate::save::base::{Base, find_base};
 use crate::save::clean_up::discard;
-use crate::save::commit::{Committed, commit};
+use crate::save::commit::{Committed, commit_relying_on};
 use crate::save::conditions::{ConditionalCommit, prepare};
+use crate::save::intent::Intent;
 use crate::save::observe::Observed;
 use crate::save::shard_writer::ShardWriter;
+use crate::storage::Storage;
 
 /// What a save may do at its path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub struct Save {
     requests_per_second: Option<f64>,
     /// The keys of shard files so far.
     keys: BTreeSet<String>,
+    /// What keeps others from deleting files of the base.
+    intent: Option<Intent>,
 }
 
 impl Save {
@@ -54,6 +59,7 @@ impl Save {
             observed: None,
             requests_per_second: None,
             keys: BTreeSet::new(),
+            intent: None,
         }
     }
 
@@ -86,6 +92,38 @@ impl Save {
         let observed = prepare(&self.client, &self.location, options.overwrite, mode).await?;
         self.conditional_commit = mode;
         Ok(self.observed.insert(observed))
+    }
+
+    /// Reads what this save, which this rank will commit, need not send again: its index may name these items of an earlier
+    /// one. From now on nobody deletes their files; where somebody may have begun to, there is nothing to reuse.
+    ///
+    /// # Errors
+    /// `Config` for a save that was not prepared; `Service` where the service does not tell its time; else those of the requests.
+    pub async fn rely_on_base(&mut self) -> Result<Base, Error> {
+        let Some(observed) = &self.observed else {
+            return Err(config("a save relies on an earlier one once it is prepared"));
+        };
+        let (storage, layout) = (self.storage(), self.location.layout());
+        let Some(found) = find_base(&storage, &self.location, observed).await? else {
+            return Ok(Base::default());
+        };
+        let index_key = self.location.index_key();
+        let intent = Intent::write(&storage, &layout, &self.save_id, &index_key, found.files).await?;
+        let is_there = match storage.head(&found.key).await {
+            Ok(index) => Ok(index.etag == Some(found.etag)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        };
+        if let Ok(true) = is_there {
+            self.intent = Some(intent);
+            return Ok(found.base);
+        }
+        intent.delete(&storage).await?;
+        is_there.map(|_| Base::default())
+    }
+
+    fn storage(&self) -> Storage {
+        Storage::bucket(&self.client, &self.location.bucket)
     }
 
     /// Divides S3's budget of writes between so many ranks that save at once, and so many shard files of each, from the
@@ -125,8 +163,9 @@ impl Save {
     /// the one that it replaced.
     ///
     /// # Errors
-    /// Those of [`commit`]. Where the index was certainly not written, the shard files that it names are deleted. `Config`
-    /// for a save that was not prepared, and for an index of another one.
+    /// Those of [`commit`](crate::commit). Where the index was certainly not written, the shard files of this save that it names are
+    /// deleted. `Conflict` where files of an earlier save, which it names, may be gone. `Config` for a save that was not prepared, and
+    /// for an index of another one.
     pub async fn commit(self, index: &Index) -> Result<Committed, Error> {
         let Some(observed) = &self.observed else {
             return Err(config("a save is committed by the rank that prepared it, and no other"));
@@ -134,12 +173,13 @@ impl Save {
         if index.save_id() != self.save_id {
             return Err(config(format!("index: of save {}, not of {}", index.save_id(), self.save_id)));
         }
-        commit(&self.client, &self.location, observed, index, self.conditional_commit).await
+        let (intent, mode) = (self.intent.as_ref(), self.conditional_commit);
+        commit_relying_on(&self.client, &self.location, observed, index, mode, intent).await
     }
 
     /// Gives the save up before its commit: aborts the uploads of `shards`, and deletes every shard file that this rank may
-    /// have completed, and those that an index would have named (`relative_paths`). Takes 30 seconds at most; the keys of
-    /// files that may stay.
+    /// have completed, and those of this save that an index would have named (`relative_paths`). Takes 30 seconds at most; the keys
+    /// of files that may stay.
     pub async fn discard<'a>(
         mut self,
         shards: impl IntoIterator<Item = &'a mut ShardWriter>,
@@ -154,6 +194,10 @@ impl Save {
         }
         let layout = self.location.layout();
         self.keys.extend(relative_paths.into_iter().filter_map(|path| layout.resolve(path).ok()));
+        if let Some(intent) = self.intent {
+            self.keys.retain(|key| !intent.files.contains(key));
+            self.keys.insert(intent.key);
+        }
         discard(&self.client, &self.location.bucket, ends, self.keys.into_iter().collect()).await
     }
 }

@@ -16,6 +16,7 @@ use crate::catalogue::tombstone;
 use crate::index::read::SeenIndex;
 use crate::index::write::Index;
 use crate::layout::{Layout, Location};
+use crate::save::intent::Intent;
 use crate::save::observe::Observed;
 use crate::storage::Storage;
 
@@ -44,15 +45,27 @@ pub async fn discard(
     discarded.unwrap_or(keys)
 }
 
-/// Deletes the shard files of a save whose index was not written and never will be, as far as that goes in 30 seconds.
+/// The keys of the shard files that an index would name.
+pub(crate) fn named_keys(location: &Location, index: &Index) -> Vec<String> {
+    let layout = location.layout();
+    index.shard_files().filter_map(|file| layout.resolve(file).ok()).collect()
+}
+
+/// Deletes the shard files of a save whose index was not written and never will be, as far as that goes in 30 seconds: its own, none of
+/// an earlier one that it reuses.
 pub(crate) async fn discard_uncommitted(
     client: &Client,
     location: &Location,
     observed: &Observed,
     index: &Index,
+    intent: Option<&Intent>,
 ) {
     let layout = location.layout();
-    let keys: Vec<String> = index.shard_files().filter_map(|file| layout.resolve(file).ok()).collect();
+    let mut keys = named_keys(location, index);
+    if let Some(intent) = intent {
+        keys.retain(|key| !intent.files.contains(key));
+        keys.push(intent.key.clone());
+    }
     // What stays is found by a prune; the save has its own error to report.
     let storage = Storage::bucket(client, &location.bucket);
     let discarded = delete_objects(&storage, &layout, keys, named_by(location, observed));

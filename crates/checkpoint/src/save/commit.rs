@@ -16,8 +16,9 @@ use crate::index::judge::read_facts;
 use crate::index::read::{SeenIndex, get, see};
 use crate::index::write::{Index, SealedIndex};
 use crate::layout::Location;
-use crate::save::clean_up::{CleanedUp, clean_up, discard_uncommitted, note_replaced};
+use crate::save::clean_up::{CleanedUp, clean_up, discard_uncommitted, named_keys, note_replaced};
 use crate::save::conditions::{ConditionalCommit, Protection};
+use crate::save::intent::Intent;
 use crate::save::observe::{EXISTS, Observed};
 use crate::storage::Storage;
 
@@ -57,7 +58,27 @@ pub async fn commit(
     index: &Index,
     mode: ConditionalCommit,
 ) -> Result<Committed, Error> {
+    commit_relying_on(client, location, observed, index, mode, None).await
+}
+
+/// The same of a save whose index names files of earlier ones, those of its intent. They are never deleted here but as what the
+/// replaced index named and nothing names any more.
+pub(crate) async fn commit_relying_on(
+    client: &Client,
+    location: &Location,
+    observed: &Observed,
+    index: &Index,
+    mode: ConditionalCommit,
+    intent: Option<&Intent>,
+) -> Result<Committed, Error> {
     location.check()?;
+    let storage = Storage::bucket(client, &location.bucket);
+    if let Some(intent) = intent
+        && let Err(error) = intent.check(&storage, named_keys(location, index)).await
+    {
+        discard_uncommitted(client, location, observed, index, Some(intent)).await;
+        return Err(error);
+    }
     let mut protection = Protection::new(client, location, mode);
     let mut commit = IndexCommit {
         client,
@@ -76,7 +97,7 @@ pub async fn commit(
         Ok(tombstones) => tombstones,
         Err(error) => {
             if !commit.maybe_applied && !error.maybe_applied() {
-                discard_uncommitted(client, location, observed, index).await;
+                discard_uncommitted(client, location, observed, index, intent).await;
             }
             return Err(error);
         }
@@ -98,12 +119,21 @@ pub async fn commit(
         })?;
     }
     if let Some(mark_key) = location.mark_key()
-        && let Err(error) = folder_mark::set(&Storage::bucket(client, &location.bucket), &mark_key).await
+        && let Err(error) = folder_mark::set(&storage, &mark_key).await
     {
         protection.warnings.push(format!(
             "the mark s3://{}/{mark_key} could not be written again: where it is missing, a prune below the path may take \
              files of this checkpoint for leftovers: {error}",
             location.bucket
+        ));
+    }
+    // The index speaks for what it names; of the rest that the intent named the clean-up may take what the replaced one had.
+    if let Some(intent) = intent
+        && let Err(error) = intent.delete(&storage).await
+    {
+        protection.warnings.push(format!(
+            "{} could not be deleted, so files that it names stay for a day: {error}",
+            storage.uri(&intent.key)
         ));
     }
     let CleanedUp { warnings, deleted, left } = clean_up(client, location, observed, tombstones).await;

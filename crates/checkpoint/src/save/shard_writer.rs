@@ -22,6 +22,7 @@ use crate::archive::spec::TensorSpec;
 use crate::archive::write::Archive;
 use crate::error::config;
 use crate::index::checksums::{Accumulator, ItemChecksums, crc32_extend};
+use crate::index::item_hash::{ItemFormat, ItemHash, ItemHasher};
 use crate::layout::ShardName;
 use crate::storage::Storage;
 use crate::storage::writer::{Writer, ended};
@@ -31,6 +32,8 @@ use crate::storage::writer::{Writer, ended};
 pub const GATHER_BELOW: usize = 4 << 10;
 /// The gathering buffer goes out when it holds this many bytes.
 const GATHER_SIZE: usize = 64 << 10;
+/// What is summed up is hashed while it is in the processor's cache, so many bytes at a time.
+const WARM_BYTES: usize = 128 << 10;
 /// Archives remembered at a time, of 2 KiB each.
 const ARCHIVES: usize = 256;
 
@@ -45,6 +48,8 @@ pub struct ItemRecord {
     pub data_offset: u64,
     /// CRC-32 of the item and its slices.
     pub checksums: ItemChecksums,
+    /// What the item is, where the writer [hashes](ShardWriter::hash_items).
+    pub hash: Option<ItemHash>,
 }
 
 /// An item being written.
@@ -56,6 +61,7 @@ struct Open {
     sums: Accumulator,
     data_crc: u32,
     data_length: u64,
+    hasher: Option<ItemHasher>,
 }
 
 enum State {
@@ -76,6 +82,7 @@ pub struct ShardWriter {
     archives: HashMap<TensorSpec, Arc<Archive>>,
     open: Option<Open>,
     broken: bool,
+    hashes: bool,
 }
 
 impl ShardWriter {
@@ -105,6 +112,7 @@ impl ShardWriter {
             archives: HashMap::new(),
             open: None,
             broken: false,
+            hashes: false,
         }
     }
 
@@ -118,6 +126,15 @@ impl ShardWriter {
     #[must_use]
     pub fn part_size(&self) -> u64 {
         self.part_size
+    }
+
+    /// Hashes every item from the next one on, so that a later save can tell whether it has changed.
+    pub fn hash_items(&mut self) {
+        self.hashes = true;
+    }
+
+    fn hasher(&self, new: impl FnOnce() -> ItemHasher) -> Option<ItemHasher> {
+        self.hashes.then(new)
     }
 
     fn upload(&mut self) -> Result<&mut Writer, Error> {
@@ -144,18 +161,24 @@ impl ShardWriter {
         data: impl AsRef<[u8]> + Into<Bytes>,
     ) -> Result<ItemRecord, Error> {
         let archive = self.archive(spec)?;
+        let mut hasher = self.hasher(|| ItemHasher::tensor(ItemFormat::Archive, spec));
         if data.as_ref().len() < GATHER_BELOW
-            && let Some(record) = self.gather(&archive, data.as_ref()).await?
+            && let Some(record) = self.gather(&archive, data.as_ref(), &mut hasher).await?
         {
             return Ok(record);
         }
-        self.begin(Some(archive))?;
+        self.begin(Some(archive), hasher)?;
         self.write(data.into()).await?;
         self.end().await
     }
 
     /// Writes a small tensor at once; `None` when a part or the writer's order of calls does not allow it.
-    async fn gather(&mut self, archive: &Archive, data: &[u8]) -> Result<Option<ItemRecord>, Error> {
+    async fn gather(
+        &mut self,
+        archive: &Archive,
+        data: &[u8],
+        hasher: &mut Option<ItemHasher>,
+    ) -> Result<Option<ItemRecord>, Error> {
         let Some(length) = archive.length().filter(|&length| length <= GATHER_SIZE as u64) else {
             return Ok(None);
         };
@@ -177,6 +200,10 @@ impl ShardWriter {
             length,
             data_offset: data_offset as u64,
             checksums: ItemChecksums { item, slices: Vec::new() },
+            hash: hasher.as_mut().map(|hasher| {
+                hasher.update(data);
+                hasher.finish()
+            }),
         };
         self.position += length;
         Ok(Some(record))
@@ -202,7 +229,8 @@ impl ShardWriter {
     /// being finished or was given up.
     pub fn begin_tensor(&mut self, spec: &TensorSpec) -> Result<(), Error> {
         let archive = self.archive(spec)?;
-        self.begin(Some(archive))
+        let hasher = self.hasher(|| ItemHasher::tensor(ItemFormat::Archive, spec));
+        self.begin(Some(archive), hasher)
     }
 
     /// Begins an item of bytes as they come: a pickled object, or a file of another format.
@@ -210,10 +238,20 @@ impl ShardWriter {
     /// # Errors
     /// `Config` when an item is open already; `Interrupted` as for [`ShardWriter::begin_tensor`].
     pub fn begin_raw(&mut self) -> Result<(), Error> {
-        self.begin(None)
+        let hasher = self.hasher(ItemHasher::object);
+        self.begin(None, hasher)
     }
 
-    fn begin(&mut self, archive: Option<Arc<Archive>>) -> Result<(), Error> {
+    /// Begins the values of a tensor alone, as a file of the safetensors format has them.
+    ///
+    /// # Errors
+    /// Those of [`ShardWriter::begin_raw`].
+    pub fn begin_values(&mut self, spec: &TensorSpec) -> Result<(), Error> {
+        let hasher = self.hasher(|| ItemHasher::tensor(ItemFormat::Values, spec));
+        self.begin(None, hasher)
+    }
+
+    fn begin(&mut self, archive: Option<Arc<Archive>>, hasher: Option<ItemHasher>) -> Result<(), Error> {
         self.upload()?;
         if self.open.is_some() || self.broken {
             return Err(self.out_of_order("an item begins before the last one ended"));
@@ -225,6 +263,7 @@ impl ShardWriter {
             sums: Accumulator::default(),
             data_crc: 0,
             data_length: 0,
+            hasher,
         });
         Ok(())
     }
@@ -280,7 +319,8 @@ impl ShardWriter {
             return Err(self.out_of_order("an item ends before it begins"));
         };
         let length = open.sums.length();
-        Ok(ItemRecord { offset: open.offset, length, data_offset, checksums: open.sums.finish() })
+        let hash = open.hasher.map(|hasher| hasher.finish());
+        Ok(ItemRecord { offset: open.offset, length, data_offset, checksums: open.sums.finish(), hash })
     }
 
     /// Writes the head of the open tensor if that has not been done.
@@ -327,12 +367,18 @@ impl ShardWriter {
                 open.sums.add_short(&run);
                 if is_data {
                     open.data_crc = crc32_extend(open.data_crc, &run);
+                    if let Some(hasher) = &mut open.hasher {
+                        hasher.update(&run);
+                    }
                     open.data_length += take;
                 }
                 self.make_room(run.len()).await?;
                 self.gathered.extend_from_slice(&run);
             } else {
-                let crc = crc32(&run);
+                let crc = match &mut open.hasher {
+                    Some(hasher) if is_data => sum_and_hash(&run, hasher),
+                    _ => crc32(&run),
+                };
                 open.sums.add(crc, take);
                 if is_data {
                     let first = open.data_length == 0;
@@ -438,6 +484,14 @@ impl ShardWriter {
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.state, State::Open(_))
     }
+}
+
+/// The CRC-32 of a run, which is hashed on the way.
+fn sum_and_hash(run: &[u8], hasher: &mut ItemHasher) -> u32 {
+    run.chunks(WARM_BYTES).fold(0, |crc, warm| {
+        hasher.update(warm);
+        crc32_extend(crc, warm)
+    })
 }
 
 /// Sends what was gathered last and completes the upload, or aborts it, as it does when `stopped` comes first.

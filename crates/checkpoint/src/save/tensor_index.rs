@@ -11,6 +11,7 @@ use s3dcp_s3::Error;
 use crate::dtype::DType;
 use crate::error::config;
 use crate::index::checksums::ItemChecksums;
+use crate::index::item_hash::{ITEM_HASH, ItemHash};
 use crate::index::write::{Index, IndexWriter};
 use crate::load::chunks::{Chunk, Cover, check_chunks};
 use crate::pickle::write::PickleWriter;
@@ -44,6 +45,7 @@ pub(crate) struct Place {
     pub(crate) length: u64,
     pub(crate) data_offset: Option<u64>,
     pub(crate) checksums: Option<ItemChecksums>,
+    pub(crate) hash: Option<ItemHash>,
 }
 
 impl TensorIndex {
@@ -88,6 +90,7 @@ impl TensorIndex {
             length: record.length,
             data_offset: Some(record.data_offset),
             checksums: Some(record.checksums),
+            hash: record.hash,
         };
         self.place(name, dtype.torch_name(), &signed(shape)?, chunk, place)
     }
@@ -262,6 +265,10 @@ fn stored(index: &mut IndexWriter, place: &Place) {
     if let Some(checksums) = &place.checksums {
         index.pickle.text("crc32");
         index.pickle.bytes(&checksums.to_bytes());
+    }
+    if let Some(hash) = place.hash {
+        index.pickle.text(ITEM_HASH);
+        index.pickle.bytes(&hash.to_bytes());
     }
     end(&mut index.pickle);
     index.pickle.between_items();

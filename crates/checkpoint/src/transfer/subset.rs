@@ -77,6 +77,7 @@ pub(crate) fn subset(
             length: entry.length,
             data_offset: entry.data_offset,
             checksums: entry.checksums.clone(),
+            hash: stored.hash,
         };
         let content = Content::Item { name: name.into(), entry: entry.clone(), head: None, start: 0 };
         body.push(content, entry.length);

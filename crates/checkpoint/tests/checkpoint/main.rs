@@ -10,6 +10,7 @@ mod look;
 mod prune;
 mod read_plan;
 mod remove;
+mod reuse;
 mod save;
 mod shard_writer;
 mod support;
