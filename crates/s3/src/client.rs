@@ -46,9 +46,8 @@ impl Client {
     /// # Errors
     /// `Config`, naming the setting or the environment variable, its value and the limit.
     pub fn new(config: ClientConfig) -> Result<Client, Error> {
-        let given = config.max_connections;
+        let first = config.first_connections();
         let config = config.resolved()?;
-        let first = given.unwrap_or_else(|| config.target_connections());
         let counters = Arc::<Counters>::default();
         let inner = Inner {
             session: OnceCell::new(),
@@ -80,6 +79,7 @@ impl Client {
             connections: inner.admission.connections(),
             latency: inner.network.latency(),
             rate: inner.network.rate(),
+            network: inner.config.network_bytes_per_second(),
             requests_per_second: requests_per_second.filter(|budget| *budget > 0.0),
             in_flight: inner.config.in_flight_bytes(),
         }
