@@ -57,6 +57,7 @@ class _PlanData:
 
     ranks: int
     rank: int
+    writes_per_second: float | None = None  # that the path's last save found S3 to take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,7 @@ class _Save:
     notes: str | None = None
     is_prepared: bool = False
     plan_data: _PlanData | None = None
+    writes_per_second: float | None = None  # that this save found S3 to take
 
     @property
     def commits(self) -> bool:
@@ -119,6 +121,8 @@ class _Save:
         facts = {"format": 1, "ranks": self.plan_data.ranks if self.plan_data else None, "epoch": epoch}
         if self.notes is not None:
             facts["notes"] = self.notes
+        if self.writes_per_second is not None:
+            facts["writes_per_minute"] = max(round(60 * self.writes_per_second), 1)
         meta.s3dcp = facts  # type: ignore[attr-defined]
         return meta
 
@@ -350,9 +354,10 @@ class S3StorageWriter(FileSystemWriter):
         numbers = range(ranks) if save.use_collectives else (save.rank,)
         with save.operation.phase("plan", goes_on=True):
             save.prefixes(ranks, numbers)
-        save.plan_data = _PlanData(ranks, save.rank)
+        found = save.native.writes_per_second
+        save.plan_data = _PlanData(ranks, save.rank, found)
         return [
-            dataclasses.replace(plan, storage_data=_PlanData(ranks, number))
+            dataclasses.replace(plan, storage_data=_PlanData(ranks, number, found))
             for plan, number in zip(plans, numbers, strict=True)
         ]
 
@@ -388,7 +393,7 @@ class S3StorageWriter(FileSystemWriter):
         (prefix,) = save.prefixes(plan_data.ranks, (save.rank,))
         with (
             transfer_progress(self.progress, "save", save.path, client, "bytes_sent", total, save.rank),
-            SharedPace(client, True, save.bucket, save.path_key),
+            SharedPace(client, True, save.bucket, save.path_key, plan_data.writes_per_second) as pace,
             # Whatever unwinds, also while files are discarded: after this nothing reads the tensors.
             save.native,
         ):
@@ -405,6 +410,7 @@ class S3StorageWriter(FileSystemWriter):
                     shard.let_go()
                 discard(save.native, save.bucket)
                 raise
+        save.writes_per_second = pace.found
         return results
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:

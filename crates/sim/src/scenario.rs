@@ -123,6 +123,8 @@ pub struct Scenario {
     pub limits: Limits,
     /// Whether refusals say when to come again, as `s3dcp serve` does and S3 does not.
     pub retry_after: bool,
+    /// Whether a round begins at the pace that the one before found, as saves to one path do.
+    pub resuming: bool,
     /// Whether the ranks share their pace, as those of a torch process group do.
     pub sharing: bool,
     /// What lies between.
@@ -152,6 +154,7 @@ impl Default for Scenario {
             partitions: 1,
             limits: Limits::default(),
             retry_after: false,
+            resuming: true,
             sharing: true,
             network: Network::default(),
             stragglers: Stragglers::default(),
@@ -222,6 +225,11 @@ impl Scenario {
             Operation::Save => self.limits.writes_per_second,
             Operation::Load => self.limits.reads_per_second,
         }
+    }
+
+    /// Whether a round finds the index of the one before, which says what pace that found.
+    pub(crate) fn resumes(&self) -> bool {
+        self.resuming && self.operation == Operation::Save && self.paths != Paths::PerRound
     }
 
     /// What the network alone needs for everybody's bytes.

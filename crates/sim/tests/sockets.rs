@@ -143,7 +143,13 @@ async fn real(scenario: &Scenario) -> (f64, u64) {
     let counter = AtomicI64::new(0);
     let ranks = clients.iter().enumerate().map(async |(rank, client)| {
         tokio::time::sleep(scenario.start_spread.mul_f64(fastrand::f64())).await;
-        let mut share = client.share_pace(scenario.operation == Operation::Save, "bucket", "run");
+        let mut share = client.share_pace(
+            scenario.operation == Operation::Save,
+            "bucket",
+            "run",
+            scenario.world_size,
+            None,
+        );
         let work = async {
             match scenario.operation {
                 Operation::Save => save(client, scenario, keys(rank)).await,

@@ -124,8 +124,13 @@ impl Admission {
     }
 
     /// A part, from now on, in the rate that clients agree on: see [`Pacing::share`].
-    pub(crate) fn share(&self, within: &str) -> Share {
-        self.pacing.share(within)
+    pub(crate) fn share(&self, write: bool, within: &str, clients: u32, found: Option<f64>) -> Share {
+        self.pacing.share(write, within, clients, found)
+    }
+
+    /// What those who share a pace have found: see [`Pacing::found`].
+    pub(crate) fn found(&self, write: bool, share: &Share) -> Option<f64> {
+        self.pacing.found(write, share)
     }
 
     /// What `share` adds to its counter.
