@@ -91,6 +91,12 @@ def by_budget(result: Result) -> dict[str, Cell]:
     def share(run: Result) -> float:
         return 100 * run["refused"] / (run["refused"] + run["requests"])  # type: ignore[no-any-return]
 
+    def next_share(run: Result) -> float:
+        return 100 * run["next_refused"] / (run["next_refused"] + run["next_requests"])  # type: ignore[no-any-return]
+
+    def next_save(row: Result, value: Callable[[Result], float], shown: str) -> str:
+        return f"{typical(row, value):{shown}}" if all("next_wall" in run for run in row["runs"]) else "–"
+
     def unless_failed(cell: Cell, otherwise: str = "–") -> Cell:
         return lambda row: otherwise if any("failed" in run for run in row["runs"]) else cell(row)
 
@@ -106,6 +112,8 @@ def by_budget(result: Result) -> dict[str, Cell]:
         "requests": lambda row: f"{typical(row, lambda run: run['requests']):.0f}",
         "refused": lambda row: f"{typical(row, lambda run: run['refused']):.0f}",
         "refused, %": lambda row: f"{typical(row, share):.0f}",
+        "next save, s": lambda row: next_save(row, lambda run: run["next_wall"], ".1f"),
+        "refused in it, %": lambda row: next_save(row, next_share, ".0f"),
         "CPU-s": unless_failed(lambda row: f"{typical(row, lambda run: run['cpu']):.1f}"),
     }
 

@@ -101,7 +101,7 @@ class Runner:
         return result
 
     def _throttled(self, row: Row, writes_per_second: float, partitions: int) -> dict[str, Any]:
-        """One save to a server with partitions, all of them fresh, none of which splits meanwhile."""
+        """A save, and of ours another to its path, on a server with fresh partitions, none of which splits."""
         spec = self._spec(row)
         folder = spec["uri"].removeprefix("s3://")
         first_keys = [f"{folder}/{rank:x}" for rank in range(1, partitions)]
@@ -114,6 +114,12 @@ class Runner:
             except WorkerFailed as failure:
                 result = {"failed": failure.reason}
             seen = server.partitions()
+            if row.candidate == US and "failed" not in result:
+                result["next_wall"] = run_worker(spec, environment, row.ranks)["wall"]
+                after = server.partitions()
+                for count, name in (("admitted", "next_requests"), ("refused", "next_refused")):
+                    result[name] = sum(getattr(partition, count) for partition in after)
+                    result[name] -= sum(getattr(partition, count) for partition in seen)
         busiest = max(partition.admitted for partition in seen)
         return {
             **result,

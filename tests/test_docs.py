@@ -370,7 +370,7 @@ DERIVED: list[tuple[str, str, Callable[[], float]]] = [
     (SETTINGS, r"and a (quarter) of the time left", lambda: 1 / constant(S3, "ASKED_OF_THE_REST")),
     ("docs/servers.md", r"or a (quarter) of the time left", lambda: 1 / constant(S3, "ASKED_OF_THE_REST")),
     ("DESIGN.md", r"1,000 shard files, or a (tenth)\)", lambda: 1 / constant(CHECKPOINT, "ROUNDS")),
-    ("docs/decisions/pacing.md", r"first (four) refusals", lambda: constant(PACING, "FEW") - 1),
+    ("docs/decisions/pacing.md", r"first (two) refusals", lambda: constant(PACING, "FEW") - 1),
     ("SECURITY.md", r"good for a second to a (week)", lambda: constant(SERVER, "MAX_EXPIRES") / 604_800),
     ("docs/decisions/planners.md", r"in which (\w+) helper functions are ours", lambda: sum(map(len, replacements()))),
     ("docs/faults.md", r"the defaults are (ten) and", lambda: S3ClientConfig().max_attempts),
@@ -380,7 +380,18 @@ DERIVED: list[tuple[str, str, Callable[[], float]]] = [
     ("docs/faults.md", r"deadline ends it, (\d+) s in these tests", lambda: fault_matrix.CONFIG.deadline),
     ("docs/faults.md", r"in these tests and (\d+) s by default", lambda: S3ClientConfig().deadline),
 ]
-WORDS = {"half": 0.5, "quarter": 0.25, "tenth": 0.1, "week": 1, "twice": 2, "three": 3, "four": 4, "five": 5, "six": 6}
+WORDS = {
+    "half": 0.5,
+    "quarter": 0.25,
+    "tenth": 0.1,
+    "week": 1,
+    "two": 2,
+    "twice": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+}
 WORDS |= {"nine": 9, "ten": 10}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from s3dcp import S3ClientConfig, testing
+from s3dcp import S3ClientConfig, S3StorageReader, testing
 from support import pacing_jobs
 from support.pacing_jobs import Sample
 
@@ -57,16 +57,37 @@ def test_ranks_that_share_a_cold_partition_use_it_waste_little_and_are_served_al
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("store_is", ["usual", "without clone", "broken"])
 def test_ranks_share_their_pace_while_they_can_and_leave_nothing_behind(
-    groups: Callable[[int], Any], broken: bool
+    groups: Callable[[int], Any], store_is: str
 ) -> None:
+    """torch 2.6 has no `clone` of a store."""
     with testing.server([BUCKET], partitions=testing.Partitions(40, 10_000)):
-        by_rank = groups(4).run(pacing_jobs.share_of_a_throttled_save, f"s3://{BUCKET}/run", 40, broken)
-    for asked, counter, refused in by_rank:
+        by_rank = groups(4).run(pacing_jobs.share_of_a_throttled_save, f"s3://{BUCKET}/run", 40, store_is)
+    for asked, shared, counter, refused in by_rank:
         assert asked == 1
+        assert shared == (store_is != "broken")
         assert counter == 0, "of lanes that have not left"
         assert refused > 0
+
+
+@pytest.mark.distributed
+def test_a_save_begins_at_the_pace_that_the_last_one_found(groups: Callable[[int], Any]) -> None:
+    """Each with a writer of its own, which knows nothing but what the index says."""
+    budget, uri = 40.0, f"s3://{BUCKET}/run"
+    refused = []
+    with testing.server([BUCKET], partitions=testing.Partitions(budget, 10_000, split_after=1e6)) as server:
+        for _ in range(3):
+            (before,) = server.partitions()
+            groups(4).run(pacing_jobs.save_watched, uri, 40)
+            (after,) = server.partitions()
+            admitted, more = after.admitted - before.admitted, after.refused - before.refused
+            refused.append(more / (admitted + more))
+            noted = S3StorageReader("us-east-1", uri).read_metadata().storage_meta.s3dcp["writes_per_minute"]  # type: ignore[union-attr]
+            assert 0.5 * budget <= noted / 60 <= 2 * budget
+    print(refused)
+    assert max(refused[1:]) <= 0.1
+    assert max(refused[1:]) < refused[0]
 
 
 @pytest.mark.distributed

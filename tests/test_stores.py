@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,16 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from s3dcp import ConfigError, S3ClientConfig, S3FileSystem, S3StorageReader, S3StorageWriter, testing
+from s3dcp import (
+    AlreadyExists,
+    ConfigError,
+    Conflict,
+    S3ClientConfig,
+    S3FileSystem,
+    S3StorageReader,
+    S3StorageWriter,
+    testing,
+)
 
 BUCKET = "checkpoints"
 PATH = f"s3://{BUCKET}/run"
@@ -145,3 +155,52 @@ def test_a_store_without_if_match_is_warned_of_at_an_overwrite_and_refused_befor
         assert S3FileSystem(None).ls(PATH) == before
         assert [("If-Match" in warning) for warning in save(3.0)] == [True]
         assert loaded() == 3.0
+
+
+# What stores are known to do otherwise than S3, as rules of the embedded server.
+QUIRKS = {
+    "no checksum headers": ["error:400/InvalidArgument header=x-amz-checksum-*"],
+    "checksum headers not implemented": ["error:501/NotImplemented header=x-amz-checksum-*"],
+    "no conditional writes": ["error:501/NotImplemented header=if-*"],
+    "conditions as unknown arguments": ["error:400/InvalidArgument header=if-none-match on=PutObject"],
+    "If-Match only": ["error:501/NotImplemented header=if-none-match on=PutObject"],
+    "If-None-Match only": ["error:501/NotImplemented header=if-match on=PutObject"],
+    "no DeleteObjects": ["error:501/NotImplemented on=DeleteObjects"],
+    "DeleteObjects is no method": ["error:405/MethodNotAllowed on=DeleteObjects"],
+    "no ListParts": ["error:501/NotImplemented on=ListParts"],
+    "no listing of uploads": ["error:501/NotImplemented on=ListMultipartUploads"],
+    "neither checksums, conditions nor DeleteObjects": [
+        "error:501/NotImplemented header=x-amz-checksum-*",
+        "error:501/NotImplemented header=if-*",
+        "error:501/NotImplemented on=DeleteObjects",
+    ],
+}
+
+
+@pytest.mark.parametrize("quirk", QUIRKS)
+def test_each_quirk_of_a_store_leaves_a_save_an_overwrite_a_race_and_a_load(quirk: str) -> None:
+    with testing.server([BUCKET], faults=QUIRKS[quirk]):
+        save(1.0)
+        assert loaded() == 1.0
+        save(2.0)
+        assert loaded() == 2.0
+        assert len(shard_files()) == 1
+        with ThreadPoolExecutor(2) as pool:
+            racing = [pool.submit(race, value) for value in (3.0, 4.0)]
+            ended = [outcome.result() for outcome in racing]
+        # Without conditions both may say that they committed: then the later index stays.
+        assert [] in ended
+        assert all(isinstance(error, (AlreadyExists, Conflict)) for errors in ended for error in errors)
+        assert loaded() in (3.0, 4.0)
+        save(5.0)
+        assert loaded() == 5.0
+
+
+def race(value: float) -> list[BaseException]:
+    """Save beside another save; what that failed with."""
+    state = {"small": torch.full((100,), value), "large": torch.full((3_000_000,), value)}
+    try:
+        dcp.save(state, storage_writer=S3StorageWriter(None, PATH, CONFIG), no_dist=True)
+    except CheckpointException as failed:
+        return [error for error, _ in failed.failures.values()]
+    return []

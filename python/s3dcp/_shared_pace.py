@@ -15,6 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from . import _native
+from ._compat import own_connection
 from ._ranks import world_size
 
 logger = logging.getLogger(__name__)
@@ -31,15 +32,22 @@ class SharedPace:
         write: True for writes, False for reads.
         bucket: the bucket.
         path_key: key of the checkpoint's path.
+        found: requests per second that all ranks found before, which they begin at.
+
+    Attributes:
+        found: requests per second that all ranks have found together by the end; None where nothing was held back.
     """
 
-    def __init__(self, client: _native.Client, write: bool, bucket: str, path_key: str) -> None:
+    def __init__(
+        self, client: _native.Client, write: bool, bucket: str, path_key: str, found: float | None = None
+    ) -> None:
         ranks = world_size()
+        self.found: float | None = None
         self._counter = f"s3dcp/pace/{'writes' if write else 'reads'}/{bucket}"
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
+        self._share = client.share_pace(write, bucket, path_key, ranks, found)
         if ranks > 1:
-            self._share = client.share_pace(write, bucket, path_key, ranks)
             self._thread = threading.Thread(target=self._run, name="s3dcp-pace", daemon=True)
 
     def __enter__(self) -> SharedPace:
@@ -50,6 +58,7 @@ class SharedPace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.found = self._share.found()
         if self._thread is not None:
             self._done.set()
             self._thread.join(PATIENCE_SECONDS)
@@ -60,7 +69,7 @@ class SharedPace:
             while not self._done.wait(self._share.period):
                 if (change := self._share.change()) is not None:
                     # Of its own: a call that waits for another rank keeps a store busy.
-                    store = store or dist.distributed_c10d._get_default_store().clone()
+                    store = store or own_connection(dist.distributed_c10d._get_default_store())
                     self._share.agree(store.add(self._counter, change))
             if store is not None and (change := self._share.leave()) is not None:
                 remainder = self._share.remainder(store.add(self._counter, change))

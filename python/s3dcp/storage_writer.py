@@ -62,6 +62,8 @@ class _PlanData:
     """As the rank has put it into its plan: what is said here of a base is for that save."""
     base: dict[MetadataIndex, tuple[Any, ...]] | None = None
     """What the base has of the rank's items."""
+    writes_per_second: float | None = None
+    """What the path's last save found S3 to take."""
 
 
 @dataclasses.dataclass
@@ -97,6 +99,7 @@ class _Save:
     notes: str | None = None
     is_prepared: bool = False
     plan_data: _PlanData | None = None
+    writes_per_second: float | None = None  # that this save found S3 to take
 
     @property
     def commits(self) -> bool:
@@ -131,6 +134,8 @@ class _Save:
         facts = {"format": 1, "ranks": self.plan_data.ranks if self.plan_data else None, "epoch": epoch}
         if self.notes is not None:
             facts["notes"] = self.notes
+        if self.writes_per_second is not None:
+            facts["writes_per_minute"] = max(round(60 * self.writes_per_second), 1)
         meta.s3dcp = facts  # type: ignore[attr-defined]
         return meta
 
@@ -373,10 +378,11 @@ class S3StorageWriter(FileSystemWriter):
         numbers = range(ranks) if save.use_collectives else (save.rank,)
         with save.operation.phase("plan", goes_on=True):
             save.prefixes(ranks, numbers)
-            told = [_PlanData(ranks, number) for number in numbers]
+            found = save.native.writes_per_second
+            told = [_PlanData(ranks, number, writes_per_second=found) for number in numbers]
             if self.incremental:
                 _hand_out_base(save.native, plans, told)
-        save.plan_data = _PlanData(ranks, save.rank)
+        save.plan_data = _PlanData(ranks, save.rank, writes_per_second=found)
         return [dataclasses.replace(plan, storage_data=data) for plan, data in zip(plans, told, strict=True)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -434,7 +440,7 @@ class S3StorageWriter(FileSystemWriter):
         (prefix,) = save.prefixes(plan_data.ranks, (save.rank,))
         with (
             transfer_progress(self.progress, "save", save.path, client, "bytes_sent", total, save.rank),
-            SharedPace(client, True, save.bucket, save.path_key),
+            SharedPace(client, True, save.bucket, save.path_key, plan_data.writes_per_second) as pace,
             # Whatever unwinds, also while files are discarded: after this nothing reads the tensors.
             save.native,
         ):
@@ -451,6 +457,7 @@ class S3StorageWriter(FileSystemWriter):
                     shard.let_go()
                 discard(save.native, save.bucket)
                 raise
+        save.writes_per_second = pace.found
         return reused + results
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:

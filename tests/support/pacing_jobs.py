@@ -58,19 +58,35 @@ def save_watched(uri: str, files: int, spec: Spec | None = None, **arguments: An
     return [sample for sample in samples if sample.sent < last.sent]
 
 
-def share_of_a_throttled_save(uri: str, files: int, broken: bool) -> tuple[int, int, int]:
-    """Save on a store that may fail: how often it was asked for, its counter, and this rank's refused requests."""
+class _Watched:
+    """A store that tells whether it was added to; torch 2.6 has none with a `clone`."""
+
+    def __init__(self, store: dist.Store, has_clone: bool) -> None:
+        self._store = store
+        self.is_used = False
+        if has_clone:
+            self.clone = lambda: self
+
+    def add(self, key: str, amount: int) -> int:
+        self.is_used = True
+        return self._store.add(key, amount)
+
+
+def share_of_a_throttled_save(uri: str, files: int, store_is: str) -> tuple[int, bool, int, int]:
+    """Save on a store as it is: how often it was asked for, whether used, its counter, this rank's refused requests."""
     state = {f"{dist.get_rank()}/{number}": torch.full((1024,), float(number)) for number in range(files)}
     writer = S3StorageWriter(REGION, uri, thread_count=files)
     c10d = dist.distributed_c10d
     store, usual, asked = c10d._get_default_store(), c10d._get_default_store, 0
 
-    def ask() -> dist.Store:
+    watched = _Watched(store, store_is != "without clone")
+
+    def ask() -> Any:
         nonlocal asked
         asked += threading.current_thread().name == "s3dcp-pace"
-        if broken:
+        if store_is == "broken":
             raise RuntimeError("the store is gone")
-        return store
+        return watched
 
     c10d._get_default_store = ask
     try:
@@ -80,4 +96,5 @@ def share_of_a_throttled_save(uri: str, files: int, broken: bool) -> tuple[int, 
     dist.barrier()
     assert "s3dcp-pace" not in {thread.name for thread in threading.enumerate()}
     bucket = uri.removeprefix("s3://").split("/")[0]
-    return asked, store.add(f"s3dcp/pace/writes/{bucket}", 0), writer.fs.client.stats().throttled
+    counter = store.add(f"s3dcp/pace/writes/{bucket}", 0)
+    return asked, watched.is_used, counter, writer.fs.client.stats().throttled

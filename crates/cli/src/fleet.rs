@@ -8,6 +8,7 @@ use s3dcp_prefix::{
     BinaryPrefixStrategy, DefaultPrefixStrategy, HexPrefixStrategy, NumericOptions, PrefixError,
     PrefixStrategy, RoundRobinPrefixStrategy,
 };
+use s3dcp_s3::ClientConfig;
 use s3dcp_sim::{Operation, Scenario, Stragglers};
 
 use crate::format::{parse_positive, parse_size};
@@ -30,9 +31,12 @@ pub(crate) struct Fleet {
     /// Shard files of each rank (`thread_count` of the writer)
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     files: u32,
-    /// Requests of one rank at once
-    #[arg(long, value_name = "COUNT", default_value_t = 64)]
-    connections: usize,
+    /// Requests of one rank at once [default: as many as the client begins with]
+    #[arg(long, value_name = "COUNT")]
+    connections: Option<usize>,
+    /// Tensors are copied before they are sent, as those on a GPU are, and the copies limited as the client limits them
+    #[arg(long, conflicts_with = "load")]
+    copied: bool,
     /// Network of one rank, in Gbit/s
     #[arg(long, value_name = "GBPS", default_value = "10", value_parser = parse_positive)]
     network: f64,
@@ -76,8 +80,10 @@ impl Fleet {
         if let Some(rate) = self.fleet_network {
             network.fleet_bytes_per_second = rate * BYTES_PER_GBIT;
         }
-        network.connections = self.connections;
-        network.in_flight = self.connections as u64 * s3dcp_s3::DEFAULT_PART_SIZE;
+        let mut client = ClientConfig::default();
+        client.max_connections = self.connections;
+        *network = network.of_client(&client);
+        scenario.in_place = !self.copied;
         scenario.stragglers = self.stragglers.unwrap_or_default();
         scenario.seed = self.seed;
         if self.directory_bucket {

@@ -6,15 +6,21 @@ use std::time::Duration;
 pub(crate) const SLOWEST: f64 = 0.2;
 /// Fastest rate that is told from none, in requests per second.
 pub(crate) const FASTEST: f64 = 1e5;
+/// Requests that one of several clients sends at once on keys of which it knows nothing, and the time in which that doubles: with
+/// many clients what is under way before the first refusal comes back would be far more than a budget.
+const FIRST_AT_ONCE: f64 = 2.0;
+const FIRST_DOUBLING: Duration = Duration::from_millis(10);
 /// Time over which requests before the first refusal are counted.
 const MEMORY_BEFORE: Duration = Duration::from_secs(1);
 /// The rate after the first refusal, as a share of the rate before it; and the least it is, for a refusal that is the only
 /// one should not cost much.
 const FIRST_SHARE: f64 = 0.5;
 const FIRST_LEAST: f64 = 4.0;
+/// The power of their number with which that falls where clients share their pace: they have the refusals of all.
+const FIRST_LEAST_POWER: f64 = 1.0 / 3.0;
 /// Refusals of which the last may be the first to cut the rate below that: a few say that something was refused, not that the
 /// budget is smaller.
-const FEW: u32 = 5;
+const FEW: u32 = 3;
 
 /// How many refusals an admitted request lets expect at one request per second: more while steps are large, for refusals are what
 /// the rate is found by. And the power of the rate with which that falls: with a power of 1 all clients would come to the same
@@ -23,6 +29,11 @@ const FEW: u32 = 5;
 const EXPECTED: f64 = 0.13;
 const EXPECTED_PER_STEP: f64 = 0.2;
 const EXPECTED_POWER: f64 = 0.7;
+/// The power of their number with which a rate counts for more where clients share their pace, and need not come to the same rate by
+/// refusals.
+const EXPECTED_CLIENTS_POWER: f64 = 0.7;
+/// More clients than these count no more: the rate would rise too slowly where there is much to have.
+const MOST_CLIENTS: f64 = 8.0;
 
 /// The step, which is the logarithm of what a refusal divides the rate by: at first, and its bounds.
 const FIRST_STEP: f64 = 0.35;
@@ -42,6 +53,46 @@ const LARGEST_GROWTH: f64 = 0.2;
 /// was good before is reached.
 const BACK: u32 = 3;
 const GROWTH_BACK: f64 = 0.5;
+
+/// With what share of a rate that was found before a lane begins, the time in which it would then be e times as fast if it is not
+/// refused, and the longest such time: it doubles whenever that rate turns out to hold.
+const KNOWN_SHARE: f64 = 0.93;
+const KNOWN_RISE: Duration = Duration::from_secs(8);
+const LONGEST_RISE: Duration = Duration::from_secs(32);
+/// How many times that rate, or the requests that were really sent, a lane must have reached for a refusal to say nothing of it.
+const FAR_ABOVE: f64 = 2.0;
+/// The logarithm of what the first refusal below that rate divides it by, and how that grows with each further one.
+const KNOWN_STEP: f64 = 0.1;
+const KNOWN_STEP_GROWTH: f64 = 1.5;
+/// That others were refused is told by a mean of all so much below the lane's own rate a moment ago: what they tell may be as old.
+const OTHERS_REFUSED: f64 = 0.98;
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+
+/// A rate that was found before, from which a lane rises with the square of the time.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    rate: f64,
+    rise: Duration,
+    step: f64,
+    /// Since when it rises; `None` before its first request.
+    since: Option<Duration>,
+    /// How many times as fast it goes because others are done.
+    left: f64,
+}
+
+impl Known {
+    fn rate_at(&mut self, now: Duration) -> f64 {
+        self.since.get_or_insert(now);
+        self.rate_then(now)
+    }
+
+    fn rate_then(&self, then: Duration) -> f64 {
+        let since = self.since.unwrap_or(then);
+        let time = then.saturating_sub(since).div_duration_f64(self.rise);
+        // Bounded first, so that no square is infinite.
+        (self.left * KNOWN_SHARE * self.rate * time.min(10.0).powi(2).exp()).clamp(SLOWEST, FASTEST)
+    }
+}
 
 /// Requests to keys that are taken to share one budget.
 ///
@@ -73,6 +124,12 @@ pub struct Lane {
     cut_at: Duration,
     /// Requests before the first refusal, the older ones faded, as of a time.
     before: (f64, Duration),
+    /// What was found before, as long as the lane goes by that.
+    known: Option<Known>,
+    /// How many clients share their pace with this one, where there are others.
+    others: u32,
+    /// The first requests: since when, and how many.
+    begun: Option<(Duration, u32)>,
 }
 
 impl Lane {
@@ -81,10 +138,14 @@ impl Lane {
     /// # Errors
     /// The time of the next turn.
     pub fn take(&mut self, now: Duration) -> Result<(), Duration> {
-        let Some(rate) = self.rate else { return Ok(()) };
+        self.rise(now);
+        let Some(rate) = self.rate else { return self.take_one_of_the_first(now) };
         if now < self.next {
             self.limiting = true;
             return Err(self.next);
+        }
+        if self.known.is_some() {
+            self.take_one_of_the_first(now)?;
         }
         let gap = Duration::from_secs_f64(1.0 / rate);
         // What was late by less than a gap is made up for; a turn that nobody wanted is lost.
@@ -96,9 +157,32 @@ impl Lane {
         Ok(())
     }
 
+    /// By what was found before, the lane is faster by now.
+    fn rise(&mut self, now: Duration) {
+        if let Some(known) = &mut self.known {
+            let rate = known.rate_at(now);
+            self.rate = Some(rate);
+            self.next = self.next.min(now + Duration::from_secs_f64(1.0 / rate));
+        }
+    }
+
+    /// The same before a refusal has told anything of the budget.
+    fn take_one_of_the_first(&mut self, now: Duration) -> Result<(), Duration> {
+        if self.others == 0 {
+            return Ok(());
+        }
+        let (since, taken) = self.begun.get_or_insert((now, 0));
+        let next = *since + FIRST_DOUBLING.mul_f64((f64::from(*taken + 1) / FIRST_AT_ONCE).log2().max(0.0));
+        if now < next {
+            return Err(next);
+        }
+        *taken = taken.saturating_add(1);
+        Ok(())
+    }
+
     /// A request is sent, some time after its turn was taken.
     pub fn sent(&mut self, now: Duration) {
-        if self.rate.is_none() {
+        if self.rate.is_none() || self.known.is_some() {
             self.before = (self.rate_before(now) + 1.0, now);
         }
     }
@@ -106,9 +190,10 @@ impl Lane {
     /// A request was admitted.
     pub fn admitted(&mut self) {
         self.admitted = self.admitted.saturating_add(1);
-        let Some(rate) = self.rate.filter(|_| self.limiting) else { return };
+        let Some(rate) = self.rate.filter(|_| self.limiting && self.known.is_none()) else { return };
         let growth = if rate >= self.good / 2.0 {
-            let expected = (EXPECTED + EXPECTED_PER_STEP * self.step) * rate.powf(-EXPECTED_POWER);
+            let expected = (EXPECTED + EXPECTED_PER_STEP * self.step)
+                * (rate * self.clients().powf(EXPECTED_CLIENTS_POWER)).powf(-EXPECTED_POWER);
             self.expected += expected;
             let overdue = 1.0 + (self.expected / OVERDUE).powi(2);
             (self.step * expected * overdue).min(LARGEST_GROWTH)
@@ -122,10 +207,13 @@ impl Lane {
 
     /// A request that was sent at `sent` was refused. `random`, from 0 to 1, keeps clients out of step.
     pub fn refused(&mut self, now: Duration, sent: Duration, random: f64) {
+        if self.known.is_some() && sent < self.cut_at || self.goes_on_from_known(now) {
+            return;
+        }
         let admitted = std::mem::take(&mut self.admitted);
         let rate = match self.rate {
             None => {
-                let rate = (FIRST_SHARE * self.rate_before(now)).max(FIRST_LEAST);
+                let rate = (FIRST_SHARE * self.rate_before(now)).max(self.first_least());
                 self.next = now + Duration::from_secs_f64(random / rate);
                 self.paced_at = Some(now);
                 self.step = FIRST_STEP;
@@ -151,6 +239,78 @@ impl Lane {
         self.cut_at = now;
     }
 
+    /// Shares its pace with so many clients from now on, itself included.
+    pub(crate) fn join(&mut self, clients: u32) {
+        self.others = clients.saturating_sub(1);
+    }
+
+    fn clients(&self) -> f64 {
+        (1.0 + f64::from(self.others)).min(MOST_CLIENTS)
+    }
+
+    fn first_least(&self) -> f64 {
+        FIRST_LEAST * self.clients().powf(-FIRST_LEAST_POWER)
+    }
+
+    /// Goes by this rate from now on, which was found before: begins a little below, and rises until it is refused.
+    pub(crate) fn resume(&mut self, now: Duration, rate: f64, random: f64) {
+        let mut known = Known {
+            rate: rate.clamp(SLOWEST, FASTEST),
+            rise: KNOWN_RISE,
+            step: KNOWN_STEP,
+            since: None,
+            left: 1.0,
+        };
+        let rate = known.rate_at(now);
+        known.since = None;
+        let next = now + Duration::from_secs_f64(random / rate);
+        *self = Lane {
+            rate: Some(rate),
+            known: Some(known),
+            next,
+            paced_at: Some(now),
+            others: self.others,
+            refusals: FEW,
+            step: SMALLEST_STEP,
+            cut_at: now,
+            ..Lane::default()
+        };
+    }
+
+    /// After a refusal: whether what was found before still holds, or holds when it is corrected.
+    fn goes_on_from_known(&mut self, now: Duration) -> bool {
+        let Some(mut known) = self.known else { return false };
+        let reached = known.rate_at(now) / known.left;
+        let (above, least, most) =
+            (reached > FAR_ABOVE * known.rate, known.left * known.rate, known.left * reached);
+        let before = self.rate_before(now);
+        if above || most > FAR_ABOVE * before.max(self.first_least()) {
+            // There is more than there was, or more than is asked for: as if nothing had been known, but no slower where there is more.
+            self.known = None;
+            let least = if above { least } else { 0.0 };
+            let first = (FIRST_SHARE * before).max(self.first_least()).max(least).min(most);
+            (self.rate, self.first, self.step, self.cut_at) = (Some(first), first, FIRST_STEP, now);
+            return true;
+        }
+        if reached < known.rate {
+            known.rate = (known.rate * (-known.step).exp()).max(SLOWEST);
+            known.step = (known.step * KNOWN_STEP_GROWTH).min(LARGEST_STEP);
+        } else {
+            known.rise = (2 * known.rise).min(LONGEST_RISE);
+        }
+        self.known = Some(known);
+        self.begin_known_again(now);
+        true
+    }
+
+    fn begin_known_again(&mut self, now: Duration) {
+        if let Some(known) = &mut self.known {
+            known.since = Some(now);
+            self.rate = Some(known.rate_at(now));
+            self.cut_at = now;
+        }
+    }
+
     /// Requests in the second before.
     fn rate_before(&self, now: Duration) -> f64 {
         let (count, at) = self.before;
@@ -167,18 +327,43 @@ impl Lane {
             refusals: self.refusals,
             first: self.first,
             step: self.step,
+            known: self.known,
+            others: self.others,
+            begun: self.begun,
             ..Lane::default()
         }
     }
 
-    /// Goes at this rate from now on, as others do on the same budget. Nothing happens before a refusal.
-    pub(crate) fn agree(&mut self, now: Duration, rate: f64) {
-        if self.rate.is_some() {
+    /// Goes at this rate from now on, as others do on the same budget: `left` times as fast as if none of them were done. Nothing
+    /// happens before a refusal.
+    pub(crate) fn agree(&mut self, now: Duration, rate: f64, left: f64) {
+        if let Some(known) = &mut self.known {
+            // It rises by itself, as the others do, until one of them is refused.
+            let before = known.rate_then(now.saturating_sub(TOLD_WITHIN));
+            if known.left != left {
+                known.left = left;
+            } else if rate < OTHERS_REFUSED * before {
+                if before > FAR_ABOVE * known.left * known.rate {
+                    self.known = None;
+                    (self.first, self.step, self.cut_at) = (rate, FIRST_STEP, now);
+                } else {
+                    self.begin_known_again(now);
+                }
+            }
+            self.rise(now);
+        }
+        if self.known.is_none() && self.rate.is_some() {
             let rate = rate.clamp(SLOWEST, FASTEST);
             self.rate = Some(rate);
             self.good = self.good.min(rate);
             self.next = self.next.min(now + Duration::from_secs_f64(1.0 / rate));
         }
+    }
+
+    /// The rate that was found before, or what it has risen to; `None` where the lane does not go by one.
+    pub(crate) fn known(&self) -> Option<f64> {
+        let known = self.known?;
+        Some(self.rate.map_or(known.rate, |rate| known.rate.max(rate / known.left)))
     }
 
     /// Whether a turn taken at `taken` is still good: one from before the first refusal is not after it.

@@ -19,6 +19,32 @@ const MANY: usize = 1024;
 #[derive(Debug, Default)]
 pub struct Lanes {
     lanes: BTreeMap<Box<str>, Used>,
+    job: Option<Job>,
+}
+
+/// What is told of a job that begins: the folders that it writes or reads begin with `within`, so many clients are at it, and what
+/// rate was found before for all of them together.
+#[derive(Debug)]
+struct Job {
+    within: Box<str>,
+    clients: u32,
+    found: Option<f64>,
+    at: Duration,
+}
+
+impl Job {
+    /// Tells it a lane of its folders.
+    fn tell(&self, now: Duration, lane: &mut Lane, random: f64) {
+        lane.join(self.clients);
+        if let Some(share) = self.share() {
+            lane.resume(now, share, random);
+        }
+    }
+
+    /// A client's share of the rate that was found before.
+    fn share(&self) -> Option<f64> {
+        Some(self.found? / f64::from(self.clients.max(1)))
+    }
 }
 
 #[derive(Debug)]
@@ -35,8 +61,11 @@ impl Lanes {
             if self.lanes.len() >= MANY {
                 self.lanes.retain(|_, used| now.saturating_sub(used.at) < SAID_FOR);
             }
-            let lane =
+            let mut lane =
                 self.neighbour(now, folder).map_or_else(Lane::default, |lane| lane.follower(now, random));
+            if let Some(job) = self.job_of(now, folder) {
+                job.tell(now, &mut lane, random);
+            }
             self.lanes.insert(folder.into(), Used { lane, at: now });
         }
         let used = self.lanes.get_mut(folder).expect("it is there now");
@@ -44,19 +73,56 @@ impl Lanes {
         &mut used.lane
     }
 
+    /// A job of so many clients begins, in folders that begin with `within`. What rate was `found` before, for all of them together,
+    /// is what it begins at. `random`, from 0 to 1, keeps clients out of step.
+    pub fn begin(
+        &mut self,
+        now: Duration,
+        within: &str,
+        clients: u32,
+        found: Option<f64>,
+        mut random: impl FnMut() -> f64,
+    ) {
+        let found = found.filter(|rate| rate.is_finite() && *rate > 0.0);
+        let job = Job { within: within.into(), clients, found, at: now };
+        for (folder, used) in &mut self.lanes {
+            if folder.starts_with(within) {
+                job.tell(now, &mut used.lane, random());
+            }
+        }
+        self.job = Some(job);
+    }
+
+    fn job_of(&self, now: Duration, folder: &str) -> Option<&Job> {
+        let told = |job: &&Job| folder.starts_with(&*job.within) && now.saturating_sub(job.at) < SAID_FOR;
+        self.job.as_ref().filter(told)
+    }
+
+    /// What the rate that was found before for these folders has become, by the lanes that were used since and still go by it.
+    pub(crate) fn still_known(&self, within: &str, since: Duration) -> Option<f64> {
+        let job = self.job.as_ref().filter(|job| *job.within == *within)?;
+        let (found, share) = (job.found?, job.share()?);
+        let used = self.lanes.iter().filter(|(folder, used)| folder.starts_with(within) && used.at >= since);
+        let changes: Vec<f64> = used.filter_map(|(_, used)| Some(used.lane.known()? / share)).collect();
+        (!changes.is_empty()).then(|| found * changes.iter().sum::<f64>() / changes.len() as f64)
+    }
+
     /// The rate at which requests for `key` are held back, in requests per second, or would be.
     pub fn rate(&self, now: Duration, key: &str) -> Option<f64> {
         let folder = folder(key);
         match self.lanes.get(folder) {
             Some(used) => used.lane.rate(),
-            None => self.neighbour(now, folder)?.rate(),
+            None => {
+                let share = self.job_of(now, folder).and_then(Job::share);
+                share.or_else(|| self.neighbour(now, folder)?.rate())
+            }
         }
     }
 
-    /// The lane of `folder` goes at this rate from now on, if it is held back.
-    pub(crate) fn agree(&mut self, now: Duration, folder: &str, rate: f64) {
+    /// The lane of `folder` goes at this rate from now on, if it is held back: see [`Lane::agree`].
+    pub(crate) fn agree(&mut self, now: Duration, folder: &str, rate: f64, left: f64) {
         if let Some(used) = self.lanes.get_mut(folder) {
-            used.lane.agree(now, rate);
+            used.lane.agree(now, rate, left);
         }
     }
 

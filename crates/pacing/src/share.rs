@@ -31,12 +31,14 @@ pub struct Share {
     /// The lanes that take part, and what the counter knows of each.
     lanes: BTreeMap<Box<str>, i64>,
     counter: i64,
+    /// Most lanes that took part at once.
+    most: i64,
 }
 
 impl Share {
     /// The part of a client in what goes to folders that begin with `within` from now on.
     pub fn new(now: Duration, within: &str) -> Share {
-        Share { within: within.into(), begun_at: now, lanes: BTreeMap::new(), counter: 0 }
+        Share { within: within.into(), begun_at: now, lanes: BTreeMap::new(), counter: 0, most: 0 }
     }
 
     /// How often to exchange, with so many clients.
@@ -75,11 +77,29 @@ impl Share {
         if count < 1 {
             return;
         }
+        self.most = self.most.max(count);
         let mean = (sum as f64 / count as f64 / UNIT).clamp(SLOWEST.ln(), FASTEST.ln());
         for (folder, known) in &mut self.lanes {
             *known = (UNIT * mean) as i64;
-            lanes.agree(now, folder, mean.exp());
+            lanes.agree(now, folder, mean.exp(), self.most as f64 / count as f64);
         }
+    }
+
+    /// Requests per second that all lanes together have found, or of this client's alone where it is the only one; `None` while
+    /// nothing is held back.
+    pub fn found(&self, now: Duration, lanes: &Lanes) -> Option<f64> {
+        let since = self.begun_at.max(now.saturating_sub(IDLE));
+        if let Some(rate) = lanes.still_known(&self.within, since) {
+            return Some(rate);
+        }
+        let (count, sum) = read(self.counter);
+        if count > 0 && !self.lanes.is_empty() {
+            return Some(
+                count as f64 * (sum as f64 / count as f64 / UNIT).clamp(SLOWEST.ln(), FASTEST.ln()).exp(),
+            );
+        }
+        let paced = lanes.paced(since).filter(|(folder, _)| folder.starts_with(&*self.within));
+        Some(paced.map(|(_, rate)| rate).sum()).filter(|rate| *rate > 0.0)
     }
 
     /// What to add to the counter at the end, so that the others together go as fast as before; `None` when this client had no part.
@@ -127,7 +147,7 @@ mod tests {
             for (number, rate) in rates.iter().enumerate() {
                 let lane = lanes.lane(START, &format!("b/run/{number}/x"), 0.5);
                 lane.refused(START, START, 0.5);
-                lane.agree(START, *rate);
+                lane.agree(START, *rate, 1.0);
             }
             lanes.lane(START, "b/other/x", 0.5).refused(START, START, 0.5);
             Client { lanes, share: Share::new(START, "b/run/") }

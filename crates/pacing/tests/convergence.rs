@@ -125,7 +125,15 @@ impl Fleet {
 
     /// The same for clients that tell each other what they were answered.
     fn run_sharing(&mut self, end: Duration) {
-        let mut counter = 0;
+        self.run_resuming(end, None);
+    }
+
+    /// The same where they know what was found before.
+    fn run_resuming(&mut self, end: Duration, found: Option<f64>) {
+        let (mut counter, clients) = (0, self.clients.len() as u32);
+        for client in &mut self.clients {
+            client.lanes.begin(self.now, "b/", clients, found, || 0.5);
+        }
         while self.now < end {
             self.run((self.now + Share::period(1)).min(end));
             for client in &mut self.clients {
@@ -201,6 +209,54 @@ fn clients_that_tell_each_other_share_alike_at_once() {
             let what = format!("{clients} on {budget}, seed {seed}: {admitted} {refused} {jain:.3}");
             assert!(admitted >= 0.95 * budget * end, "{what}");
             assert!(jain >= 0.85, "{what}");
+        }
+    }
+}
+
+/// The share of its budget that such a job uses in that time, and the share of its requests that is refused; and what it has found.
+fn resumed(clients: usize, budget: f64, seed: u64, found: Option<f64>, seconds: f64) -> (f64, f64, f64) {
+    let mut fleet = Fleet::new(clients, budget, seed);
+    fleet.run_resuming(Duration::from_secs_f64(seconds), found);
+    let (admitted, refused, _) = fleet.totals();
+    let first = &fleet.clients[0];
+    let found = first.share.found(fleet.now, &first.lanes).expect("something was refused");
+    (admitted / budget / seconds, refused / (admitted + refused), found)
+}
+
+#[test]
+fn what_was_found_before_is_enough_to_waste_little() {
+    for (clients, budget) in [(1, 20.0), (8, 8.0), (8, 20.0), (8, 200.0), (64, 350.0), (512, 3_500.0)] {
+        let (mut all_used, mut all_refused) = (0.0, 0.0);
+        for seed in 0..5 {
+            let (_, first_refused, mut found) = resumed(clients, budget, seed, None, 15.0);
+            for round in 1..4 {
+                let (used, refused, again) = resumed(clients, budget, seed + 10 * round, Some(found), 15.0);
+                assert!(refused < first_refused, "{clients} on {budget}: {refused} {first_refused}");
+                (all_used, all_refused, found) =
+                    (all_used + used / 15.0, all_refused + refused / 15.0, again);
+            }
+        }
+        let what = format!("{clients} on {budget}: {all_used:.3} {all_refused:.3}");
+        assert!(all_used >= 0.95, "{what}");
+        let slow = budget / (clients as f64) < 2.0;
+        assert!(all_refused <= if slow { 0.08 } else { 0.05 }, "{what}");
+    }
+}
+
+/// However wrong it is, or whoever wrote it.
+#[test]
+fn what_was_found_before_costs_little_where_it_is_wrong() {
+    let (clients, budget, seconds) = (8, 200.0, 30.0);
+    for seed in 0..5 {
+        let (used, refused, _) = resumed(clients, budget, seed, None, seconds);
+        for wrong in [1e-300, 0.5, 20.0, 2_000.0, 1e300, f64::NAN, f64::INFINITY, -1.0] {
+            let (found_used, found_refused, _) = resumed(clients, budget, seed, Some(wrong), seconds);
+            let what = format!(
+                "{wrong:e}, seed {seed}: {found_used:.3} of {used:.3}, {found_refused:.3} of {refused:.3}"
+            );
+            assert!(found_used >= used - 18.0 / seconds, "{what}");
+            assert!(wrong < budget || found_used >= 0.8 * used, "{what}");
+            assert!(found_refused <= refused + 0.01, "{what}");
         }
     }
 }

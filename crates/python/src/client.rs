@@ -119,6 +119,11 @@ impl PaceShare {
         self.locked().agree(counter);
     }
 
+    /// Requests per second that all clients have found together; None while nothing is held back.
+    fn found(&self) -> Option<f64> {
+        self.locked().found()
+    }
+
     /// What to add to the counter at the end; None when nothing was added before.
     fn leave(&self) -> Option<i64> {
         self.locked().leave()
@@ -282,7 +287,9 @@ impl Client {
         Ok(ShardWriter::new(shard))
     }
 
-    /// This client's part in the pace of a job of so many clients, from now on.
+    /// This client's part in the pace of a job of so many clients, from now on; `found`, in requests per second, is what all of them
+    /// found before.
+    #[pyo3(signature = (write, bucket, path_key, clients, found=None))]
     fn share_pace(
         &self,
         py: Python<'_>,
@@ -290,8 +297,9 @@ impl Client {
         bucket: &str,
         path_key: &str,
         clients: u32,
+        found: Option<f64>,
     ) -> PyResult<PaceShare> {
-        let inner = Mutex::new(self.engine(py)?.share_pace(write, bucket, path_key));
+        let inner = Mutex::new(self.engine(py)?.share_pace(write, bucket, path_key, clients, found));
         Ok(PaceShare { inner, period: s3dcp_s3::PaceShare::period(clients).as_secs_f64() })
     }
 

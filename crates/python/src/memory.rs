@@ -13,6 +13,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use s3dcp_checkpoint::{Destination, GATHER_BELOW, Runs};
 use s3dcp_entry::entry;
+use s3dcp_s3::Segment;
 
 use crate::uses::Use;
 
@@ -94,11 +95,11 @@ impl AsRef<[u8]> for TensorMemory {
 }
 
 /// Without a copy where the owner is held.
-impl From<TensorMemory> for Bytes {
-    fn from(memory: TensorMemory) -> Bytes {
+impl From<TensorMemory> for Segment {
+    fn from(memory: TensorMemory) -> Segment {
         match memory.owner {
-            Some(_) => Bytes::from_owner(memory),
-            None => Bytes::copy_from_slice(memory.as_ref()),
+            Some(_) => Segment::borrowed(Bytes::from_owner(memory)),
+            None => Bytes::copy_from_slice(memory.as_ref()).into(),
         }
     }
 }

@@ -77,6 +77,12 @@ impl Save {
         Ok(Base { inner: wait(py, save.rely_on_base())? })
     }
 
+    /// Writes per second that the last save to the path found S3 to take, by the index that `prepare` saw; None where it noted none.
+    #[getter]
+    fn writes_per_second(&mut self, py: Python<'_>) -> PyResult<Option<f64>> {
+        Ok(self.live(py)?.observed().and_then(s3dcp_checkpoint::Observed::writes_per_second))
+    }
+
     /// Divide S3's budget of writes between the ranks that save at once, and the shard files of each.
     fn divide_budget(&mut self, py: Python<'_>, ranks: u64, files: u64) -> PyResult<()> {
         self.live(py)?.divide_budget(ranks, files);

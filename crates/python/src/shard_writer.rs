@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 use s3dcp_checkpoint::{DType, TensorSpec};
 use s3dcp_entry::entry;
-use s3dcp_s3::{Error, ErrorKind};
+use s3dcp_s3::{Error, ErrorKind, Segment};
 
 use crate::errors::to_python;
 use crate::memory::TensorMemory;
@@ -113,7 +113,7 @@ impl ShardWriter {
     fn whole_raw(
         &mut self,
         py: Python<'_>,
-        data: Bytes,
+        data: impl Into<Segment> + Send,
         values_of: Option<TensorSpec>,
     ) -> PyResult<ItemRecord> {
         let writer = self.writer(py)?;
@@ -216,7 +216,7 @@ impl ShardWriter {
         let in_use = self.begin_use(py)?;
         // SAFETY: Python's promise; the caller keeps `owner` alive during the call.
         let memory = unsafe { TensorMemory::new(address, nbytes, owner, in_use)? };
-        self.whole_raw(py, memory.into(), spec)
+        self.whole_raw(py, memory, spec)
     }
 
     /// Let the rest go up in the background; `wait` tells how it ended.

@@ -46,9 +46,8 @@ impl Client {
     /// # Errors
     /// `Config`, naming the setting or the environment variable, its value and the limit.
     pub fn new(config: ClientConfig) -> Result<Client, Error> {
-        let given = config.max_connections;
+        let first = config.first_connections();
         let config = config.resolved()?;
-        let first = given.unwrap_or_else(|| config.target_connections());
         let counters = Arc::<Counters>::default();
         let inner = Inner {
             session: OnceCell::new(),
@@ -80,16 +79,29 @@ impl Client {
             connections: inner.admission.connections(),
             latency: inner.network.latency(),
             rate: inner.network.rate(),
+            network: inner.config.network_bytes_per_second(),
             requests_per_second: requests_per_second.filter(|budget| *budget > 0.0),
             in_flight: inner.config.in_flight_bytes(),
         }
     }
 
     /// This client's part in the pace that the clients of a job agree on, for writes or else reads of keys below
-    /// `path_key` from now on.
-    pub fn share_pace(&self, write: bool, bucket: &str, path_key: &str) -> PaceShare {
+    /// `path_key` from now on. There are so many of them, this one included. What they `found` for all together before, in requests
+    /// per second, is what they begin at.
+    pub fn share_pace(
+        &self,
+        write: bool,
+        bucket: &str,
+        path_key: &str,
+        clients: u32,
+        found: Option<f64>,
+    ) -> PaceShare {
         let within = format!("{bucket}/{}", join_key(path_key, ""));
-        PaceShare { share: self.inner.admission.share(&within), client: self.clone(), write }
+        PaceShare {
+            share: self.inner.admission.share(write, &within, clients, found),
+            client: self.clone(),
+            write,
+        }
     }
 
     /// Whether these share connections and credentials: whether one is a clone of the other.
@@ -144,6 +156,11 @@ impl PaceShare {
     /// Takes over the pace that the counter stands for, which is at this now.
     pub fn agree(&mut self, counter: i64) {
         self.client.inner.admission.agree(self.write, &mut self.share, counter);
+    }
+
+    /// Requests per second that all clients have found together, while they are at it; `None` while nothing is held back.
+    pub fn found(&self) -> Option<f64> {
+        self.client.inner.admission.found(self.write, &self.share)
     }
 
     /// What to add to the counter at the end; `None` when nothing was added before.

@@ -40,4 +40,5 @@ pub use transfer::assembly::{Assembly, AssemblyOutput};
 pub use transfer::download::{RangeRead, RangeSink, Space};
 pub use transfer::part_size::{Capacity, PartPlan, share_of_budget};
 pub use transfer::payload::Payload;
+pub use transfer::segment::Segment;
 pub use transfer::upload::{Upload, UploadOptions, UploadOutput};

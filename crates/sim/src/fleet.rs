@@ -62,6 +62,8 @@ struct Fleet<'a> {
     network_free: Duration,
     /// What the ranks share their pace by.
     counter: i64,
+    /// What the last round found.
+    found: Option<f64>,
     events: BinaryHeap<Reverse<(Duration, u64, usize, Event)>>,
     count: u64,
     random: Rng,
@@ -112,6 +114,7 @@ impl<'a> Fleet<'a> {
             },
             network_free: Duration::ZERO,
             counter: 0,
+            found: None,
             events: BinaryHeap::new(),
             count: 0,
             random,
@@ -167,6 +170,8 @@ impl<'a> Fleet<'a> {
             let rank = &mut self.ranks[number];
             rank.begin(files);
             rank.share = Share::new(self.now, &scenario.folder(round));
+            let clients = if scenario.sharing { scenario.world_size } else { 1 };
+            rank.lanes.begin(self.now, &scenario.folder(round), clients, self.found, || self.random.f64());
             rank.unfinished = match scenario.operation {
                 Operation::Save => scenario.files_per_rank as usize,
                 Operation::Load => {
@@ -352,6 +357,9 @@ impl<'a> Fleet<'a> {
         let rank = &mut self.ranks[number];
         if rank.unfinished == 0 {
             rank.done_at = self.now;
+            if number == 0 && self.scenario.resumes() && request.step != Step::Index {
+                self.found = rank.share.found(self.now, &rank.lanes);
+            }
             self.counter += rank.share.leave().unwrap_or_default();
             self.counter += Share::remainder(self.counter).unwrap_or_default();
             self.tally.ranks_left -= 1;

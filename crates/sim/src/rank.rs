@@ -56,8 +56,9 @@ pub(crate) struct Rank {
     pub(crate) files: Vec<File>,
     /// The file of which parts are cut off.
     cutting: usize,
-    /// Bytes cut off and not there.
+    /// Bytes cut off and not there, in so many parts.
     held: u64,
+    parts: usize,
     pub(crate) fresh: VecDeque<Request>,
     /// Refused requests, with the time from which on they may be tried again.
     pub(crate) again: VecDeque<(Duration, Request)>,
@@ -73,7 +74,6 @@ pub(crate) struct Rank {
     /// The next time at which it looks for something to send.
     pub(crate) wakes_at: Option<Duration>,
     pub(crate) transfers: Transfers,
-    in_flight_bytes: u64,
 }
 
 /// Bytes on their way: all connections move at the same rate, as many as there are.
@@ -160,6 +160,7 @@ impl Rank {
             files: Vec::new(),
             cutting: 0,
             held: 0,
+            parts: 0,
             fresh: VecDeque::new(),
             again: VecDeque::new(),
             lanes: Lanes::default(),
@@ -170,7 +171,6 @@ impl Rank {
             done_at: Duration::ZERO,
             wakes_at: None,
             transfers: Transfers::new(network),
-            in_flight_bytes: network.in_flight,
         }
     }
 
@@ -185,15 +185,25 @@ impl Rank {
         while let Some(file) = self.files.get_mut(self.cutting)
             && let Some(plan) = &mut file.plan
         {
-            if file.parts > 0
-                && let Some(rate) = self.lanes.rate(now, &file.key)
-            {
-                plan.grow(&scenario.capacity(rate), Some(size - file.cut));
+            let rate = self.lanes.rate(now, &file.key);
+            if rate.is_some() && file.parts > 0 || scenario.in_place && file.parts == 1 {
+                let promised = scenario.promised();
+                let mut capacity = scenario.capacity(rate.map_or(promised, |rate| rate.min(promised)));
+                if scenario.in_place {
+                    capacity.in_flight = u64::MAX;
+                }
+                plan.grow(&capacity, Some(size - file.cut));
             }
             let bytes = plan.part_size(file.parts + 1, file.cut).min(size - file.cut);
-            if self.held > 0 && self.held + bytes > self.in_flight_bytes {
+            let is_full = if scenario.in_place {
+                self.parts >= scenario.network.connections
+            } else {
+                self.held > 0 && self.held + bytes > scenario.network.in_flight
+            };
+            if is_full {
                 return;
             }
+            self.parts += 1;
             let number = self.cutting as u32;
             self.held += bytes;
             self.largest_request = self.largest_request.max(bytes);
@@ -225,6 +235,7 @@ impl Rank {
             Step::Create => self.fresh.extend(file.waiting.take().unwrap_or_default()),
             Step::Part | Step::Put => {
                 self.held -= request.bytes;
+                self.parts -= 1;
                 file.missing -= 1;
                 if request.step == Step::Put {
                     self.unfinished -= 1;

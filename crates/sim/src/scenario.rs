@@ -9,7 +9,7 @@ use s3dcp_checkpoint::Layout;
 use s3dcp_pacing::{Budget, share_of_budget};
 use s3dcp_partition::Limits;
 use s3dcp_prefix::{DefaultPrefixStrategy, PrefixStrategy, pattern_index};
-use s3dcp_s3::{Capacity, Error};
+use s3dcp_s3::{Capacity, ClientConfig, Error};
 
 /// What the ranks do in each round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,7 +49,7 @@ pub struct Network {
     pub fleet_bytes_per_second: f64,
     /// Requests of one rank at once.
     pub connections: usize,
-    /// Bytes that one rank has under way or waiting for their turn, at most.
+    /// Bytes of copies that one rank has under way or waiting for their turn, at most.
     pub in_flight: u64,
 }
 
@@ -58,11 +58,20 @@ impl Default for Network {
         Self {
             latency: Duration::from_millis(30),
             connection_bytes_per_second: 85e6,
-            rank_bytes_per_second: 1.25e9,
+            rank_bytes_per_second: ClientConfig::default().network_bytes_per_second(),
             fleet_bytes_per_second: f64::INFINITY,
-            connections: 64,
-            in_flight: 64 * s3dcp_s3::DEFAULT_PART_SIZE,
+            connections: 0,
+            in_flight: 0,
         }
+        .of_client(&ClientConfig::default())
+    }
+}
+
+impl Network {
+    /// The same through a client of these settings, which keeps to as many requests at once as it begins with.
+    #[must_use]
+    pub fn of_client(self, client: &ClientConfig) -> Network {
+        Network { connections: client.first_connections(), in_flight: client.in_flight_bytes(), ..self }
     }
 }
 
@@ -102,6 +111,8 @@ pub struct Scenario {
     pub rounds: u32,
     /// Time between the end of a round and the begin of the next.
     pub pause: Duration,
+    /// Whether a save sends tensors from where they lie, as those on the CPU are; others are copied part by part.
+    pub in_place: bool,
     /// Bytes of a part or a range; `None`: what s3dcp chooses.
     pub part_size: Option<u64>,
     /// What s3dcp counts on, and `limits` with [`Scenario::in_directory_bucket`].
@@ -112,6 +123,8 @@ pub struct Scenario {
     pub limits: Limits,
     /// Whether refusals say when to come again, as `s3dcp serve` does and S3 does not.
     pub retry_after: bool,
+    /// Whether a round begins at the pace that the one before found, as saves to one path do.
+    pub resuming: bool,
     /// Whether the ranks share their pace, as those of a torch process group do.
     pub sharing: bool,
     /// What lies between.
@@ -135,11 +148,13 @@ impl Default for Scenario {
             paths: Paths::default(),
             rounds: 1,
             pause: Duration::from_secs(600),
+            in_place: true,
             part_size: None,
             budget: Budget::default(),
             partitions: 1,
             limits: Limits::default(),
             retry_after: false,
+            resuming: true,
             sharing: true,
             network: Network::default(),
             stragglers: Stragglers::default(),
@@ -210,6 +225,11 @@ impl Scenario {
             Operation::Save => self.limits.writes_per_second,
             Operation::Load => self.limits.reads_per_second,
         }
+    }
+
+    /// Whether a round finds the index of the one before, which says what pace that found.
+    pub(crate) fn resumes(&self) -> bool {
+        self.resuming && self.operation == Operation::Save && self.paths != Paths::PerRound
     }
 
     /// What the network alone needs for everybody's bytes.
@@ -284,6 +304,7 @@ impl Scenario {
             connections: self.network.connections,
             latency: self.network.latency,
             rate: self.network.connection_bytes_per_second,
+            network: self.network.rank_bytes_per_second,
             requests_per_second: Some(requests_per_second),
             in_flight: self.network.in_flight,
         }

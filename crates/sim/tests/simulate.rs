@@ -76,6 +76,23 @@ fn sixteen_thousand_ranks_on_warm_partitions_take_hardly_longer_than_the_ideal()
 }
 
 #[test]
+fn what_is_sent_from_where_it_lies_is_as_fast_as_the_network() {
+    let save = |in_place| {
+        first(&with(Scenario::default(), |scenario| {
+            scenario.world_size = 512;
+            scenario.bytes_per_rank = 10 * GIB;
+            scenario.partitions = 16;
+            scenario.in_place = in_place;
+        }))
+    };
+    let (in_place, copied) = (save(true), save(false));
+    assert!(in_place.duration <= in_place.ideal.mul_f64(1.1), "{in_place:?}");
+    assert_eq!(in_place.refused, 0);
+    // So many copies keep fewer connections busy.
+    assert!(copied.duration > in_place.duration.mul_f64(1.1), "{copied:?}");
+}
+
+#[test]
 fn larger_parts_help_where_requests_are_what_is_scarce() {
     let scenario = with(Scenario::default(), |scenario| {
         scenario.world_size = 1024;

@@ -19,7 +19,8 @@ use futures_util::future::{join_all, try_join_all};
 use s3dcp_checkpoint::Layout;
 use s3dcp_prefix::{HexPrefixStrategy, NumericOptions};
 use s3dcp_s3::{
-    Client, ClientConfig, Error, PaceShare, Payload, PutOptions, StaticCredentials, UploadOptions, crc32,
+    Client, ClientConfig, Error, PaceShare, Payload, PutOptions, Segment, StaticCredentials, UploadOptions,
+    crc32,
 };
 use s3dcp_server::{Limits, Partitions, Server, ServerConfig};
 use s3dcp_sim::{Network, Operation, Scenario, simulate};
@@ -52,7 +53,6 @@ fn small(world_size: u32, requests_per_second: f64, files: u32) -> Scenario {
             network.rank_bytes_per_second = 1e9;
             network.fleet_bytes_per_second = 1e9;
             network.connections = 16;
-            network.in_flight = 16 * PART;
         });
     })
 }
@@ -62,7 +62,6 @@ fn parts(world_size: u32, requests_per_second: f64, files: u32, parts: u64) -> S
     let scenario = small(world_size, requests_per_second, files);
     let network = with(scenario.network, |network| {
         network.connections = 3;
-        network.in_flight = 3 * PART;
     });
     with(scenario, |scenario| {
         scenario.bytes_per_rank = u64::from(files) * parts * PART;
@@ -144,7 +143,13 @@ async fn real(scenario: &Scenario) -> (f64, u64) {
     let counter = AtomicI64::new(0);
     let ranks = clients.iter().enumerate().map(async |(rank, client)| {
         tokio::time::sleep(scenario.start_spread.mul_f64(fastrand::f64())).await;
-        let mut share = client.share_pace(scenario.operation == Operation::Save, "bucket", "run");
+        let mut share = client.share_pace(
+            scenario.operation == Operation::Save,
+            "bucket",
+            "run",
+            scenario.world_size,
+            None,
+        );
         let work = async {
             match scenario.operation {
                 Operation::Save => save(client, scenario, keys(rank)).await,
@@ -179,7 +184,6 @@ fn client(server: &Server, scenario: &Scenario) -> Client {
         config.endpoint_url = Some(server.endpoint_url());
         config.credentials = Some(StaticCredentials::new(server.access_key(), server.secret_key()));
         config.max_connections = Some(scenario.network.connections);
-        config.max_in_flight_bytes = Some(scenario.network.in_flight);
         config.part_size = scenario.part_size;
     }))
     .unwrap()
@@ -207,7 +211,7 @@ async fn save(client: &Client, scenario: &Scenario, keys: Vec<String>) {
             let length = (size - upload.len()).min(upload.part_remaining()).min(PART);
             let piece = bytes.slice(..length as usize);
             let checksum = if length == PART { checksum } else { crc32(&piece) };
-            upload.push(piece, checksum).await.unwrap();
+            upload.push(Segment::borrowed(piece), checksum).await.unwrap();
         }
         finishing.push(tokio::spawn(upload.finish()));
     }

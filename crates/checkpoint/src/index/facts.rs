@@ -17,6 +17,8 @@ pub struct IndexFacts {
     pub notes: Option<String>,
     /// Items, over all shard files.
     pub item_count: u64,
+    /// Writes per minute that the save found the service to take; `None` where it was asked for no fewer than were sent.
+    pub writes_per_minute: Option<u64>,
     /// At least one item carries checksums.
     pub has_checksums: bool,
 }

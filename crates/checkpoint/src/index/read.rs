@@ -23,6 +23,8 @@ pub struct SeenIndex {
     pub save_id: Option<String>,
     /// The epoch it says it is of.
     pub epoch: Option<i64>,
+    /// Writes per minute that its save found the service to take.
+    pub writes_per_minute: Option<u64>,
     /// The keys of the shard files it names; `None` when it cannot be read, and then nothing is ever cleaned up.
     pub keys: Option<BTreeSet<String>>,
 }
@@ -71,9 +73,13 @@ pub(crate) async fn see(storage: &Storage, key: &str) -> Result<Option<SeenIndex
         Err(error) => return Err(error),
     };
     let seen = match read_facts(&body) {
-        Ok(facts) => {
-            SeenIndex { etag, keys: named_keys(&facts, key).ok(), save_id: facts.save_id, epoch: facts.epoch }
-        }
+        Ok(facts) => SeenIndex {
+            etag,
+            keys: named_keys(&facts, key).ok(),
+            save_id: facts.save_id,
+            epoch: facts.epoch,
+            writes_per_minute: facts.writes_per_minute,
+        },
         // damaged: it can be replaced, and says nothing about what to clean up
         Err(_) => SeenIndex { etag, ..SeenIndex::default() },
     };

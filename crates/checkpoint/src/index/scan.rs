@@ -111,6 +111,7 @@ enum Attribute {
     Ranks,
     Epoch,
     Notes,
+    WritesPerMinute,
 }
 
 impl Attribute {
@@ -124,6 +125,7 @@ impl Attribute {
             "ranks" => Attribute::Ranks,
             "epoch" => Attribute::Epoch,
             "notes" => Attribute::Notes,
+            "writes_per_minute" => Attribute::WritesPerMinute,
             _ => return None,
         })
     }
@@ -242,6 +244,8 @@ impl<'a> Survey<'a> {
                 let number = |name| judge.int_of(judge.attribute(ours, name));
                 facts.ranks = number(Attribute::Ranks).and_then(|ranks| u64::try_from(ranks).ok());
                 facts.epoch = number(Attribute::Epoch);
+                facts.writes_per_minute =
+                    number(Attribute::WritesPerMinute).and_then(|writes| u64::try_from(writes).ok());
                 facts.notes = judge.text_of(judge.attribute(ours, Attribute::Notes)).map(str::to_owned);
             }
         }

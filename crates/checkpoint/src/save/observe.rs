@@ -26,6 +26,15 @@ pub struct Observed {
     pub notes: Vec<String>,
 }
 
+impl Observed {
+    /// Writes per second that the last save to the path found the service to take, where its index notes that.
+    #[must_use]
+    pub fn writes_per_second(&self) -> Option<f64> {
+        let noted = |seen: &Option<SeenIndex>| seen.as_ref()?.writes_per_minute;
+        noted(&self.index).or_else(|| noted(&self.root)).map(|writes| writes as f64 / 60.0)
+    }
+}
+
 /// Looks at the path of a save.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use s3dcp_s3::{Client, Error, ErrorKind, UploadOptions, UploadOutput, crc32, crc32_combine};
+use s3dcp_s3::{Client, Error, ErrorKind, Segment, UploadOptions, UploadOutput, crc32, crc32_combine};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -158,7 +158,7 @@ impl ShardWriter {
     pub async fn tensor(
         &mut self,
         spec: &TensorSpec,
-        data: impl AsRef<[u8]> + Into<Bytes>,
+        data: impl AsRef<[u8]> + Into<Segment>,
     ) -> Result<ItemRecord, Error> {
         let archive = self.archive(spec)?;
         let mut hasher = self.hasher(|| ItemHasher::tensor(ItemFormat::Archive, spec));
@@ -168,7 +168,7 @@ impl ShardWriter {
             return Ok(record);
         }
         self.begin(Some(archive), hasher)?;
-        self.write(data.into()).await?;
+        self.write(data).await?;
         self.end().await
     }
 
@@ -273,18 +273,20 @@ impl ShardWriter {
         config(format!("shard writer: {what}"))
     }
 
-    /// Writes the item's next bytes; waits while the engine's budget of bytes in flight is used up.
+    /// Writes the item's next bytes, which are taken for a copy unless they are [borrowed](Segment::borrowed). Waits while the
+    /// client has as much in flight as it may have.
     ///
     /// # Errors
     /// `Config` when no item is open or a tensor gets more bytes than its spec says; else the first failure of any
     /// part so far. After an error only [`ShardWriter::stop`] is left.
-    pub async fn write(&mut self, data: Bytes) -> Result<(), Error> {
+    pub async fn write(&mut self, data: impl Into<Segment>) -> Result<(), Error> {
+        let data = data.into();
         self.upload()?;
         self.head().await?;
         let Some(open) = &self.open else {
             return Err(self.out_of_order("bytes before an item begins"));
         };
-        let total = open.data_length + data.len() as u64;
+        let total = open.data_length + data.bytes.len() as u64;
         if let Some(wanted) = open.archive.as_ref().map(|archive| archive.data_length())
             && total > wanted
         {
@@ -336,19 +338,19 @@ impl ShardWriter {
         Ok(())
     }
 
-    async fn emit(&mut self, bytes: Bytes, is_data: bool) -> Result<(), Error> {
+    async fn emit(&mut self, segment: impl Into<Segment>, is_data: bool) -> Result<(), Error> {
         if self.broken {
             return Err(self.out_of_order("used again after an error"));
         }
         // stays set when this future is dropped half-way or fails
         self.broken = true;
-        self.emit_runs(bytes, is_data).await?;
+        self.emit_runs(segment.into(), is_data).await?;
         self.broken = false;
         Ok(())
     }
 
-    async fn emit_runs(&mut self, mut bytes: Bytes, is_data: bool) -> Result<(), Error> {
-        while !bytes.is_empty() {
+    async fn emit_runs(&mut self, mut segment: Segment, is_data: bool) -> Result<(), Error> {
+        while !segment.bytes.is_empty() {
             let room = self.upload()?.part_remaining().saturating_sub(self.gathered.len() as u64);
             if room == 0 {
                 if self.gathered.is_empty() {
@@ -360,24 +362,25 @@ impl ShardWriter {
             let Some(open) = &mut self.open else {
                 return Err(config("shard writer: bytes before an item begins"));
             };
-            let take = (bytes.len() as u64).min(room).min(open.sums.slice_remaining());
-            let run = bytes.split_to(take as usize);
+            let take = (segment.bytes.len() as u64).min(room).min(open.sums.slice_remaining());
+            let piece = segment.split_to(take as usize);
+            let run = &piece.bytes;
             self.position += take;
             if run.len() < GATHER_BELOW {
-                open.sums.add_short(&run);
+                open.sums.add_short(run);
                 if is_data {
-                    open.data_crc = crc32_extend(open.data_crc, &run);
+                    open.data_crc = crc32_extend(open.data_crc, run);
                     if let Some(hasher) = &mut open.hasher {
-                        hasher.update(&run);
+                        hasher.update(run);
                     }
                     open.data_length += take;
                 }
                 self.make_room(run.len()).await?;
-                self.gathered.extend_from_slice(&run);
+                self.gathered.extend_from_slice(run);
             } else {
                 let crc = match &mut open.hasher {
-                    Some(hasher) if is_data => sum_and_hash(&run, hasher),
-                    _ => crc32(&run),
+                    Some(hasher) if is_data => sum_and_hash(run, hasher),
+                    _ => crc32(run),
                 };
                 open.sums.add(crc, take);
                 if is_data {
@@ -386,7 +389,7 @@ impl ShardWriter {
                     open.data_length += take;
                 }
                 self.flush().await?;
-                self.upload()?.push(run, crc).await?;
+                self.upload()?.push(piece, crc).await?;
             }
         }
         Ok(())

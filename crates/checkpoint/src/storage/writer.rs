@@ -1,14 +1,13 @@
 //! An object or a file that is written from its first byte to its last, wherever it lies.
 
-use bytes::Bytes;
-use s3dcp_s3::{Error, ErrorKind, Upload, UploadOptions, UploadOutput, crc32_combine};
+use s3dcp_s3::{Error, ErrorKind, Segment, Upload, UploadOptions, UploadOutput, crc32_combine};
 
 use super::Storage;
 use super::disk::DiskFile;
 
 /// Bytes of a part of a file; of an object the upload says it.
 const FILE_PART: u64 = 64 << 20;
-/// Most bytes of a stream that are on their way to a bucket: copies, which nobody else holds.
+/// Most bytes of a stream's copies that are on their way to a bucket.
 pub const MOST_IN_FLIGHT: u64 = 128 << 20;
 
 /// What [`Storage::writer`] makes. Nothing is under its key before it is finished; dropped before, nothing stays.
@@ -41,13 +40,14 @@ impl Writer {
     }
 
     /// Writes the next bytes, whose CRC-32 is given.
-    pub(crate) async fn push(&mut self, bytes: Bytes, crc: u32) -> Result<(), Error> {
+    pub(crate) async fn push(&mut self, segment: impl Into<Segment>, crc: u32) -> Result<(), Error> {
+        let segment = segment.into();
         match self {
-            Writer::Upload(upload) => upload.push(bytes, crc).await,
+            Writer::Upload(upload) => upload.push(segment, crc).await,
             Writer::File { file, position, crc32 } => {
-                file.write_at(*position, &bytes)?;
-                *crc32 = crc32_combine(*crc32, crc, bytes.len() as u64);
-                *position += bytes.len() as u64;
+                file.write_at(*position, &segment.bytes)?;
+                *crc32 = crc32_combine(*crc32, crc, segment.bytes.len() as u64);
+                *position += segment.bytes.len() as u64;
                 Ok(())
             }
         }

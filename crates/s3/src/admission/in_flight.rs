@@ -1,4 +1,4 @@
-//! The limit on the bytes that uploads have in flight.
+//! The limit on the bytes of copies that uploads have in flight.
 //!
 //! `fuzz/models` compiles this file too, with locks whose interleavings it tries.
 
@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind};
 /// Bytes of one unit of the limit; a semaphore counts at most 2^32 of them at once.
 const UNIT: u64 = 4096;
 
-/// The limit on the bytes that uploads have in flight.
+/// The limit on the bytes of copies that uploads have in flight.
 pub(crate) struct InFlight {
     units: Arc<Semaphore>,
     total: u32,

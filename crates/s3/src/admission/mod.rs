@@ -1,7 +1,7 @@
 //! Admission: whoever sends bytes to S3 has a permit of this, and all that S3 says of its load comes back through it.
 //!
 //! The layers are Retry(Pacing(Limit(Http))): a sleeping retry holds nothing, and what waits for the rate of its keys holds no
-//! connection. Bytes that uploads hold in memory are counted here too.
+//! connection. What uploads have in flight is counted here too: parts, and the bytes of those that are copies.
 
 pub(crate) mod connection_limit;
 pub(crate) mod hedging;
@@ -14,7 +14,7 @@ mod tuning;
 use std::sync::Arc;
 
 use s3dcp_pacing::Share;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::admission::connection_limit::{Connection, ConnectionLimit};
 use crate::admission::hedging::Hedging;
@@ -29,7 +29,8 @@ use crate::stats::Counters;
 pub(crate) struct Admission {
     pacing: Arc<Pacing>,
     connections: ConnectionLimit,
-    in_flight: InFlight,
+    parts: Arc<Semaphore>,
+    copies: InFlight,
     hedging: Arc<Hedging>,
     counters: Arc<Counters>,
 }
@@ -55,12 +56,13 @@ pub(crate) struct Permit {
 }
 
 impl Admission {
-    /// `first` connections at first, `most` at most, and so many bytes of uploads in flight.
-    pub(crate) fn new(first: usize, most: usize, in_flight: u64, counters: &Arc<Counters>) -> Admission {
+    /// `first` connections at first, `most` at most, and so many bytes of copies in flight.
+    pub(crate) fn new(first: usize, most: usize, copies: u64, counters: &Arc<Counters>) -> Admission {
         Admission {
             pacing: Arc::new(Pacing::new()),
             connections: ConnectionLimit::new(Concurrency::new(first, most), Arc::clone(counters)),
-            in_flight: InFlight::new(in_flight),
+            parts: Arc::new(Semaphore::new(most)),
+            copies: InFlight::new(copies),
             hedging: Arc::default(),
             counters: Arc::clone(counters),
         }
@@ -105,9 +107,10 @@ impl Admission {
         }
     }
 
-    /// Waits until so many bytes of an upload may be in flight.
-    pub(crate) async fn in_flight(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Error> {
-        self.in_flight.take(bytes).await
+    /// Waits until a part may be in flight, of which so many bytes are copies.
+    pub(crate) async fn in_flight(&self, copied: u64) -> Result<[OwnedSemaphorePermit; 2], Error> {
+        let part = Arc::clone(&self.parts).acquire_owned().await.expect("the semaphore is never closed");
+        Ok([part, self.copies.take(copied).await?])
     }
 
     /// Requests that may be under way at once now.
@@ -121,8 +124,13 @@ impl Admission {
     }
 
     /// A part, from now on, in the rate that clients agree on: see [`Pacing::share`].
-    pub(crate) fn share(&self, within: &str) -> Share {
-        self.pacing.share(within)
+    pub(crate) fn share(&self, write: bool, within: &str, clients: u32, found: Option<f64>) -> Share {
+        self.pacing.share(write, within, clients, found)
+    }
+
+    /// What those who share a pace have found: see [`Pacing::found`].
+    pub(crate) fn found(&self, write: bool, share: &Share) -> Option<f64> {
+        self.pacing.found(write, share)
     }
 
     /// What `share` adds to its counter.

@@ -99,9 +99,20 @@ impl Pacing {
         })
     }
 
-    /// A client's part, from now on, in the pace of what goes to folders (`bucket/key/`) that begin with `within`.
-    pub(crate) fn share(&self, within: &str) -> Share {
-        Share::new(self.state().now(), within)
+    /// A client's part, from now on, in the pace of what goes to folders (`bucket/key/`) that begin with `within`, which it shares with
+    /// so many, itself included; `found` is what they found before.
+    pub(crate) fn share(&self, write: bool, within: &str, clients: u32, found: Option<f64>) -> Share {
+        let mut state = self.state();
+        let now = state.now();
+        state.of(write).lanes.begin(now, within, clients, found, clock::random);
+        Share::new(now, within)
+    }
+
+    /// Requests per second that those who share their pace have found together.
+    pub(crate) fn found(&self, write: bool, share: &Share) -> Option<f64> {
+        let mut state = self.state();
+        let now = state.now();
+        share.found(now, &state.of(write).lanes)
     }
 
     /// What `share` adds to its counter.

@@ -139,9 +139,9 @@ pub struct ClientConfig {
     /// Most requests at once, 1 to 65,536. `None`: the client begins with what `throughput_target_gbps` asks for and goes up
     /// to twice that as long as it moves more bytes.
     pub max_connections: Option<usize>,
-    /// Most bytes that uploads have handed to the network and not had acknowledged. They are borrowed from their
-    /// owners, so this is no memory of its own. `None`: one part for every connection, of `part_size` where that is
-    /// given, else of [`DEFAULT_PART_SIZE`].
+    /// Most bytes of copies that uploads have handed to the network and not had acknowledged. What they read where it lies
+    /// ([`Segment::borrowed`](crate::Segment::borrowed)) costs no memory and is not counted. `None`: one part for every
+    /// connection, of `part_size` where that is given, else of [`DEFAULT_PART_SIZE`].
     pub max_in_flight_bytes: Option<u64>,
     /// What the machine's network can do, in Gbit/s: where the search for the number of connections begins.
     pub throughput_target_gbps: f64,
@@ -322,10 +322,23 @@ impl ClientConfig {
         self.max_connections.unwrap_or_else(|| CONNECTIONS_AT_MOST * self.target_connections())
     }
 
-    /// Bytes in flight, at most.
-    pub(crate) fn in_flight_bytes(&self) -> u64 {
+    /// Requests at once, at first.
+    #[must_use]
+    pub fn first_connections(&self) -> usize {
+        self.max_connections.unwrap_or_else(|| self.target_connections())
+    }
+
+    /// Bytes of copies in flight, at most.
+    #[must_use]
+    pub fn in_flight_bytes(&self) -> u64 {
         let for_all = || self.connections() as u64 * self.part_size.unwrap_or(DEFAULT_PART_SIZE);
         self.max_in_flight_bytes.unwrap_or_else(for_all)
+    }
+
+    /// What the machine's network is told to do.
+    #[must_use]
+    pub fn network_bytes_per_second(&self) -> f64 {
+        self.throughput_target_gbps * 1e9 / 8.0
     }
 
     /// Connections that the throughput target asks for.

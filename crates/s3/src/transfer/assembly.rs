@@ -60,7 +60,7 @@ impl Client {
 }
 
 impl Assembly {
-    /// Sends the next part. Waits while the client's budget of bytes in flight is used up.
+    /// Sends the next part, a copy. Waits while the client has as many of those in flight as it may have.
     ///
     /// # Errors
     /// `Config` for a part of a size that S3 does not take; the first failure of any part, from then on.

@@ -7,4 +7,5 @@ pub(crate) mod fetch;
 pub(crate) mod network_estimate;
 pub(crate) mod part_size;
 pub(crate) mod payload;
+pub(crate) mod segment;
 pub(crate) mod upload;

@@ -21,6 +21,10 @@ const WORK_PER_WAIT: f64 = 9.0;
 /// tensors on their way through staging buffers need.
 const MAX_FOR_LATENCY: f64 = (32 << 20) as f64;
 
+/// How much of its budget of requests a transfer plans to use: the rest is for those that begin and complete uploads, and for
+/// finding out that there is less.
+const USUAL_SHARE: f64 = 0.8;
+
 /// What a transfer's speed depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct Capacity {
@@ -30,25 +34,28 @@ pub struct Capacity {
     pub latency: Duration,
     /// Bytes per second of one connection.
     pub rate: f64,
+    /// Bytes per second of all of them together.
+    pub network: f64,
     /// Requests per second that this process may send without passing its share of its keys' budget.
     pub requests_per_second: Option<f64>,
-    /// Most bytes in flight at once.
+    /// Most bytes in flight at once; [`u64::MAX`] where they cost no memory.
     pub in_flight: u64,
 }
 
 impl Capacity {
     /// Bytes of one request, in whole MiB from `smallest` to 5 GiB, of a transfer of `total` bytes (`None`: unknown).
     ///
-    /// Of `n` requests, `n / budget` seconds pass for the budget and `total / n / rate` for the last connection; when
-    /// the budget leaves no work for all connections, `n` is where the two are equal. The same holds for so many bytes as
-    /// may be in flight, where that is less than all.
+    /// Requests so large that the network, as fast as it is, gets by with most of the budget cost no time. Where that leaves
+    /// no work for all connections: of `n` requests, `n / budget` seconds pass for the budget and `total / n / rate` for the
+    /// last connection, and `n` is where the two are equal. The same holds for so many bytes as may be in flight, where that
+    /// is less than all.
     pub fn request_size(&self, total: Option<u64>, smallest: u64) -> u64 {
         let total = total.map(|total| total as f64);
         let connections = self.connections as f64;
         let for_latency = (WORK_PER_WAIT * self.latency.as_secs_f64() * self.rate).min(MAX_FOR_LATENCY);
         let work_for_all = total.map_or(f64::INFINITY, |total| total / connections);
         let for_budget = self.requests_per_second.map_or(0.0, |budget| {
-            let for_all = connections * self.rate / budget;
+            let for_all = (connections * self.rate).min(self.network) / (USUAL_SHARE * budget);
             let at_once = total.unwrap_or(f64::INFINITY).min(self.in_flight as f64);
             for_all.min((at_once * self.rate / budget).sqrt())
         });
@@ -133,6 +140,7 @@ mod tests {
         connections: 32,
         latency: Duration::from_millis(20),
         rate: 85e6,
+        network: f64::INFINITY,
         requests_per_second: None,
         in_flight: u64::MAX,
     };
@@ -212,12 +220,16 @@ mod tests {
             capacity.request_size(Some(total), 16 * MIB) / MIB
         };
         assert_eq!(size(1.0, 16 * GIB), 16);
-        assert_eq!(size(64.0, 16 * GIB), 48); // as fast as 32 connections are, 57 requests/s
+        assert_eq!(size(64.0, 16 * GIB), 60); // as fast as 32 connections are, 43 requests/s of 55
         assert_eq!(size(8192.0, 700 * MIB), 365); // two requests each
         assert_eq!(size(1e6, 700 * MIB), 4027); // more than the file: one request
         assert_eq!(size(1e9, TIB), 5 * 1024);
         let capacity = Capacity { requests_per_second: Some(5.0), in_flight: GIB, ..USUAL };
         assert_eq!(capacity.request_size(Some(16 * GIB), 16 * MIB) / MIB, 129); // eight of them fill what may be in flight
+        let in_place = Capacity { in_flight: u64::MAX, ..capacity };
+        assert_eq!(in_place.request_size(Some(16 * GIB), 16 * MIB) / MIB, 516);
+        let slower = Capacity { network: 1.25e9, ..in_place };
+        assert_eq!(slower.request_size(Some(16 * GIB), 16 * MIB) / MIB, 299); // 4 requests/s of 5
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Uploading an object piece by piece, parts going up in the background as soon as they are full.
 //!
-//! The caller pushes owned segments with their CRC-32; no byte is copied or read again here. Parts are cut where the
+//! The caller pushes segments with their CRC-32; no byte is copied or read again here. Parts are cut where the
 //! caller's segments end at a part's size, so that no checksum has to be split. An object smaller than one part is
 //! one PutObject.
+//!
+//! Segments that are copies fill memory until they are sent, which the client limits; parts of memory that its owner keeps
+//! anyway are bounded by the number of connections alone, and are larger where requests are what is scarce.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -22,6 +25,7 @@ use crate::protocol::checksum::crc32_combine;
 use crate::transfer::begun::Begun;
 use crate::transfer::part_size::{MAX_PARTS, PartPlan};
 use crate::transfer::payload::Payload;
+use crate::transfer::segment::Segment;
 
 /// How long a request that makes the whole object may go on after the upload was given up.
 const TO_END: Duration = Duration::from_secs(1);
@@ -38,8 +42,8 @@ pub struct UploadOptions {
     /// Writes per second that the upload may send without passing its share of its keys' budget; parts of no given
     /// size grow to stay within it, and within what the service turns out to take.
     pub requests_per_second: Option<f64>,
-    /// Most of its bytes that are handed to the network and not acknowledged, but for one part: for bytes that it alone holds.
-    /// `None`: what the client allows.
+    /// Most bytes of its copies that are handed to the network and not acknowledged, but for one part. `None`: what the client
+    /// allows.
     pub max_in_flight_bytes: Option<u64>,
 }
 
@@ -66,6 +70,7 @@ pub struct Upload {
     key: String,
     plan: PartPlan,
     size_hint: Option<u64>,
+    requests_per_second: Option<f64>,
     in_flight: Option<InFlight>,
     current: CurrentPart,
     /// Bytes of all parts before the current one, and their CRC-32.
@@ -80,12 +85,14 @@ struct CurrentPart {
     size: u64,
     segments: Vec<Bytes>,
     len: u64,
+    /// How many of its bytes are copies.
+    copied: u64,
     crc32: u32,
 }
 
 impl CurrentPart {
     fn new(number: u32, size: u64) -> CurrentPart {
-        CurrentPart { number, size, segments: Vec::new(), len: 0, crc32: 0 }
+        CurrentPart { number, size, segments: Vec::new(), len: 0, copied: 0, crc32: 0 }
     }
 }
 
@@ -103,6 +110,7 @@ impl Client {
             key: key.to_owned(),
             plan,
             size_hint: options.size_hint,
+            requests_per_second: options.requests_per_second,
             in_flight: options.max_in_flight_bytes.map(InFlight::new),
             current: CurrentPart::new(1, plan.part_size(1, 0)),
             offset: 0,
@@ -137,14 +145,15 @@ impl Upload {
         self.len() == 0
     }
 
-    /// Appends a segment of at most [`Upload::part_remaining`] bytes with its CRC-32. Waits while the client's
-    /// budget of bytes in flight is used up.
+    /// Appends a segment of at most [`Upload::part_remaining`] bytes with its CRC-32. Waits while the client has as many parts in
+    /// flight as it may have, or as many bytes of copies.
     ///
     /// # Errors
     /// The first failure of any part, from then on; `Config` for a segment that is too long.
-    pub async fn push(&mut self, segment: Bytes, crc32: u32) -> Result<(), Error> {
+    pub async fn push(&mut self, segment: impl Into<Segment>, crc32: u32) -> Result<(), Error> {
         self.check()?;
-        let len = segment.len() as u64;
+        let Segment { bytes, is_borrowed } = segment.into();
+        let len = bytes.len() as u64;
         if len > self.part_remaining() {
             let text = format!("a segment must have at most {} bytes here, not {len}", self.part_remaining());
             return Err(self.locate(Error::new(ErrorKind::Config, text)));
@@ -157,7 +166,8 @@ impl Upload {
         }
         self.current.crc32 = crc32_combine(self.current.crc32, crc32, len);
         self.current.len += len;
-        self.current.segments.push(segment);
+        self.current.copied += if is_borrowed { 0 } else { len };
+        self.current.segments.push(bytes);
         if self.current.len == self.current.size && !self.may_be_all() {
             self.send_part().await?;
         }
@@ -216,7 +226,7 @@ impl Upload {
         let size = self.len();
         let crc32 = crc32_combine(self.crc32, self.current.crc32, self.current.len);
         if self.begun.is_none() {
-            let _in_flight = self.client.inner.admission.in_flight(size).await?;
+            let _in_flight = self.client.inner.admission.in_flight(self.current.copied).await?;
             let body = Payload::from(std::mem::take(&mut self.current.segments));
             let options = PutOptions { crc32: Some(crc32), ..PutOptions::default() };
             let output = self.client.put_object(&self.bucket, &self.key, body, &options).await?;
@@ -261,17 +271,14 @@ impl Upload {
             return Err(self.locate(Error::new(ErrorKind::Config, text)));
         }
         let own = match &self.in_flight {
-            Some(in_flight) => Some(in_flight.take(self.current.len).await?),
+            Some(in_flight) => Some(in_flight.take(self.current.copied).await?),
             None => None,
         };
-        let in_flight = self.client.inner.admission.in_flight(self.current.len).await?;
+        let in_flight = self.client.inner.admission.in_flight(self.current.copied).await?;
         self.check()?;
         let offset = self.offset + self.current.len;
         let number = self.current.number + 1;
-        if let Some(rate) = self.client.held_back(&self.bucket, &self.key) {
-            let capacity = self.client.capacity(Some(rate));
-            self.plan.grow(&capacity, self.size_hint.map(|size| size.saturating_sub(offset)));
-        }
+        self.grow(offset);
         let next = CurrentPart::new(number, self.plan.part_size(u64::from(number), offset));
         let part = std::mem::replace(&mut self.current, next);
         self.crc32 = crc32_combine(self.crc32, part.crc32, part.len);
@@ -287,6 +294,22 @@ impl Upload {
         };
         begun.send(send);
         Ok(())
+    }
+
+    /// Lets parts from `offset` on be larger: where the service takes fewer requests than planned, and where the first part shows
+    /// that they need no memory.
+    fn grow(&mut self, offset: u64) {
+        let in_place = 2 * self.current.copied < self.current.len;
+        let rate = self.client.held_back(&self.bucket, &self.key);
+        if rate.is_none() && !(in_place && self.current.number == 1) {
+            return;
+        }
+        let mut capacity =
+            self.client.capacity(rate.into_iter().chain(self.requests_per_second).reduce(f64::min));
+        if in_place {
+            capacity.in_flight = u64::MAX;
+        }
+        self.plan.grow(&capacity, self.size_hint.map(|size| size.saturating_sub(offset)));
     }
 
     async fn abort_begun(&mut self) {

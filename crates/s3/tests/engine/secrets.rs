@@ -116,7 +116,7 @@ async fn no_log_of_any_level_holds_a_secret_or_a_signature() {
             with(UploadOptions::default(), |options| options.part_size = Some(5 << 20)),
         );
         for _ in 0..2 {
-            upload.push(vec![7; 5 << 20].into(), s3dcp_s3::crc32(&vec![7; 5 << 20])).await.ok();
+            upload.push(vec![7; 5 << 20], s3dcp_s3::crc32(&vec![7; 5 << 20])).await.ok();
         }
         let delete = client.delete_objects("bkt", &[key.to_owned()]).await;
         shown += &format!("{put:?} {get:?} {list:?} {upload:?} {delete:?}");

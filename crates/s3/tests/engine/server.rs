@@ -1,10 +1,12 @@
 //! The engine against the embedded server, on a real socket.
 
+use std::time::Duration;
+
 use crate::support::{config, pattern, read, source, with};
 use bytes::Bytes;
 use s3dcp_s3::{
-    Client, ClientConfig, Condition, CopySource, ErrorKind, Payload, PutOptions, ServerSideEncryption,
-    StaticCredentials, UploadOptions, crc32,
+    Client, ClientConfig, Condition, CopySource, ErrorKind, Payload, PutOptions, Segment,
+    ServerSideEncryption, StaticCredentials, UploadOptions, crc32,
 };
 use s3dcp_server::{Server, ServerConfig};
 
@@ -299,6 +301,62 @@ async fn uploads_and_downloads_are_byte_equal_under_a_small_budget() {
     }
     tasks.join_all().await;
     assert_eq!(client.list_multipart_uploads(BUCKET, "").await.unwrap(), []);
+}
+
+/// How many parts of 5 MiB go while none is answered, of which the first so many are borrowed and others copied. The client lets
+/// one copied part go at a time, and five parts in all.
+async fn parts_that_go(borrowed: usize, copied: usize) -> usize {
+    let (server, client) = start_with(|config| {
+        with(config, |config| {
+            config.max_in_flight_bytes = Some(5 << 20);
+            config.max_connections = Some(5);
+        })
+    })
+    .await;
+    server.inject("silence on=UploadPart".parse().unwrap());
+    let options = with(UploadOptions::default(), |options| options.part_size = Some(5 << 20));
+    let mut upload = client.upload(BUCKET, "k", options);
+    let part = Bytes::from(vec![1; 5 << 20]);
+    let crc = crc32(&part);
+    let mut went = 0;
+    for number in 0..borrowed + copied {
+        let bytes = part.clone();
+        let segment = if number < borrowed { Segment::borrowed(bytes) } else { bytes.into() };
+        // One that may go goes at once; one that waits does so for an answer.
+        went += usize::from(tokio::time::timeout(Duration::ZERO, upload.push(segment, crc)).await.is_ok());
+    }
+    upload.abort().await;
+    went
+}
+
+#[tokio::test]
+async fn what_is_borrowed_waits_for_connections_and_copies_for_memory() {
+    assert_eq!(parts_that_go(8, 0).await, 5);
+    assert_eq!(parts_that_go(0, 8).await, 1);
+    assert_eq!(parts_that_go(3, 2).await, 4);
+}
+
+#[tokio::test]
+async fn parts_grow_once_the_first_shows_that_they_need_no_memory() {
+    let (_server, client) =
+        start_with(|config| with(config, |config| config.max_in_flight_bytes = Some(5 << 20))).await;
+    let mut sizes = Vec::new();
+    for in_place in [false, true] {
+        let options = with(UploadOptions::default(), |options| {
+            options.size_hint = Some(1 << 30);
+            options.requests_per_second = Some(40.0);
+        });
+        let mut upload = client.upload(BUCKET, "k", options);
+        let first = upload.part_remaining();
+        let bytes = Bytes::from(vec![1; first as usize]);
+        let crc = crc32(&bytes);
+        upload.push(if in_place { Segment::borrowed(bytes) } else { bytes.into() }, crc).await.unwrap();
+        sizes.push((first, upload.part_remaining()));
+        upload.abort().await;
+    }
+    let [(first, copied), (again, in_place)] = sizes[..] else { panic!("{sizes:?}") };
+    assert_eq!((first, first), (again, copied));
+    assert!(in_place > 2 * first, "{sizes:?}");
 }
 
 #[tokio::test]
