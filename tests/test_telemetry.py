@@ -297,7 +297,7 @@ def test_every_rank_tells_of_its_own_part(store: Store, groups: Any) -> None:
 
 
 def test_the_page_names_all_spans_attributes_and_metrics(store: Store, told: Told) -> None:
-    writer = S3StorageWriter(REGION, store.uri, prefix_strategy=HexPrefixStrategy(epoch_num=7))
+    writer = S3StorageWriter(REGION, store.uri, prefix_strategy=HexPrefixStrategy(epoch_num=7), incremental=True)
     dcp.async_save(STATE, storage_writer=writer).result()
     jobs.check(f"{store.uri}/epoch_7", STATE)
     spans = [span for name in ("s3dcp.save", "s3dcp.load") for span in told.spans(name)]
