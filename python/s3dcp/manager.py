@@ -33,7 +33,7 @@ from .s3_prefix_strategy import HexPrefixStrategy, S3PrefixStrategyBase
 from .storage_reader import S3StorageReader
 from .storage_writer import S3StorageWriter
 
-__all__ = ["CheckpointManager", "Keep", "Latency", "SaveReport"]
+__all__ = ["CheckpointManager", "Keep", "Latency", "Reused", "SaveReport"]
 
 logger = logging.getLogger(__name__)
 
