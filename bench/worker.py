@@ -18,6 +18,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+# Asynchronous saves beside a training loop; the first does not count.
+SAVES = 4
+
 
 def measured(action: Callable[[], Any]) -> dict[str, float]:
     """Wall, CPU and extra peak memory of calling `action` in this process."""
@@ -140,9 +143,6 @@ def training(spec: dict[str, Any]) -> dict[str, Any]:
     first, *others = saves
     typical = {name: statistics.median(save[name] for save in others) for name in first}
     return {**result, **typical, "first_stall": first["stall"], "bytes": nbytes}
-
-
-SAVES = 4
 
 
 def _saves(spec: dict[str, Any], state: dict[str, Any]) -> Callable[[int], Any]:

@@ -22,7 +22,7 @@ def pattern(number: int, nbytes: int = SLOT) -> torch.Tensor:
 
 
 def _copy(address: str, numbers: list[int], answers: Any) -> None:
-    memory = NodeMemory.find(address, 2, SLOT)
+    memory = NodeMemory.find(address, SLOT)
     assert memory is not None
     for slot, number in enumerate(numbers):
         into = torch.zeros(SLOT, dtype=torch.uint8)
@@ -48,7 +48,7 @@ def test_another_process_copies_what_is_laid_out() -> None:
 def test_memory_of_others_is_not_taken_for_what_was_meant() -> None:
     memory, address = NodeMemory.make(1, SLOT)
     node, process, descriptor, key = address.split(":")
-    assert NodeMemory.find(address, 1, SLOT) is not None
+    assert NodeMemory.find(address, SLOT) is not None
     with open(os.devnull) as another:
         for other in (
             "-",
@@ -59,15 +59,15 @@ def test_memory_of_others_is_not_taken_for_what_was_meant() -> None:
             f"{node}:{process}:1000000:{key}",
             f"{node}:4194305:{descriptor}:{key}",
         ):
-            assert NodeMemory.find(other, 1, SLOT) is None, other
+            assert NodeMemory.find(other, SLOT) is None, other
     del memory
 
 
 def test_nothing_is_left_open() -> None:
     before = os.listdir("/proc/self/fd")
     memory, address = NodeMemory.make(1, SLOT)
-    found = NodeMemory.find(address, 1, SLOT)
-    assert NodeMemory.find(address[:-2] + "zz", 1, SLOT) is None
+    found = NodeMemory.find(address, SLOT)
+    assert NodeMemory.find(address[:-2] + "zz", SLOT) is None
     assert len(os.listdir("/proc/self/fd")) == len(before) + 2
     del memory, found
     assert os.listdir("/proc/self/fd") == before

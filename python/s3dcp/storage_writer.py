@@ -170,8 +170,7 @@ class S3StorageWriter(FileSystemWriter):
         kwargs: torch's own writer arguments: ``single_file_per_rank``, ``overwrite``, ``per_thread_copy_ahead``,
             ``cache_staged_state_dict`` (the copy that ``async_save`` makes of a state is kept and written to again by
             this writer's next one, which has to begin after this one's end), ``serialization_format``, ``_extensions``.
-            ``sync_files`` has no meaning
-            on S3, where a finished write is durable, and is ignored.
+            ``sync_files`` has no meaning on S3, where a finished write is durable, and is ignored.
 
     Attributes:
         save_id: identity of the save that began last, as in the names of this rank's shard files and, of the rank that

@@ -82,7 +82,7 @@ class Node:
             logger.debug("ranks on this node pass bytes on by sockets: %s", error)
         others = {}
         for other, told in enumerate(_exchanged(store, "memory", rank, ranks, address)):
-            if other != rank and (memory := NodeMemory.find(told, UNDER_WAY, PORTION_BYTES)) is not None:
+            if other != rank and (memory := NodeMemory.find(told, PORTION_BYTES)) is not None:
                 others[other] = memory
         found = _exchanged(store, "found", rank, ranks, ",".join(map(str, others)))
         readers = frozenset(other for other, told in enumerate(found) if str(rank) in told.split(","))
@@ -201,7 +201,7 @@ class Exchange:
         self._gone: dict[int, str] = {}
         self._end = math.inf
         self._node = group.node
-        self._free_slots = list(range(group.node.own.slots)) if group.node.own else []
+        self._free_slots = list(range(UNDER_WAY))
         self._receipts: list[tuple[int, Work]] = []
         self._fetching: deque[tuple[Portion, torch.Tensor | None, Callable[[], object] | None]] = deque()
         self._under_way: deque[_UnderWay] = deque()

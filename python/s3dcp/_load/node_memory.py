@@ -21,10 +21,9 @@ _KEY_BYTES = 16
 class NodeMemory:
     """Slots of a size in memory that ranks on this node can read."""
 
-    def __init__(self, descriptor: int, slots: int, slot_bytes: int) -> None:
+    def __init__(self, descriptor: int, slot_bytes: int) -> None:
         self._descriptor = descriptor
         self._slot_bytes = slot_bytes
-        self.slots = slots
         weakref.finalize(self, os.close, descriptor)
 
     @staticmethod
@@ -37,21 +36,21 @@ class NodeMemory:
         if not hasattr(os, "memfd_create"):
             raise OSError("no files in memory on this system")
         descriptor = os.memfd_create("s3dcp-share", os.MFD_CLOEXEC)
-        memory = NodeMemory(descriptor, slots, slot_bytes)
+        memory = NodeMemory(descriptor, slot_bytes)
         key = secrets.token_bytes(_KEY_BYTES)
         os.posix_fallocate(descriptor, 0, _KEY_BYTES + slots * slot_bytes)
         os.pwrite(descriptor, key, 0)
         return memory, f"{_node()}:{os.getpid()}:{descriptor}:{key.hex()}"
 
     @staticmethod
-    def find(address: str, slots: int, slot_bytes: int) -> NodeMemory | None:
+    def find(address: str, slot_bytes: int) -> NodeMemory | None:
         """The memory of another rank; None where it is on another node, or not to be had from here."""
         node, _, place = address.partition(":")
         if not place or node != _node():
             return None
         process, descriptor, key = place.split(":")
         try:
-            memory = NodeMemory(os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDONLY), slots, slot_bytes)
+            memory = NodeMemory(os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDONLY), slot_bytes)
             return memory if os.pread(memory._descriptor, _KEY_BYTES, 0).hex() == key else None
         except OSError:
             return None

@@ -19,7 +19,7 @@ from .. import _native
 from .._dtypes import NATIVE
 from .._tensors import is_plain
 from .resolve import Resolver
-from .shards import BATCH_BYTES, BATCH_TENSORS, direct, write_result
+from .shards import BATCH_BYTES, BATCH_TENSORS, Whole, direct, whole, write_result
 from .staging import BUFFER_BYTES, Stager
 
 _OBJECT = WriteItemType.BYTE_IO
@@ -84,7 +84,7 @@ def _hashes(
     items: list[tuple[int, WriteItem]], resolver: Resolver, values: bool
 ) -> Iterator[tuple[int, torch.dtype | None, bytes]]:
     """The numbers of those items that can be told by their bytes, with dtype and hash."""
-    batch: list[tuple[str, torch.Size, int, torch.UntypedStorage]] = []
+    batch: list[Whole] = []
     numbers: list[tuple[int, torch.dtype]] = []
     batch_bytes = 0
 
@@ -108,7 +108,7 @@ def _hashes(
                 hasher.update(buffer, start, nbytes)
             yield number, tensor.dtype, hasher.finish()
             continue
-        batch.append((NATIVE[memory.dtype], memory.shape, memory.data_ptr(), memory.untyped_storage()))
+        batch.append(whole(memory))
         numbers.append((number, tensor.dtype))
         batch_bytes += memory.nbytes
         if len(batch) >= BATCH_TENSORS or batch_bytes >= BATCH_BYTES:

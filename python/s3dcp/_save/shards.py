@@ -37,6 +37,8 @@ BATCH_TENSORS = 1024
 BATCH_BYTES = 4 * 1024 * 1024
 # Below so many bytes a copy costs less than staging.
 _COPY_BELOW = 4096
+# A tensor in a batch: its dtype, shape, address and what keeps its memory.
+Whole = tuple[str, torch.Size, int, torch.UntypedStorage]
 
 
 class ShardFile:
@@ -91,15 +93,14 @@ class ShardFile:
     def _write_archives(self, items: list[WriteItem], resolver: Resolver) -> list[WriteResult]:
         """One archive of torch per item, in order."""
         records: list[_native.ItemRecord] = []
-        batch: list[tuple[str, torch.Size, int, torch.UntypedStorage]] = []
+        batch: list[Whole] = []
         batch_bytes = 0
         dtypes: list[torch.dtype | None] = []
         for item in items:
             tensor = None if item.type is _OBJECT else resolver.tensor(item)
             dtypes.append(None if tensor is None else tensor.dtype)
             if tensor is not None and (memory := direct(tensor)) is not None:
-                # the storage and not the tensor, which may be given another one
-                batch.append((NATIVE[memory.dtype], memory.shape, memory.data_ptr(), memory.untyped_storage()))
+                batch.append(whole(memory))
                 batch_bytes += memory.nbytes
                 if len(batch) < BATCH_TENSORS and batch_bytes < BATCH_BYTES:
                     continue
@@ -223,6 +224,11 @@ def direct(tensor: torch.Tensor) -> torch.Tensor | None:
     if tensor.nbytes >= _COPY_BELOW:
         return None
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
+
+
+def whole(tensor: torch.Tensor) -> Whole:
+    """A `direct` tensor as a batch has it: with its storage and not itself, which may be given another one."""
+    return NATIVE[tensor.dtype], tensor.shape, tensor.data_ptr(), tensor.untyped_storage()
 
 
 def _save(name: str, tensor: torch.Tensor, stream: Any) -> None:

@@ -2,9 +2,10 @@
 //! that no index names, the objects with which servers are asked about conditional writes, and intents that no longer count.
 //!
 //! Only names that this project gives are looked at, whatever prefix strategy, epoch or checkpoint below the path they
-//! belong to, and what a deletion that was cut off has noted in its [tombstone](crate::catalogue::tombstone). What is younger than a limit may belong to a save under way and stays. Ages are differences of the
-//! service's own times: those of the objects and of its answer. An object is as old as its write (a multipart one, on
-//! AWS, as the beginning of its upload), an upload under way as its latest part.
+//! belong to, and what a deletion that was cut off has noted in its [tombstone](crate::catalogue::tombstone). What is younger
+//! than a limit may belong to a save under way and stays. Ages are differences of the service's own times: those of the
+//! objects and of its answer. An object is as old as its write (a multipart one, on AWS, as the beginning of its upload), an
+//! upload under way as its latest part.
 //!
 //! Indexes are read after the shard files were listed, and those that are new or other since, before every round of
 //! deletions: every index below the path, and of the folders above it and their epochs and steps, because the path may be a

@@ -90,9 +90,9 @@ pub(crate) async fn read(
     }
     let is_replaced = record.indexes.keys().any(|name| at(name).is_some());
     let written = found.tombstone.last_modified;
-    for file in record.files.iter().filter_map(|name| at(name)) {
-        if !precedes(file.last_modified, written) {
-        } else if folder.deletable(&file.key) {
+    let files = record.files.iter().filter_map(|name| at(name));
+    for file in files.filter(|file| precedes(file.last_modified, written)) {
+        if folder.deletable(&file.key) {
             found.shard_files.push(file.clone());
         } else if !is_replaced && Name::of(&file.key) == Name::Other {
             found.others.push(file.clone());
