@@ -39,6 +39,7 @@ mod save;
 mod step_folder;
 mod storage;
 mod transfer;
+mod two_threads;
 mod values;
 
 pub use archive::parse::{ArchiveHead, HeadState, MAX_END, MAX_HEAD, ends_archive, parse_archive_head};

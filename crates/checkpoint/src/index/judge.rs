@@ -1,8 +1,5 @@
 //! Judges the bytes of an index before anything is unpickled, and reads from them what this crate needs.
 
-use std::panic::resume_unwind;
-use std::thread;
-
 use s3dcp_s3::Error;
 
 use crate::error::corrupt;
@@ -11,9 +8,7 @@ use crate::index::facts::IndexFacts;
 use crate::index::scan::{Others, Survey};
 use crate::index::seal::sealed_pickle;
 use crate::pickle::value::Tree;
-
-/// An index that is worth a second thread.
-const LARGE_BYTES: usize = 1 << 20;
+use crate::two_threads::both;
 
 /// Walks the pickle of an index that may be unpickled; `is_sealed`: a trailer vouches for its bytes.
 fn judge<'a>(pickle: &'a [u8], is_sealed: bool, allow: &AllowList) -> Result<Survey<'a>, Error> {
@@ -45,17 +40,9 @@ pub(crate) fn judged<'a>(bytes: &'a [u8], allow: &AllowList) -> Result<(&'a [u8]
 pub(crate) fn judged_tree<'a>(bytes: &'a [u8], allow: &AllowList) -> Result<(Tree<'a>, Survey<'a>), Error> {
     let sealed = sealed_pickle(bytes)?;
     let pickle = sealed.unwrap_or(bytes);
-    thread::scope(|scope| {
-        let reader = (pickle.len() >= LARGE_BYTES)
-            .then(|| thread::Builder::new().spawn_scoped(scope, || Tree::read(pickle)).ok())
-            .flatten();
-        let survey = judge(pickle, sealed.is_some(), allow)?;
-        let tree = match reader {
-            Some(reader) => reader.join().unwrap_or_else(|panic| resume_unwind(panic)),
-            None => Tree::read(pickle),
-        };
-        Ok((tree?, survey))
-    })
+    let (tree, survey) = both(pickle.len(), || Tree::read(pickle), || judge(pickle, sealed.is_some(), allow));
+    let survey = survey?;
+    Ok((tree?, survey))
 }
 
 fn cut_off() -> Error {

@@ -55,8 +55,8 @@ enum Abstract {
     Int(i32),
     /// A place in `longs`.
     Long(u32),
-    /// A place in `texts`.
-    Text(u32),
+    /// A place in `texts`, and which attribute has this name.
+    Text(u32, Option<Attribute>),
     /// So many bytes, or text of as many that UTF-8 cannot say.
     Bytes(u32),
     /// An integer of more than 64 bits, of this many bytes.
@@ -103,6 +103,10 @@ impl Class {
 /// The attributes that are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attribute {
+    RelativePath,
+    Offset,
+    Length,
+    Crc32,
     StorageData,
     StateDictMetadata,
     StorageMeta,
@@ -117,6 +121,10 @@ enum Attribute {
 impl Attribute {
     fn of(name: &str) -> Option<Attribute> {
         Some(match name {
+            "relative_path" => Attribute::RelativePath,
+            "offset" => Attribute::Offset,
+            "length" => Attribute::Length,
+            "crc32" => Attribute::Crc32,
             "storage_data" => Attribute::StorageData,
             "state_dict_metadata" => Attribute::StateDictMetadata,
             "storage_meta" => Attribute::StorageMeta,
@@ -339,7 +347,7 @@ impl<'a> Judge<'a> {
 
     fn weight(&self, item: Abstract) -> u32 {
         match item {
-            Abstract::Text(place) => clamp(self.texts[place as usize].len()).saturating_add(1),
+            Abstract::Text(place, _) => clamp(self.texts[place as usize].len()).saturating_add(1),
             Abstract::Bytes(length) | Abstract::Huge(length) => length.saturating_add(1),
             Abstract::Fixed { weight, .. } => weight,
             Abstract::Object(_, _, place) => self.objects[place as usize].weight,
@@ -350,7 +358,7 @@ impl<'a> Judge<'a> {
     /// The same for hashing, which a text or bytes remember.
     fn hash_weight(&self, item: Abstract) -> u32 {
         match item {
-            Abstract::Text(_) | Abstract::Bytes(_) => 1,
+            Abstract::Text(..) | Abstract::Bytes(_) => 1,
             other => self.weight(other),
         }
     }
@@ -388,7 +396,7 @@ impl<'a> Judge<'a> {
 
     fn text_of(&self, item: Option<Abstract>) -> Option<&'a str> {
         match item {
-            Some(Abstract::Text(place)) => self.texts.get(place as usize).copied(),
+            Some(Abstract::Text(place, _)) => self.texts.get(place as usize).copied(),
             _ => None,
         }
     }
@@ -429,28 +437,25 @@ impl<'a> Judge<'a> {
         if !is_index || item & whole != whole {
             dict.flags |= HOLDS_OTHERS;
         }
-        let Abstract::Text(name) = key else { return };
-        let name = self.texts[name as usize];
+        let Abstract::Text(_, Some(name)) = key else { return };
         let (flag, holds) = match name {
-            "relative_path" => {
-                if let Abstract::Text(path) = value {
+            Attribute::RelativePath => {
+                if let Abstract::Text(path, _) = value {
                     dict.path = path;
                 }
-                (NAMES_FILE, matches!(value, Abstract::Text(_)))
+                (NAMES_FILE, matches!(value, Abstract::Text(..)))
             }
-            "offset" | "length" => {
+            Attribute::Offset | Attribute::Length => {
                 let is_size = match value {
                     Abstract::Int(number) => number >= 0,
                     Abstract::Long(place) => self.longs[place as usize] >= 0,
                     _ => false,
                 };
-                (if name == "offset" { HAS_OFFSET } else { HAS_LENGTH }, is_size)
+                (if name == Attribute::Offset { HAS_OFFSET } else { HAS_LENGTH }, is_size)
             }
-            "crc32" => (HAS_CRC32, true),
+            Attribute::Crc32 => (HAS_CRC32, true),
             _ => {
-                if let Some(name) = Attribute::of(name) {
-                    self.attributes.push((place, name, value));
-                }
+                self.attributes.push((place, name, value));
                 return;
             }
         };
@@ -553,7 +558,7 @@ impl<'a> Builder<'a> for Walk<'a, '_> {
             },
             Op::Text(text) => {
                 judge.texts.push(text);
-                Abstract::Text(place(judge.texts.len() - 1)?)
+                Abstract::Text(place(judge.texts.len() - 1)?, Attribute::of(text))
             }
             // no key of an object and no attribute has such a name
             Op::Bytes(bytes) | Op::Surrogates(bytes) => Abstract::Bytes(clamp(bytes.len())),

@@ -20,6 +20,7 @@ use crate::index::judge::judged_tree;
 use crate::index::scan::{COPIES_PER_BYTE, FREE_COPIES};
 use crate::layout::Layout;
 use crate::pickle::value::{Tree, Value};
+use crate::two_threads::both;
 
 /// What a checkpoint holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,9 +88,30 @@ pub fn read_contents(index: &[u8], layout: &Layout, allow: &AllowList) -> Result
 
 /// The same of a pickle that has been judged and read.
 pub(crate) fn contents_of(tree: &Tree<'_>, layout: &Layout) -> Result<Contents, Error> {
-    let budget = FREE_COPIES + tree.length() as u64 * COPIES_PER_BYTE;
-    let mut reader = Reader { tree, layout, budget, keys: HashMap::new(), dtype_names: BTreeSet::new() };
-    reader.contents()
+    let metadata = tree.state(tree.root());
+    let part = |name| {
+        let dict = metadata.and_then(|state| tree.dict(tree.item(state, name)?));
+        dict.ok_or_else(|| malformed(&format!("{name} is not a dict")))
+    };
+    let (items, places) = both(
+        tree.length(),
+        || Items::read(Reader::new(tree), part("state_dict_metadata")?),
+        || Places::read(Reader::new(tree), layout, part("storage_data")?),
+    );
+    let (mut places, items) = (places?, items?);
+    let count = items.tensors.len() + items.objects.len();
+    let tensors = items.tensors.into_iter().map(|(name, mut tensor)| {
+        places.place(name, &mut tensor.chunks);
+        (name.to_owned(), tensor)
+    });
+    let tensors = tensors.collect();
+    let objects = items.objects.into_iter().map(|name| (name.to_owned(), places.take(&(name, None))));
+    let contents = Contents { tensors, objects: objects.collect() };
+    let is_twice = |name| contents.tensors.contains_key(name);
+    if contents.tensors.len() + contents.objects.len() < count || contents.objects.keys().any(is_twice) {
+        return Err(malformed("a name is there twice"));
+    }
+    Ok(contents)
 }
 
 /// What the index places: a name and, of a chunk, its offsets.
@@ -102,65 +124,123 @@ struct Places<'a> {
 }
 
 impl<'a> Places<'a> {
+    fn read(
+        mut reader: Reader<'a, '_>,
+        layout: &Layout,
+        entries: impl Iterator<Item = (Value, Value)>,
+    ) -> Result<Places<'a>, Error> {
+        let tree = reader.tree;
+        let count = entries.size_hint().0;
+        let mut places = Places { numbers: HashMap::with_capacity(count), stored: Vec::with_capacity(count) };
+        let mut keys = Keys { layout, known: HashMap::new() };
+        for (index, info) in entries {
+            let (Some(index), Some(info)) = (tree.state(index), tree.state(info)) else {
+                return Err(malformed("an entry of storage_data"));
+            };
+            let name = tree.item(index, "fqn").and_then(|name| tree.text(name));
+            let name = name.ok_or_else(|| malformed("an index without a name"))?;
+            reader.pay(name.len())?;
+            let offsets = match tree.item(index, "offset") {
+                None | Some(Value::None) => None,
+                Some(offsets) => Some(reader.numbers(offsets)?.ok_or_else(|| malformed("an item's offset"))?),
+            };
+            let stored = reader.stored(info, &mut keys).map_err(|error| {
+                let message = format!("{name}: {}", error.message());
+                error.with_message(message)
+            })?;
+            places.numbers.insert((name, offsets), places.stored.len());
+            places.stored.push(Some(stored));
+        }
+        Ok(places)
+    }
+
     fn take(&mut self, placed: &Placed<'a>) -> Option<Stored> {
         self.numbers.remove(placed).and_then(|number| self.stored[number].take())
     }
+
+    /// Says of the chunks of a tensor where they are stored.
+    fn place(&mut self, name: &'a str, chunks: &mut [StoredChunk]) {
+        for (number, StoredChunk { chunk, stored }) in chunks.iter_mut().enumerate() {
+            let mut placed = (name, Some(std::mem::take(&mut chunk.offsets)));
+            *stored = self.take(&placed);
+            chunk.offsets = placed.1.take().unwrap_or_default();
+            if number == 0 && stored.is_none() {
+                *stored = self.take(&placed);
+            }
+        }
+    }
 }
 
+/// The keys that names of shard files stand for.
+struct Keys<'a, 't> {
+    layout: &'t Layout,
+    known: HashMap<&'a str, Arc<str>>,
+}
+
+impl<'a> Keys<'a, '_> {
+    fn of(&mut self, path: &'a str) -> Result<Arc<str>, Error> {
+        if let Some(key) = self.known.get(path) {
+            return Ok(key.clone());
+        }
+        let key: Arc<str> = self.layout.resolve(path)?.into();
+        self.known.insert(path, key.clone());
+        Ok(key)
+    }
+}
+
+/// What the index says there is, not yet where.
+struct Items<'a> {
+    tensors: Vec<(&'a str, StoredTensor)>,
+    objects: Vec<&'a str>,
+}
+
+impl<'a> Items<'a> {
+    fn read(
+        mut reader: Reader<'a, '_>,
+        entries: impl Iterator<Item = (Value, Value)>,
+    ) -> Result<Items<'a>, Error> {
+        let tree = reader.tree;
+        let mut items = Items { tensors: Vec::new(), objects: Vec::new() };
+        let mut dtype_names = BTreeSet::new();
+        for (name, entry) in entries {
+            let name = tree.text(name).ok_or_else(|| malformed("a name is not text"))?;
+            reader.pay(name.len())?;
+            let tensor = match tree.maker(entry) {
+                Some((METADATA, "TensorStorageMetadata")) => reader.tensor(name, entry, &mut dtype_names)?,
+                Some((METADATA, "BytesStorageMetadata")) => {
+                    items.objects.push(name);
+                    continue;
+                }
+                _ => None,
+            };
+            let unknown = || corrupt(format!("{name}: the index describes it in no way known"));
+            items.tensors.push((name, tensor.ok_or_else(unknown)?));
+        }
+        Ok(items)
+    }
+}
+
+/// Reads values of the tree.
 struct Reader<'a, 't> {
     tree: &'t Tree<'a>,
-    layout: &'t Layout,
     budget: u64,
-    keys: HashMap<&'a str, Arc<str>>,
-    dtype_names: BTreeSet<Arc<str>>,
 }
 
 fn malformed(what: &str) -> Error {
     corrupt(format!("the index is malformed: {what}"))
 }
 
-impl<'a> Reader<'a, '_> {
-    fn contents(&mut self) -> Result<Contents, Error> {
-        let tree = self.tree;
-        let metadata = tree.state(tree.root());
-        let part = |name| metadata.and_then(|state| tree.dict(tree.item(state, name)?));
-        let mut places =
-            self.places(part("storage_data").ok_or_else(|| malformed("storage_data is not a dict"))?)?;
-        let (mut tensors, mut objects) = (Vec::new(), Vec::new());
-        let entries =
-            part("state_dict_metadata").ok_or_else(|| malformed("state_dict_metadata is not a dict"))?;
-        for (name, entry) in entries {
-            let name = tree.text(name).ok_or_else(|| malformed("a name is not text"))?;
-            self.pay(name.len())?;
-            match tree.maker(entry) {
-                Some((METADATA, "TensorStorageMetadata")) => {
-                    let tensor = self.tensor(name, entry, &mut places)?;
-                    let tensor = tensor
-                        .ok_or_else(|| corrupt(format!("{name}: the index describes it in no way known")))?;
-                    tensors.push((name.to_owned(), tensor));
-                }
-                Some((METADATA, "BytesStorageMetadata")) => {
-                    objects.push((name.to_owned(), places.take(&(name, None))));
-                }
-                _ => return Err(corrupt(format!("{name}: the index describes it in no way known"))),
-            }
-        }
-        let count = tensors.len() + objects.len();
-        let contents =
-            Contents { tensors: tensors.into_iter().collect(), objects: objects.into_iter().collect() };
-        let is_twice = |name| contents.tensors.contains_key(name);
-        if contents.tensors.len() + contents.objects.len() < count || contents.objects.keys().any(is_twice) {
-            return Err(malformed("a name is there twice"));
-        }
-        Ok(contents)
+impl<'a, 't> Reader<'a, 't> {
+    fn new(tree: &'t Tree<'a>) -> Reader<'a, 't> {
+        Reader { tree, budget: FREE_COPIES + tree.length() as u64 * COPIES_PER_BYTE }
     }
 
-    /// `None` for a tensor that is described in no way known.
+    /// A tensor whose chunks are not placed yet; `None` for one that is described in no way known.
     fn tensor(
         &mut self,
         name: &'a str,
         entry: Value,
-        places: &mut Places<'a>,
+        dtype_names: &mut BTreeSet<Arc<str>>,
     ) -> Result<Option<StoredTensor>, Error> {
         let tree = self.tree;
         let field = |object, name| tree.item(tree.state(object)?, name);
@@ -172,63 +252,31 @@ impl<'a> Reader<'a, '_> {
         let Some(("torch", dtype_name)) = dtype else { return Ok(None) };
         self.pay(dtype_name.len())?;
         let size = field(entry, "size").map(|size| self.numbers(size)).transpose()?.flatten();
-        let chunks = field(entry, "chunks").and_then(|chunks| tree.list(chunks));
-        let (Some(size), Some(listed)) = (size, chunks) else { return Ok(None) };
-        let mut chunks = Vec::new();
-        for (number, &chunk) in listed.iter().enumerate() {
+        let listed = field(entry, "chunks").and_then(|chunks| tree.list(chunks));
+        let (Some(size), Some(listed)) = (size, listed) else { return Ok(None) };
+        self.pay(listed.len().saturating_mul(name.len() + 8))?;
+        let mut chunks = Vec::with_capacity(listed.len());
+        for &chunk in listed {
             let mut numbers = |name| {
                 field(chunk, name).map(|numbers| self.numbers(numbers)).transpose().map(Option::flatten)
             };
             let (Some(offsets), Some(sizes)) = (numbers("offsets")?, numbers("sizes")?) else {
                 return Ok(None);
             };
-            self.pay(name.len())?;
-            let mut place = (name, Some(offsets));
-            let mut stored = places.take(&place);
-            let offsets = place.1.take().unwrap_or_default();
-            if number == 0 && stored.is_none() {
-                stored = places.take(&place);
-            }
-            chunks.push(StoredChunk { chunk: Chunk { offsets, sizes }, stored });
+            chunks.push(StoredChunk { chunk: Chunk { offsets, sizes }, stored: None });
         }
-        let dtype_name = match self.dtype_names.get(dtype_name) {
+        let dtype_name = match dtype_names.get(dtype_name) {
             Some(name) => name.clone(),
             None => {
                 let name: Arc<str> = dtype_name.into();
-                self.dtype_names.insert(name.clone());
+                dtype_names.insert(name.clone());
                 name
             }
         };
         Ok(Some(StoredTensor { dtype_name, size, chunks }))
     }
 
-    /// Every item that the index places.
-    fn places(&mut self, entries: impl Iterator<Item = (Value, Value)>) -> Result<Places<'a>, Error> {
-        let tree = self.tree;
-        let count = entries.size_hint().0;
-        let mut places = Places { numbers: HashMap::with_capacity(count), stored: Vec::with_capacity(count) };
-        for (index, info) in entries {
-            let (Some(index), Some(info)) = (tree.state(index), tree.state(info)) else {
-                return Err(malformed("an entry of storage_data"));
-            };
-            let name = tree.item(index, "fqn").and_then(|name| tree.text(name));
-            let name = name.ok_or_else(|| malformed("an index without a name"))?;
-            self.pay(name.len())?;
-            let offsets = match tree.item(index, "offset") {
-                None | Some(Value::None) => None,
-                Some(offsets) => Some(self.numbers(offsets)?.ok_or_else(|| malformed("an item's offset"))?),
-            };
-            let stored = self.stored(info).map_err(|error| {
-                let message = format!("{name}: {}", error.message());
-                error.with_message(message)
-            })?;
-            places.numbers.insert((name, offsets), places.stored.len());
-            places.stored.push(Some(stored));
-        }
-        Ok(places)
-    }
-
-    fn stored(&mut self, info: Value) -> Result<Stored, Error> {
+    fn stored(&mut self, info: Value, keys: &mut Keys<'a, '_>) -> Result<Stored, Error> {
         let tree = self.tree;
         let number = |name| u64::try_from(tree.int(tree.item(info, name)?)?).ok();
         let path = tree.item(info, "relative_path").and_then(|path| tree.text(path));
@@ -236,14 +284,7 @@ impl<'a> Reader<'a, '_> {
             return Err(malformed("an entry of storage_data has no file name, offset or length"));
         };
         self.pay(path.len())?;
-        let key = match self.keys.get(path) {
-            Some(key) => key.clone(),
-            None => {
-                let key: Arc<str> = self.layout.resolve(path)?.into();
-                self.keys.insert(path, key.clone());
-                key
-            }
-        };
+        let key = keys.of(path)?;
         let data_offset = match tree.item(info, "data_offset") {
             None | Some(Value::None) => None,
             Some(_) => Some(number("data_offset").ok_or_else(|| malformed("a data offset in the index"))?),

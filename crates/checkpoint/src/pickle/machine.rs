@@ -56,7 +56,7 @@ pub(crate) fn run<'a, B: Builder<'a>>(bytes: &'a [u8], builder: &mut B) -> Resul
     loop {
         let start = opcodes.position();
         let op = opcodes.next()?;
-        if op == Op::Stop {
+        if matches!(op, Op::Stop) {
             let length = opcodes.position();
             return match machine.stack[..] {
                 [item] if machine.marks.is_empty() => Ok(Outcome { item, length }),
@@ -66,10 +66,7 @@ pub(crate) fn run<'a, B: Builder<'a>>(bytes: &'a [u8], builder: &mut B) -> Resul
                 ))),
             };
         }
-        machine.step(op, builder).map_err(|error| {
-            let message = format!("{} (at byte {start})", error.message());
-            error.with_message(message)
-        })?;
+        machine.step(op, builder).map_err(|error| at_byte(error, start))?;
     }
 }
 
@@ -231,6 +228,13 @@ impl<I: Copy> Machine<I> {
     }
 }
 
+#[cold]
+fn at_byte(error: Error, start: usize) -> Error {
+    let message = format!("{} (at byte {start})", error.message());
+    error.with_message(message)
+}
+
+#[cold]
 fn underflow() -> Error {
     corrupt("pickle: an opcode finds too few items")
 }

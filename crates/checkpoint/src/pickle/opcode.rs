@@ -64,6 +64,12 @@ fn is_surrogatepass(bytes: &[u8]) -> bool {
     true
 }
 
+// Apart and by value, so that the position stays in a register.
+#[cold]
+fn ends_inside(position: usize) -> Error {
+    corrupt(format!("pickle ends inside the opcode at byte {position}"))
+}
+
 /// Reads opcodes from the front of some bytes.
 pub(crate) struct Opcodes<'a> {
     bytes: &'a [u8],
@@ -90,7 +96,7 @@ impl<'a> Opcodes<'a> {
         let left = &self.bytes[self.position..];
         let count = usize::try_from(count).ok().filter(|&count| count <= left.len());
         let Some(count) = count else {
-            return Err(corrupt(format!("pickle ends inside the opcode at byte {}", self.position)));
+            return Err(ends_inside(self.position));
         };
         self.position += count;
         Ok(&left[..count])
@@ -153,13 +159,13 @@ impl<'a> Opcodes<'a> {
     /// `Corrupt` for bytes that end too early or an opcode that is unknown or refused.
     #[inline(always)]
     pub(crate) fn next(&mut self) -> Result<Op<'a>, Error> {
-        let start = self.position;
         let code = self.take(1)?[0];
         Ok(match code {
             0x80 => Op::Proto(self.take(1)?[0]),
             0x95 => {
                 let length = self.number::<8>()?;
                 if length > (self.bytes.len() - self.position) as u64 {
+                    let start = self.position - 9;
                     return Err(corrupt(format!(
                         "pickle: the frame at byte {start} is longer than the rest"
                     )));
@@ -225,6 +231,7 @@ impl<'a> Opcodes<'a> {
                     }
                     _ => "an unknown opcode",
                 };
+                let start = self.position - 1;
                 return Err(corrupt(format!("pickle: byte {start} is {name} (0x{other:02x})")));
             }
         })
