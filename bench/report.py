@@ -129,7 +129,7 @@ def by_steps(result: Result) -> dict[str, Cell]:
         "call, s": seconds("stall"),
         "save, s": seconds("seconds"),
         "loop slower after the call, %": lambda row: f"{typical(row, lambda run: run['slowdown']):.0f}",
-        "lock held, s": seconds("locked"),
+        "lock held, ms": lambda row: f"{1e3 * typical(row, lambda run: run['locked']):.0f}",
         "lost in all, s": seconds("lost"),
         "lowest–highest, s": lambda row: spread(row, lambda run: run["lost"]),
         "extra peak, MiB": lambda row: f"{typical(row, lambda run: run['peak_mib']):.0f}",
