@@ -129,9 +129,27 @@ def by_steps(result: Result) -> dict[str, Cell]:
         "call, s": seconds("stall"),
         "save, s": seconds("seconds"),
         "loop slower after the call, %": lambda row: f"{typical(row, lambda run: run['slowdown']):.0f}",
+        "lock held, ms": lambda row: f"{1e3 * typical(row, lambda run: run['locked']):.0f}",
         "lost in all, s": seconds("lost"),
         "lowest–highest, s": lambda row: spread(row, lambda run: run["lost"]),
         "extra peak, MiB": lambda row: f"{typical(row, lambda run: run['peak_mib']):.0f}",
+    }
+
+
+def by_changes(result: Result) -> dict[str, Cell]:
+    def seconds(run: Result) -> float:
+        return run["cpu"]  # type: ignore[no-any-return]
+
+    first = beside(result, result["rows"][0], "incremental, first")
+    assert first is not None
+    return {
+        "save": lambda row: row["label"],
+        "state, GiB": lambda row: f"{row['gib']:g}",
+        "sent, GiB": lambda row: f"{typical(row, lambda run: run['bytes']) / 2**30:.3f}",
+        "CPU-s": lambda row: f"{typical(row, seconds):.2f}",
+        "lowest–highest": lambda row: spread(row, seconds),
+        "× first incremental": lambda row: f"{typical(row, seconds) / typical(first, seconds):.2f}",
+        "s": lambda row: f"{typical(row, wall):.2f}",
     }
 
 
@@ -149,7 +167,7 @@ def table(result: Result) -> str:
     first = result["rows"][0]
     kinds = {"module": by_milliseconds, "count": by_tensors, "part_mib": by_budget}
     by = next((kind for name, kind in kinds.items() if name in first), by_bytes)
-    columns = (by_steps if first["operation"] == "train" else by)(result)
+    columns = {"train": by_steps, "reuse": by_changes}.get(first["operation"], by)(result)
     order = {"save": 0, "load": 1}
     rows = sorted(result["rows"], key=lambda row: order.get(row["operation"], 0))
     lines = [list(columns), ["---"] * len(columns)]

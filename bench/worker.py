@@ -13,6 +13,7 @@ import os
 import resource
 import statistics
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from typing import Any
 
 # Asynchronous saves beside a training loop; the first does not count.
 SAVES = 4
+# Those after them, beside a thread that wants the interpreter lock all the time.
+LOCK_SAVES = 3
 
 
 def measured(action: Callable[[], Any]) -> dict[str, float]:
@@ -105,7 +108,8 @@ def training(spec: dict[str, Any]) -> dict[str, Any]:
     """A loop of small training steps on one CPU, and asynchronous saves of a state beside it, one after another.
 
     `stall` is how long each call kept the loop, `lost` what the loop lost in all: the time until the save had ended,
-    less that of as many steps without a save. `slowdown` is the share that it lost after the call, in percent.
+    less that of as many steps without a save. `slowdown` is the share that it lost after the call, in percent. `locked`
+    is how long others had the interpreter lock during a save, its call and all after it, without the loop.
     """
     import torch
 
@@ -142,7 +146,41 @@ def training(spec: dict[str, Any]) -> dict[str, Any]:
     result = measured(lambda: [save(number) for number in range(SAVES)])
     first, *others = saves
     typical = {name: statistics.median(save[name] for save in others) for name in first}
+    numbers = range(SAVES, SAVES + LOCK_SAVES)
+    typical["locked"] = statistics.median(_locked(lambda number=number: begin(number).result()) for number in numbers)
     return {**result, **typical, "first_stall": first["stall"], "bytes": nbytes}
+
+
+def _locked(action: Callable[[], Any]) -> float:
+    """Seconds of `action` in which a thread that always wants the interpreter lock did not get it.
+
+    It is then neither on a processor nor waiting for one, however busy the machine is.
+    """
+    ready, ended, waited = threading.Event(), False, 0.0
+
+    def want() -> None:
+        nonlocal waited
+        began, spent = time.perf_counter(), _on_processors()
+        ready.set()
+        while not ended:
+            pass
+        waited = time.perf_counter() - began - (_on_processors() - spent)
+
+    thread = threading.Thread(target=want)
+    thread.start()
+    ready.wait()
+    try:
+        action()
+    finally:
+        ended = True
+        thread.join()
+    return waited
+
+
+def _on_processors() -> float:
+    """Seconds in which this thread was on a processor, or waited for one."""
+    with open("/proc/thread-self/schedstat") as schedstat:
+        return time.thread_time() + int(schedstat.read().split()[1]) / 1e9
 
 
 def _saves(spec: dict[str, Any], state: dict[str, Any]) -> Callable[[int], Any]:

@@ -1,11 +1,13 @@
 """Whatever fails while ranks share a load: no hang, no wrong value, and all ranks say on which rank it was.
 
-``S3DCP_KILLS=1000 make test-python PYTEST="-k share_failures -rP --show-capture=stdout"`` kills more often.
+``S3DCP_KILLS=1000 make test-python PYTEST="-k share_failures -rP --show-capture=stdout"`` kills more
+often, and has as many corrupt slices and storms of SlowDowns.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import re
 from collections import Counter
@@ -25,6 +27,7 @@ RANKS = 4
 BUCKET = "checkpoints"
 URI = f"s3://{BUCKET}/run"
 USUAL_KILLS = 4
+USUAL_FAULTS = 1
 # How long an exchange waits for a rank in these tests, in seconds.
 DEADLINE = 3.0
 
@@ -44,17 +47,28 @@ def zygote() -> Iterator[Zygote]:
 
 
 def test_of_a_corrupt_slice_all_ranks_know_the_owner(store: Store, four: Any) -> None:
+    generator = random.Random(chance.new_seed())
+    state = share_jobs.replicated()
     share_jobs.save(store.uri)
     (name,) = store.shards()
-    body = bytearray(store.read(name))
-    body[9 << 20] ^= 1
-    store.write(name, bytes(body))
-    for failures in four.run(share_jobs.how_it_failed, store.uri):
-        assert set(failures) == set(range(RANKS))
-        assert {kind for kind, _ in failures.values()} == {"Corrupt"}
-        owners = {found[1] for _, text in failures.values() if (found := re.match(r"rank (\d), which fetches", text))}
-        assert len(owners) == 1, failures
-        assert "checksum" in failures[int(owners.pop())][1]
+    whole = store.read(name)
+    stored = {index.fqn: info for index, info in pickle.loads(store.read(".metadata")).storage_data.items()}
+    for _ in range(chance.how_many("KILLS", USUAL_FAULTS)):
+        item = generator.choice(["large", "second", "flags"])
+        place = stored[item].offset + stored[item].data_offset + generator.randrange(share_jobs.nbytes(state[item]))
+        body = bytearray(whole)
+        body[place] ^= 1 << generator.randrange(8)
+        store.write(name, bytes(body))
+        for failures in four.run(share_jobs.how_it_failed, store.uri):
+            assert set(failures) == set(range(RANKS))
+            assert {kind for kind, _ in failures.values()} == {"Corrupt"}
+            owners = {
+                found[1] for _, text in failures.values() if (found := re.match(r"rank (\d), which fetches", text))
+            }
+            assert len(owners) == 1, failures
+            assert "checksum" in failures[int(owners.pop())][1]
+    store.write(name, whole)
+    four.run(share_jobs.check, store.uri, share=True)
 
 
 @pytest.mark.parametrize("hook", ["resolve_tensor", "commit_tensor", "load_bytes"])
@@ -84,8 +98,9 @@ def test_a_shard_file_that_is_gone_is_told_of_by_every_rank(store: Store, four: 
 def test_a_storm_of_slowdowns_is_lived_through(four: Any) -> None:
     with testing.server([BUCKET], fault_seed=chance.new_seed()) as server:
         share_jobs.save(URI)
-        server.inject("error:SlowDown on=GetObject key=*.distcp chance=0.5 times=40")
-        four.run(share_jobs.check, URI, share=True)
+        for _ in range(chance.how_many("KILLS", USUAL_FAULTS)):
+            server.inject("error:SlowDown on=GetObject key=*.distcp chance=0.5 times=40")
+            four.run(share_jobs.check, URI, share=True)
 
 
 def test_one_that_does_not_end_fails_on_all_ranks(four: Any) -> None:
