@@ -44,11 +44,14 @@ test-python: $(NATIVE)
 test-directory: $(NATIVE)
 	$(BIN)/python -m pytest -n 2 --s3=directory $(PYTEST)
 
-# The tests that talk to the embedded server, on other servers: docs/servers.md.
-SERVERS ?= rgw garage
+# The tests that talk to the embedded server, on other servers: docs/servers.md. What is made for tests alone has fewer of them.
+SERVERS ?= rgw garage moto localstack s3rver
+FOR_TESTS := moto localstack s3rver
+SAVES_AND_LOADS := $(patsubst %,tests/test_%.py,real_s3 checkpoint save_rules distributed prune)
 test-real-s3: $(NATIVE) $(SERVERS:%=installed-%)
 	@for server in $(SERVERS); do \
-		$(BIN)/python -m pytest --s3=$$server $(PYTEST) || failed=yes; \
+		case " $(FOR_TESTS) " in *" $$server "*) tests="$(SAVES_AND_LOADS)" ;; *) tests= ;; esac; \
+		$(BIN)/python -m pytest --s3=$$server $$tests $(PYTEST) || failed=yes; \
 	done; [ -z "$$failed" ]
 
 # $(call debian,programs,packages): the packages, unless all the programs are there.
@@ -58,7 +61,7 @@ define debian
 		{ $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends $(2); }
 endef
 
-.PHONY: installed-rgw installed-garage
+.PHONY: installed-rgw installed-garage installed-moto installed-localstack installed-s3rver
 installed-rgw:
 	$(call debian,radosgw ceph-mon ceph-osd ceph-mgr ceph,radosgw ceph-mon ceph-osd ceph-mgr ceph-common)
 
@@ -71,6 +74,23 @@ $(GARAGE)/bin/garage:
 	@CARGO_TARGET_DIR=$(GARAGE)/target CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
 		cargo install garage --version 2.5.0 --locked --quiet --root $(GARAGE)
 	@rm -rf $(GARAGE)/target
+
+installed-moto: .cache/servers/moto/ready
+installed-localstack: .cache/servers/localstack/ready
+installed-s3rver: .cache/servers/s3rver/ready
+
+.cache/servers/moto/ready .cache/servers/localstack/ready: .cache/servers/%/ready: tests/support/real/%.txt
+	@echo "Installing $* into $(@D)"
+	@mkdir -p $(@D) && $(PYTHON) -m venv $(@D)
+	@$(call quietly,$(@D)/install.log,$(@D)/bin/python -m pip install --quiet --requirement $<)
+	@touch $@
+
+.cache/servers/s3rver/ready: tests/support/real/s3rver.txt
+	$(call debian,node npm,nodejs npm)
+	@echo "Installing s3rver into $(@D)"
+	@mkdir -p $(@D)
+	@$(call quietly,$(@D)/install.log,npm install --prefix $(@D) --no-save --no-audit --no-fund "$$(cat $<)")
+	@touch $@
 
 # Trainings with the frameworks that people use, which it installs: tests/frameworks.
 test-frameworks: $(NATIVE) $(FRAMEWORKS_VENV)/ready

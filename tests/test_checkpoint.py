@@ -76,6 +76,7 @@ def test_bytes_are_those_written_whatever_the_sizes(store: Store) -> None:
         assert reader.read() == whole[-3:]
 
 
+@pytest.mark.s3("embedded")
 @pytest.mark.parametrize("answers", ["at once", "late"])
 def test_a_file_larger_than_the_memory_that_is_left_is_written_and_read(
     store: Store, s3dcp_server: Any, answers: str

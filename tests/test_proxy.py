@@ -141,6 +141,9 @@ def shown(**settings: Any) -> tuple[str, str]:
         ("10.0.0.0/8", "http://10.1.2.3:9000", False, False),
         ("10.0.0.0/8", "http://11.1.2.3:9000", True, True),
         ("::1", "http://[::1]:9000", False, False),
+        ("store.test:9000", "http://store.test:9000", False, True),
+        ("store.test:9001", "http://store.test:9000", True, True),
+        ("store.test:443", "https://store.test", False, False),
     ],
 )
 def test_the_settings_say_which_proxy_is_in_use_and_never_its_password(
@@ -241,6 +244,21 @@ def test_a_service_that_the_proxy_does_not_reach_is_named_with_the_proxy(monkeyp
             with pytest.raises(ConnectionFailed, match=rf"by the proxy http://{running.address} \(HTTPS_PROXY\)"):
                 client.head_object("bkt", "k")
         assert len(running.asked) == 2
+
+
+def test_a_proxy_that_forbids_a_host_is_an_error_after_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    with testing.server(buckets=["bkt"], tls=True):
+        monkeypatch.delenv("NO_PROXY")
+        monkeypatch.delenv("no_proxy")
+        with proxy(forbids=True) as running:
+            monkeypatch.setenv("HTTPS_PROXY", f"http://{running.address}")
+            client = client_for("us-east-1")
+            with pytest.raises(
+                ConfigError, match=rf"the proxy http://{running.address} \(HTTPS_PROXY\) does not allow"
+            ):
+                client.head_object("bkt", "k")
+        assert len(running.asked) == 1
+        assert client.stats().retries == 0
 
 
 # -- credentials

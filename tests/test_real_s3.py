@@ -63,8 +63,9 @@ def test_every_departure_and_every_line_of_the_page_names_a_test() -> None:
     engines = "".join(file.read_text() for file in (root / "crates").glob("*/tests/**/*.rs"))
     known = {*re.findall(r"def (test_\w+)\(", ours), *re.findall(r"async fn (\w+)\(", engines)}
     page = (root / "docs" / "servers.md").read_text()
-    heads = ("| | ", "| the store ", "| ---")
+    heads = ("| | ", "| the store ", "| the server ", "| store ", "| ---")
     lines = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith(heads)]
+    lines = [line for line in lines if "(not tried)" not in line]
     assert len(lines) > 20
     assert [line for line in lines if known.isdisjoint(re.findall(r"`(\w+)`", line))] == []
     named = [name.split("[")[0] for tests in departures.BY_SERVER.values() for name in tests]

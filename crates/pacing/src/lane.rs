@@ -9,18 +9,22 @@ pub(crate) const FASTEST: f64 = 1e5;
 /// Requests that one of several clients sends at once on keys of which it knows nothing, and the time in which that doubles: with
 /// many clients what is under way before the first refusal comes back would be far more than a budget.
 const FIRST_AT_ONCE: f64 = 2.0;
-const FIRST_DOUBLING: Duration = Duration::from_millis(10);
+const FIRST_DOUBLING: Duration = Duration::from_millis(50);
 /// Time over which requests before the first refusal are counted.
 const MEMORY_BEFORE: Duration = Duration::from_secs(1);
-/// The rate after the first refusal, as a share of the rate before it; and the least it is, for a refusal that is the only
-/// one should not cost much.
+/// The rate after the first refusal, as a share of the rate before it: more where the first requests doubled slowly, as fewer of them
+/// were too many. And the least it is, for a refusal that is the only one should not cost much.
 const FIRST_SHARE: f64 = 0.5;
+const FIRST_SHARE_OF_DOUBLING: f64 = 0.7;
 const FIRST_LEAST: f64 = 4.0;
 /// The power of their number with which that falls where clients share their pace: they have the refusals of all.
 const FIRST_LEAST_POWER: f64 = 1.0 / 3.0;
 /// Refusals of which the last may be the first to cut the rate below that: a few say that something was refused, not that the
 /// budget is smaller.
 const FEW: u32 = 3;
+
+/// How long clients that share their pace take to tell each other what the first refusals say.
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// How many refusals an admitted request lets expect at one request per second: more while steps are large, for refusals are what
 /// the rate is found by. And the power of the rate with which that falls: with a power of 1 all clients would come to the same
@@ -59,6 +63,9 @@ const GROWTH_BACK: f64 = 0.5;
 const KNOWN_SHARE: f64 = 0.93;
 const KNOWN_RISE: Duration = Duration::from_secs(8);
 const LONGEST_RISE: Duration = Duration::from_secs(32);
+/// For how long the budget is taken to have saved up what was not asked for since the job before: half of what
+/// [`Limits`](s3dcp_partition::Limits) assumes.
+pub(crate) const SAVED_UP: Duration = Duration::from_millis(500);
 /// How many times that rate, or the requests that were really sent, a lane must have reached for a refusal to say nothing of it.
 const FAR_ABOVE: f64 = 2.0;
 /// The logarithm of what the first refusal below that rate divides it by, and how that grows with each further one.
@@ -78,6 +85,8 @@ struct Known {
     since: Option<Duration>,
     /// How many times as fast it goes because others are done.
     left: f64,
+    /// Requests that may go before their turn: what the budget saved up while nothing was asked of it.
+    saved_up: f64,
 }
 
 impl Known {
@@ -130,6 +139,8 @@ pub struct Lane {
     others: u32,
     /// The first requests: since when, and how many.
     begun: Option<(Duration, u32)>,
+    /// Requests admitted since the job began.
+    served: u64,
 }
 
 impl Lane {
@@ -140,12 +151,16 @@ impl Lane {
     pub fn take(&mut self, now: Duration) -> Result<(), Duration> {
         self.rise(now);
         let Some(rate) = self.rate else { return self.take_one_of_the_first(now) };
-        if now < self.next {
-            self.limiting = true;
-            return Err(self.next);
-        }
         if self.known.is_some() {
             self.take_one_of_the_first(now)?;
+        }
+        if now < self.next {
+            if let Some(known) = self.known.as_mut().filter(|known| known.saved_up >= 1.0) {
+                known.saved_up -= 1.0;
+                return Ok(());
+            }
+            self.limiting = true;
+            return Err(self.next);
         }
         let gap = Duration::from_secs_f64(1.0 / rate);
         // What was late by less than a gap is made up for; a turn that nobody wanted is lost.
@@ -190,6 +205,7 @@ impl Lane {
     /// A request was admitted.
     pub fn admitted(&mut self) {
         self.admitted = self.admitted.saturating_add(1);
+        self.served += 1;
         let Some(rate) = self.rate.filter(|_| self.limiting && self.known.is_none()) else { return };
         let growth = if rate >= self.good / 2.0 {
             let expected = (EXPECTED + EXPECTED_PER_STEP * self.step)
@@ -213,7 +229,8 @@ impl Lane {
         let admitted = std::mem::take(&mut self.admitted);
         let rate = match self.rate {
             None => {
-                let rate = (FIRST_SHARE * self.rate_before(now)).max(self.first_least());
+                let share = if self.others > 0 { FIRST_SHARE_OF_DOUBLING } else { FIRST_SHARE };
+                let rate = (share * self.rate_before(now)).max(self.first_least());
                 self.next = now + Duration::from_secs_f64(random / rate);
                 self.paced_at = Some(now);
                 self.step = FIRST_STEP;
@@ -242,6 +259,12 @@ impl Lane {
     /// Shares its pace with so many clients from now on, itself included.
     pub(crate) fn join(&mut self, clients: u32) {
         self.others = clients.saturating_sub(1);
+        self.served = 0;
+    }
+
+    /// Requests admitted since it joined.
+    pub(crate) fn served(&self) -> u64 {
+        self.served
     }
 
     fn clients(&self) -> f64 {
@@ -260,9 +283,11 @@ impl Lane {
             step: KNOWN_STEP,
             since: None,
             left: 1.0,
+            saved_up: 0.0,
         };
         let rate = known.rate_at(now);
         known.since = None;
+        known.saved_up = rate * SAVED_UP.as_secs_f64();
         let next = now + Duration::from_secs_f64(random / rate);
         *self = Lane {
             rate: Some(rate),
@@ -306,6 +331,7 @@ impl Lane {
     fn begin_known_again(&mut self, now: Duration) {
         if let Some(known) = &mut self.known {
             known.since = Some(now);
+            known.saved_up = 0.0;
             self.rate = Some(known.rate_at(now));
             self.cut_at = now;
         }
@@ -369,6 +395,13 @@ impl Lane {
     /// Whether a turn taken at `taken` is still good: one from before the first refusal is not after it.
     pub fn holds(&self, taken: Duration) -> bool {
         self.paced_at.is_none_or(|paced_at| taken > paced_at)
+    }
+
+    /// The same, but `None` too for as long as clients that share their pace have not told each other what they found.
+    pub(crate) fn settled_rate(&self, now: Duration) -> Option<f64> {
+        let settling = self.others > 0 && self.known.is_none();
+        let settled = |since: Duration| now.saturating_sub(since) >= SETTLING;
+        self.rate.filter(|_| !settling || self.paced_at.is_none_or(settled))
     }
 
     /// Requests per second; `None` while nothing is held back.

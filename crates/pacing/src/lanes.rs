@@ -107,11 +107,19 @@ impl Lanes {
         (!changes.is_empty()).then(|| found * changes.iter().sum::<f64>() / changes.len() as f64)
     }
 
-    /// The rate at which requests for `key` are held back, in requests per second, or would be.
+    /// Requests admitted in folders that begin with `within` since the job there began, by all of its clients if they are alike.
+    pub(crate) fn served(&self, within: &str) -> f64 {
+        let Some(job) = self.job.as_ref().filter(|job| *job.within == *within) else { return 0.0 };
+        let lanes = self.lanes.iter().filter(|(folder, _)| folder.starts_with(within));
+        lanes.map(|(_, used)| used.lane.served()).sum::<u64>() as f64 * f64::from(job.clients)
+    }
+
+    /// The rate at which requests for `key` are held back, in requests per second, or would be, once it says how large requests
+    /// should be.
     pub fn rate(&self, now: Duration, key: &str) -> Option<f64> {
         let folder = folder(key);
         match self.lanes.get(folder) {
-            Some(used) => used.lane.rate(),
+            Some(used) => used.lane.settled_rate(now),
             None => {
                 let share = self.job_of(now, folder).and_then(Job::share);
                 share.or_else(|| self.neighbour(now, folder)?.rate())

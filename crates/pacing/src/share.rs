@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use s3dcp_partition::Limits;
+
 use crate::lane::{FASTEST, SLOWEST};
 use crate::lanes::Lanes;
 
@@ -86,8 +88,15 @@ impl Share {
     }
 
     /// Requests per second that all lanes together have found, or of this client's alone where it is the only one; `None` while
-    /// nothing is held back.
+    /// nothing is held back. It is never less than what was served, besides what the budget had saved up: a short job ends before it
+    /// has found its rate.
     pub fn found(&self, now: Duration, lanes: &Lanes) -> Option<f64> {
+        let time = now.saturating_sub(self.begun_at) + Limits::default().burst;
+        let served = lanes.served(&self.within) / time.as_secs_f64();
+        self.found_by_refusals(now, lanes).map(|rate| rate.max(served))
+    }
+
+    fn found_by_refusals(&self, now: Duration, lanes: &Lanes) -> Option<f64> {
         let since = self.begun_at.max(now.saturating_sub(IDLE));
         if let Some(rate) = lanes.still_known(&self.within, since) {
             return Some(rate);

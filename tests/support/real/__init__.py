@@ -1,6 +1,6 @@
 """Other S3 servers that the tests run on, each started in a folder of its own on loopback and stopped by its ids.
 
-``pytest --s3=rgw`` and ``pytest --s3=garage`` run every test that talks to the embedded server on another one instead.
+``pytest --s3=rgw`` and the like run every test that talks to the embedded server on another one instead.
 `departures` says where that one differs from S3.
 """
 
@@ -8,6 +8,12 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import garage, rgw
+from . import garage, localstack, moto, rgw, s3rver
 
-SERVERS: dict[str, ModuleType] = {"rgw": rgw, "garage": garage}
+SERVERS: dict[str, ModuleType] = {
+    "rgw": rgw,
+    "garage": garage,
+    "moto": moto,
+    "localstack": localstack,
+    "s3rver": s3rver,
+}

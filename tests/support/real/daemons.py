@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 TIMEOUT_SECONDS = 120
+# Where make test-real-s3 puts what it installs from packages.
+INSTALLED = Path(__file__).resolve().parents[3] / ".cache" / "servers"
 
 
 def free_ports(count: int) -> list[int]:

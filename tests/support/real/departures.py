@@ -13,6 +13,9 @@ class Sometimes(str):
 
 
 NO_CHECKSUMS = "checksums are neither verified nor kept"
+NO_SECOND_COMPLETION = "a repeated completion is an internal error"
+NO_UPLOADS = "uploads are not listed"
+OTHER_ROOT = "the answer to ListParts is no ListPartsResult"
 NO_CONDITIONS = "conditional writes are ignored"
 ONE_CODE = "every refused signature is AccessDenied"
 OTHER_CODE = "another error code"
@@ -63,6 +66,29 @@ BY_SERVER: dict[str, dict[str, str]] = {
         "test_we_read_what_the_reference_wrote": PEERS_ETAG,
         "test_what_is_damaged_on_the_way_to_the_server_is_sent_again": NO_CHECKSUMS,
         "test_what_others_wrote_is_never_touched[s3torchconnector]": PEERS_ETAG,
+    },
+    "moto": {
+        "test_a_killed_save_leaves_files_and_uploads_that_prune_deletes": OTHER_ROOT,
+        "test_what_is_damaged_on_the_way_to_the_server_is_sent_again": NO_CHECKSUMS,
+    },
+    "s3rver": {
+        "test_a_failed_save_that_cannot_delete_says_so_and_keeps_its_error": NO_UPLOADS,
+        "test_a_killed_save_leaves_files_and_uploads_that_prune_deletes": NO_UPLOADS,
+        "test_a_lost_answer_leaves_a_whole_checkpoint[complete-first]": NO_SECOND_COMPLETION,
+        "test_a_lost_answer_leaves_a_whole_checkpoint[complete-overwriting]": NO_SECOND_COMPLETION,
+        "test_a_path_without_leftovers_is_told": NO_UPLOADS,
+        "test_a_prefix_that_cannot_work_is_refused_and_nothing_written": NO_UPLOADS,
+        "test_a_save_that_breaks_off_between_files_commits_none_of_them": NO_UPLOADS,
+        "test_a_save_that_breaks_off_leaves_the_old_checkpoint_whole": NO_UPLOADS,
+        "test_a_save_that_fails_has_aborted_its_uploads": NO_UPLOADS,
+        "test_a_save_that_fails_on_one_rank_leaves_only_what_the_others_completed": NO_UPLOADS,
+        "test_a_server_that_honours_conditions_satisfies_a_writer_that_requires_them": NO_CONDITIONS,
+        "test_a_stream_that_an_exception_leaves_changes_nothing": NO_UPLOADS,
+        "test_paths_of_any_characters_work[x//y]": "a folder without a name is none",
+        "test_the_index_is_the_last_thing_a_save_writes": NO_UPLOADS,
+        "test_what_is_damaged_on_the_way_to_the_server_is_sent_again": NO_CHECKSUMS,
+        "test_what_is_overwritten_while_it_is_read_is_read_whole": "the rest comes from the new object",
+        "test_what_others_wrote_is_never_touched": NO_UPLOADS,
     },
     "garage": {
         "test_a_bucket_needs_a_valid_name": OTHER_CODE,

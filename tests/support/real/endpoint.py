@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -37,9 +38,11 @@ class Endpoint:
 
     def delete_bucket(self, name: str) -> None:
         """Delete a bucket with everything in it."""
-        for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=name):
-            for upload in page.get("Uploads", []):
-                self._client.abort_multipart_upload(Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"])
+        # Where uploads are not listed, none keeps a bucket.
+        with contextlib.suppress(self._client.exceptions.ClientError):
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=name):
+                for upload in page.get("Uploads", []):
+                    self._client.abort_multipart_upload(Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"])
         for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=name):
             if objects := [{"Key": entry["Key"]} for entry in page.get("Contents", [])]:
                 self._client.delete_objects(Bucket=name, Delete={"Objects": objects, "Quiet": True})

@@ -1,7 +1,7 @@
 //! HTTP proxies, as the environment names them: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either case.
 //!
 //! A tunnel (CONNECT) leads to services with TLS. A service without it is asked by the proxy, which is told the whole URL. Which
-//! hosts are left out, and how a tunnel is asked for, is the HTTP library's. A password is in [`Intercept`] alone, whose `Debug` hides
+//! hosts are left out is the HTTP library's, but for ports. A password is in [`Intercept`] alone, whose `Debug` hides
 //! it. What this does not do: proxies that speak TLS or SOCKS themselves, other authorisation than Basic.
 
 use std::error::Error as StdError;
@@ -13,7 +13,6 @@ use futures_util::future::BoxFuture;
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Uri};
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -22,14 +21,14 @@ use tower_service::Service;
 use crate::config::environment::Environment;
 use crate::error::{Error, ErrorKind};
 use crate::http::resolver::Resolver;
-
-/// Why there is no tunnel.
-pub(crate) type TunnelError = <Tunnel<HttpConnector> as Service<Uri>>::Error;
+use crate::http::tunnel;
 
 /// The proxies of the environment.
 #[derive(Debug)]
 pub(crate) struct Proxies {
     matcher: Matcher,
+    /// What is left out on one port alone: a matcher that has no proxy for it.
+    on_ports: Vec<(u16, Matcher)>,
     /// The variables that name them, for URIs without TLS and with it.
     sources: [&'static str; 2],
     /// URIs without TLS are reached without one.
@@ -62,8 +61,16 @@ impl Proxies {
         let nobody = without.split(',').any(|entry| entry.trim() == "*");
         let [(http_source, http), (https_source, https)] =
             [http, https].map(|proxy| proxy.filter(|_| !nobody).unwrap_or_default());
-        let matcher = Matcher::builder().http(http).https(https).no(without).build();
-        Ok(Proxies { matcher, sources: [http_source, https_source], tls_only: false })
+        let (on_ports, on_any): (Vec<_>, Vec<_>) =
+            without.split(',').map(|entry| host_and_port(entry.trim())).partition(|(_, port)| port.is_some());
+        let on_any = on_any.into_iter().map(|(host, _)| host).collect::<Vec<_>>().join(",");
+        let on_ports = on_ports.into_iter().filter_map(|(host, port)| {
+            // Which proxy it would be does not matter: it is asked only whether there is one.
+            Some((port?, Matcher::builder().all("http://proxy").no(host).build()))
+        });
+        let on_ports = on_ports.collect();
+        let matcher = Matcher::builder().http(http).https(https).no(on_any).build();
+        Ok(Proxies { matcher, on_ports, sources: [http_source, https_source], tls_only: false })
     }
 
     /// The same, for URIs with TLS alone.
@@ -76,6 +83,10 @@ impl Proxies {
     pub(crate) fn of(&self, uri: &Uri) -> Option<Proxy> {
         let tls = uri.scheme() == Some(&Scheme::HTTPS);
         if self.tls_only && !tls {
+            return None;
+        }
+        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        if self.on_ports.iter().any(|(only, hosts)| *only == port && hosts.intercept(uri).is_none()) {
             return None;
         }
         let source = self.sources[usize::from(tls)];
@@ -130,6 +141,22 @@ fn proxy(environment: &Environment, names: &[&'static str]) -> Result<Option<(&'
     }
 }
 
+/// An entry of `NO_PROXY`: `host`, `host:port`, an address of either version, `[address]:port`, or a network.
+fn host_and_port(entry: &str) -> (&str, Option<u16>) {
+    let (host, port) = match entry.strip_prefix('[').and_then(|entry| entry.split_once(']')) {
+        Some((address, rest)) => (address, rest.strip_prefix(':')),
+        None => match entry.split_once(':') {
+            Some((host, port)) if !port.contains(':') => (host, Some(port)),
+            _ => (entry, None),
+        },
+    };
+    match port.map(str::parse) {
+        Some(Ok(port)) => (host, Some(port)),
+        Some(Err(_)) => (entry, None),
+        None => (host, None),
+    }
+}
+
 /// Whether there is a host, with a port or without one, and at most one user before it.
 fn names_a_host(authority: &Authority) -> bool {
     let (_, place) = authority.as_str().split_once('@').unwrap_or(("", authority.as_str()));
@@ -163,11 +190,8 @@ impl Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         match self.proxies.of(&uri) {
             Some(proxy) if uri.scheme() == Some(&Scheme::HTTPS) => {
-                let mut tunnel = Tunnel::new(proxy.intercept.uri().clone(), self.tcp.clone());
-                if let Some(authorization) = proxy.authorization() {
-                    tunnel = tunnel.with_auth(authorization.clone());
-                }
-                let opening = tunnel.call(uri);
+                let (at, authorization) = (proxy.intercept.uri().clone(), proxy.authorization().cloned());
+                let opening = tunnel::open(self.tcp.clone(), at, authorization, uri);
                 Box::pin(async move { Ok(opening.await?) })
             }
             proxy => {
@@ -240,6 +264,19 @@ mod tests {
             ("*", "https://store.test", false),
             ("other.test, *", "http://10.1.2.3", false),
             ("", "https://store.test", true),
+            ("store.test:9000", "http://store.test:9000/b", false),
+            ("store.test:9000", "http://bkt.store.test:9000", false),
+            ("store.test:9000", "http://store.test:9001", true),
+            ("store.test:9000", "http://store.test", true),
+            ("store.test:443", "https://store.test", false),
+            ("store.test:80", "http://store.test", false),
+            ("x.test,10.0.0.0/8:9000", "http://10.1.2.3:9000", false),
+            ("10.1.2.3:9000", "http://10.1.2.3:9001", true),
+            ("[::1]:9000", "http://[::1]:9000", false),
+            ("[::1]:9000", "http://[::1]:9001", true),
+            ("[::1]", "http://[::1]:9000", false),
+            ("a.test:1,store.test", "http://store.test:9000", false),
+            ("store.test:port", "http://store.test:9000", true),
         ] {
             for name in ["NO_PROXY", "no_proxy"] {
                 let found = of(&[("ALL_PROXY", "http://proxy"), (name, without)], uri);

@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::ops::ControlFlow;
 
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, ETAG};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
@@ -60,7 +60,8 @@ impl ActiveFault {
             | Action::Cut(_)
             | Action::Stall(_)
             | Action::Truncate(_)
-            | Action::Flip => {}
+            | Action::Flip
+            | Action::Etag(_) => {}
         }
         Ok(ControlFlow::Continue(request))
     }
@@ -91,6 +92,16 @@ impl ActiveFault {
             Action::Truncate(at) if length.is_none_or(|length| at < length) && !is_empty => {
                 let mut response = shortened(response, at, Ending::Proper);
                 response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(at));
+                Ok(response)
+            }
+            Action::Etag(form) => {
+                let mut response = response;
+                if let Some(etag) = response.headers_mut().remove(ETAG)
+                    && let Some(etag) = etag.to_str().ok().and_then(|etag| form.of(etag))
+                    && let Ok(etag) = HeaderValue::try_from(etag)
+                {
+                    response.headers_mut().insert(ETAG, etag);
+                }
                 Ok(response)
             }
             Action::Flip if !is_empty => Ok(response.map(|body| flipped(body, length, self.random))),

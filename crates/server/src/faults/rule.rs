@@ -26,6 +26,7 @@ use super::target::{OPERATIONS, Target};
 /// | `stall:<n>` | it takes effect; the response stops after n bytes of its body, and the connection stays open |
 /// | `truncate:<n>` | it takes effect; the response is a well-formed one of only n bytes of its body |
 /// | `flip` | it takes effect; one bit of the response's body differs |
+/// | `etag:<form>` | it takes effect; the response's header ETag is `weak` (`W/"…"`), `unquoted`, `uppercase`, `suffixed` (`"…-1"`) or `absent` |
 ///
 /// | condition | the requests |
 /// | --- | --- |
@@ -66,6 +67,31 @@ pub(crate) enum Action {
     Stall(u64),
     Truncate(u64),
     Flip,
+    Etag(EtagForm),
+}
+
+/// How stores write an ETag that S3 writes as `"…"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EtagForm {
+    Weak,
+    Unquoted,
+    Uppercase,
+    Suffixed,
+    Absent,
+}
+
+impl EtagForm {
+    /// This ETag in this form.
+    pub(crate) fn of(self, etag: &str) -> Option<String> {
+        let bare = etag.trim_matches('"');
+        match self {
+            EtagForm::Weak => Some(format!("W/{etag}")),
+            EtagForm::Unquoted => Some(bare.to_owned()),
+            EtagForm::Uppercase => Some(etag.to_uppercase()),
+            EtagForm::Suffixed => Some(format!("\"{bare}-1\"")),
+            EtagForm::Absent => None,
+        }
+    }
 }
 
 /// A line that is no rule; says which word is wrong.
@@ -199,6 +225,18 @@ fn parse_action(word: &str) -> Result<Action, String> {
         "cut" => Action::Cut(bytes()?),
         "stall" => Action::Stall(bytes()?),
         "truncate" => Action::Truncate(bytes()?),
+        "etag" => Action::Etag(match needed("form")? {
+            "weak" => EtagForm::Weak,
+            "unquoted" => EtagForm::Unquoted,
+            "uppercase" => EtagForm::Uppercase,
+            "suffixed" => EtagForm::Suffixed,
+            "absent" => EtagForm::Absent,
+            form => {
+                return Err(format!(
+                    "{form:?} in {word:?} is none of weak, unquoted, uppercase, suffixed, absent"
+                ));
+            }
+        }),
         _ => {
             let action = match name {
                 "drop" => Action::Drop,
@@ -252,6 +290,20 @@ fn matches(pattern: &str, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_etag_is_written_as_other_stores_do() {
+        for (form, written) in [
+            (EtagForm::Weak, Some("W/\"ab-2\"")),
+            (EtagForm::Unquoted, Some("ab-2")),
+            (EtagForm::Uppercase, Some("\"AB-2\"")),
+            (EtagForm::Suffixed, Some("\"ab-2-1\"")),
+            (EtagForm::Absent, None),
+        ] {
+            assert_eq!(form.of("\"ab-2\"").as_deref(), written);
+        }
+        assert!("etag:odd".parse::<Fault>().is_err());
+    }
 
     #[test]
     fn a_rule_is_read_and_written_back() {
