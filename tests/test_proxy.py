@@ -246,21 +246,6 @@ def test_a_service_that_the_proxy_does_not_reach_is_named_with_the_proxy(monkeyp
         assert len(running.asked) == 2
 
 
-def test_a_proxy_that_forbids_a_host_is_an_error_after_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    with testing.server(buckets=["bkt"], tls=True):
-        monkeypatch.delenv("NO_PROXY")
-        monkeypatch.delenv("no_proxy")
-        with proxy(forbids=True) as running:
-            monkeypatch.setenv("HTTPS_PROXY", f"http://{running.address}")
-            client = client_for("us-east-1")
-            with pytest.raises(
-                ConfigError, match=rf"the proxy http://{running.address} \(HTTPS_PROXY\) does not allow"
-            ):
-                client.head_object("bkt", "k")
-        assert len(running.asked) == 1
-        assert client.stats().retries == 0
-
-
 # -- credentials
 
 

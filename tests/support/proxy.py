@@ -22,18 +22,16 @@ class Proxy(ThreadingHTTPServer):
     Args:
         password: of the user ``me``; None lets everybody through.
         to: host and port that every name leads to; None for the name's own.
-        forbids: whether no tunnel is allowed.
     """
 
     daemon_threads = True
     address_family = socket.AF_INET
 
-    def __init__(self, password: str | None, to: tuple[str, int] | None = None, forbids: bool = False) -> None:
+    def __init__(self, password: str | None, to: tuple[str, int] | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         user = base64.b64encode(f"me:{password}".encode()).decode()
         self.expected = None if password is None else f"Basic {user}"
         self.to = to
-        self.forbids = forbids
         self.asked: list[tuple[str, str]] = []
         self.refused = 0
         self.seen_by_services: list[str] = []
@@ -74,9 +72,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_CONNECT(self) -> None:
         if not self.admitted():
-            return
-        if self.server.forbids:
-            self.send_error(403)
             return
         host, _, port = self.path.rpartition(":")
         try:
@@ -134,9 +129,9 @@ def _carry(source: socket.socket, to: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def proxy(password: str | None = None, to: tuple[str, int] | None = None, forbids: bool = False) -> Iterator[Proxy]:
+def proxy(password: str | None = None, to: tuple[str, int] | None = None) -> Iterator[Proxy]:
     """A proxy while the context lasts."""
-    with Proxy(password, to, forbids) as running:
+    with Proxy(password, to) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:

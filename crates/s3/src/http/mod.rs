@@ -10,4 +10,3 @@ pub(crate) mod proxy;
 pub(crate) mod resolver;
 pub(crate) mod transport;
 pub(crate) mod trust;
-pub(crate) mod tunnel;

@@ -1,7 +1,7 @@
 //! HTTP proxies, as the environment names them: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either case.
 //!
 //! A tunnel (CONNECT) leads to services with TLS. A service without it is asked by the proxy, which is told the whole URL. Which
-//! hosts are left out is the HTTP library's, but for ports. A password is in [`Intercept`] alone, whose `Debug` hides
+//! hosts are left out, but for ports, and how a tunnel is asked for, is the HTTP library's. A password is in [`Intercept`] alone, whose `Debug` hides
 //! it. What this does not do: proxies that speak TLS or SOCKS themselves, other authorisation than Basic.
 
 use std::error::Error as StdError;
@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Uri};
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -21,7 +22,9 @@ use tower_service::Service;
 use crate::config::environment::Environment;
 use crate::error::{Error, ErrorKind};
 use crate::http::resolver::Resolver;
-use crate::http::tunnel;
+
+/// Why there is no tunnel.
+pub(crate) type TunnelError = <Tunnel<HttpConnector> as Service<Uri>>::Error;
 
 /// The proxies of the environment.
 #[derive(Debug)]
@@ -190,8 +193,11 @@ impl Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         match self.proxies.of(&uri) {
             Some(proxy) if uri.scheme() == Some(&Scheme::HTTPS) => {
-                let (at, authorization) = (proxy.intercept.uri().clone(), proxy.authorization().cloned());
-                let opening = tunnel::open(self.tcp.clone(), at, authorization, uri);
+                let mut tunnel = Tunnel::new(proxy.intercept.uri().clone(), self.tcp.clone());
+                if let Some(authorization) = proxy.authorization() {
+                    tunnel = tunnel.with_auth(authorization.clone());
+                }
+                let opening = tunnel.call(uri);
                 Box::pin(async move { Ok(opening.await?) })
             }
             proxy => {

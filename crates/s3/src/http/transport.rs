@@ -22,10 +22,9 @@ use crate::http::body::Body;
 use crate::http::connection_pool::{Connections, NoResponse};
 use crate::http::limits::{Limits, causes, find, host_and_port};
 use crate::http::progress::Progress;
-use crate::http::proxy::{Connector, Proxies, Proxy};
+use crate::http::proxy::{Connector, Proxies, Proxy, TunnelError};
 use crate::http::resolver::{InterfaceError, Resolver};
 use crate::http::trust::{Bundle, roots};
-use crate::http::tunnel::TunnelError;
 use crate::protocol::endpoint::Endpoint;
 use crate::transfer::payload::PayloadBody;
 
@@ -105,25 +104,13 @@ impl Transport {
         }
         let proxy = self.connections.proxy(uri);
         let tunnel = find::<TunnelError>(&*error);
-        if let (Some(proxy), Some(refusal @ TunnelError::Refused(status))) = (&proxy, tunnel)
-            && refusal.is_final()
-        {
-            let text = match status {
-                407 => unauthorized(proxy),
-                _ => format!(
-                    "the proxy {proxy} does not allow connections to {host} (it answers CONNECT with {status}); NO_PROXY leaves a \
-                     host out"
-                ),
-            };
-            let status = *status;
-            return Failure::fatal(
-                Error::new(ErrorKind::Config, text).with_status(status).with_source(error),
-            );
+        if let (Some(proxy), Some(TunnelError::ProxyAuthRequired)) = (&proxy, tunnel) {
+            return Failure::fatal(Error::new(ErrorKind::Config, unauthorized(proxy)).with_source(error));
         }
         let whom = match (&proxy, tunnel) {
             (None, _) => host,
             // It is the proxy that cannot be reached.
-            (Some(proxy), Some(TunnelError::NoProxy(_))) => format!("the proxy {proxy}"),
+            (Some(proxy), Some(TunnelError::ConnectFailed(_))) => format!("the proxy {proxy}"),
             (Some(proxy), None) if !self.endpoint.tls() => format!("the proxy {proxy}"),
             (Some(proxy), _) => format!("{host} by the proxy {proxy}"),
         };
