@@ -256,9 +256,11 @@ impl Lane {
         self.cut_at = now;
     }
 
-    /// Shares its pace with so many clients from now on, itself included.
-    pub(crate) fn join(&mut self, clients: u32) {
+    /// Shares its pace with so many clients from `began` on, itself included.
+    pub(crate) fn join(&mut self, began: Duration, clients: u32) {
         self.others = clients.saturating_sub(1);
+        // What an earlier job began with is no reason to send all at once now.
+        self.begun = self.begun.filter(|(since, _)| *since >= began);
         self.served = 0;
     }
 

@@ -35,7 +35,7 @@ struct Job {
 impl Job {
     /// Tells it a lane of its folders.
     fn tell(&self, now: Duration, lane: &mut Lane, random: f64) {
-        lane.join(self.clients);
+        lane.join(self.at, self.clients);
         if let Some(share) = self.share() {
             lane.resume(now, share, random);
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use s3dcp_prefix::{HexPrefixStrategy, NumericOptions};
-use s3dcp_sim::{Network, Round, Scenario, simulate};
+use s3dcp_sim::{Network, Paths, Round, Scenario, simulate};
 
 use common::with;
 
@@ -71,6 +71,20 @@ fn where_the_budget_is_large_a_gentle_beginning_costs_little() {
     let divided = large(16, true);
     assert_eq!(divided.refused, 0);
     assert!(times_ideal(&divided) <= 1.11, "{divided:?}");
+}
+
+#[test]
+fn a_later_save_begins_as_gently_as_the_first() {
+    let scenario = with(hex(Scenario::default()), |scenario| {
+        scenario.world_size = 512;
+        scenario.part_size = Some(16 << 20);
+        scenario.partitions = 8;
+        scenario.rounds = 2;
+        scenario.paths = Paths::EpochInPrefix;
+    });
+    let rounds = simulate(&scenario).rounds;
+    assert_eq!(rounds[0].refused, 0, "{rounds:?}");
+    assert_eq!(rounds[1].refused, 0, "{rounds:?}");
 }
 
 #[test]
