@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -74,20 +75,36 @@ def test_ranks_share_their_pace_while_they_can_and_leave_nothing_behind(
 @pytest.mark.distributed
 def test_a_save_begins_at_the_pace_that_the_last_one_found(groups: Callable[[int], Any]) -> None:
     """Each with a writer of its own, which knows nothing but what the index says."""
-    budget, uri = 40.0, f"s3://{BUCKET}/run"
+    budget, uri = 20.0, f"s3://{BUCKET}/run"
     refused = []
     with testing.server([BUCKET], partitions=testing.Partitions(budget, 10_000, split_after=1e6)) as server:
         for _ in range(3):
             (before,) = server.partitions()
-            groups(4).run(pacing_jobs.save_watched, uri, 40)
+            began = time.monotonic()
+            groups(4).run(pacing_jobs.save_watched, uri, 30)
+            seconds = time.monotonic() - began
             (after,) = server.partitions()
             admitted, more = after.admitted - before.admitted, after.refused - before.refused
             refused.append(more / (admitted + more))
             noted = S3StorageReader("us-east-1", uri).read_metadata().storage_meta.s3dcp["writes_per_minute"]  # type: ignore[union-attr]
-            assert 0.5 * budget <= noted / 60 <= 2 * budget
+            # A machine that is slow leaves some of the budget.
+            assert 0.5 * min(budget, admitted / seconds) <= noted / 60 <= 2 * budget
     print(refused)
     assert max(refused[1:]) <= 0.1
-    assert max(refused[1:]) < refused[0]
+    assert sum(refused[1:]) / 2 < refused[0]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("refused", [(), (1,)])
+def test_a_rank_that_was_refused_tells_the_one_that_commits(
+    groups: Callable[[int], Any], refused: tuple[int, ...]
+) -> None:
+    uri = f"s3://{BUCKET}/run"
+    faults = [f"error:SlowDown on=PutObject key=*__{rank}_* times=3" for rank in refused]
+    with testing.server([BUCKET], faults=faults):
+        groups(2).run(pacing_jobs.save_watched, uri, 10)
+        facts = S3StorageReader("us-east-1", uri).read_metadata().storage_meta.s3dcp  # type: ignore[union-attr]
+    assert ("writes_per_minute" in facts) == bool(refused)
 
 
 @pytest.mark.distributed

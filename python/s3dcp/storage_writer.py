@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import secrets
+import statistics
 import threading
 import time
 import warnings
@@ -73,6 +74,12 @@ class _RankPlan:
     save_id: str
 
 
+class _Results(list[WriteResult]):
+    """What a rank has written, and what it found S3 to take from all ranks: each rank tells the one that commits."""
+
+    writes_per_second: float | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class _DrawnId:
     """The id of a save that is to begin in this process."""
@@ -99,7 +106,6 @@ class _Save:
     notes: str | None = None
     is_prepared: bool = False
     plan_data: _PlanData | None = None
-    writes_per_second: float | None = None  # that this save found S3 to take
 
     @property
     def commits(self) -> bool:
@@ -127,15 +133,15 @@ class _Save:
             prefixes.append(prefix)
         return prefixes
 
-    def storage_meta(self) -> StorageMeta:
-        """What the index says of the save."""
+    def storage_meta(self, writes_per_second: float | None) -> StorageMeta:
+        """What the index says of the save, which found S3 to take so many requests."""
         meta = StorageMeta(checkpoint_id=self.path, save_id=self.save_id)
         epoch = getattr(self.strategy, "epoch_num", None)
         facts = {"format": 1, "ranks": self.plan_data.ranks if self.plan_data else None, "epoch": epoch}
         if self.notes is not None:
             facts["notes"] = self.notes
-        if self.writes_per_second is not None:
-            facts["writes_per_minute"] = max(round(60 * self.writes_per_second), 1)
+        if writes_per_second is not None:
+            facts["writes_per_minute"] = max(round(60 * writes_per_second), 1)
         meta.s3dcp = facts  # type: ignore[attr-defined]
         return meta
 
@@ -427,7 +433,7 @@ class S3StorageWriter(FileSystemWriter):
         reused, items = self._reuse(save, plan, resolver)
         files = split_into_files(items, self.thread_count, self.single_file_per_rank, self.serialization_format)
         save.native.divide_budget(plan_data.ranks, len(files))
-        results: list[WriteResult] = []
+        results = _Results()
         shards: list[ShardFile] = []
         hashes = self._compares
         total = sum(file.nbytes for file in files)
@@ -456,8 +462,9 @@ class S3StorageWriter(FileSystemWriter):
                     shard.let_go()
                 discard(save.native, save.bucket)
                 raise
-        save.writes_per_second = pace.found
-        return reused + results
+        results.writes_per_second = pace.found
+        results[:0] = reused
+        return results
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Commit: the index by one conditional PUT, then clean up what it replaced.
@@ -473,7 +480,9 @@ class S3StorageWriter(FileSystemWriter):
             raise RuntimeError("prepare_local_plan() must be called before finish(), by the rank that commits")
         if INDEX_VERSION is not None:
             metadata.version = INDEX_VERSION
-        metadata.storage_meta = save.storage_meta()
+        # A rank that was not refused has found nothing.
+        found = [rank.writes_per_second for rank in results if isinstance(rank, _Results) and rank.writes_per_second]
+        metadata.storage_meta = save.storage_meta(statistics.median_high(found) if found else None)
         began = time.perf_counter()
         with save.operation.phase("finish"):
             with GcPause(old_at_once=True):

@@ -1,21 +1,27 @@
 //! The rate of one lane.
 
+use std::collections::VecDeque;
 use std::time::Duration;
+
+use s3dcp_partition::Limits;
 
 /// Slowest rate, in requests per second: even an outage is asked about from time to time.
 pub(crate) const SLOWEST: f64 = 0.2;
 /// Fastest rate that is told from none, in requests per second.
 pub(crate) const FASTEST: f64 = 1e5;
 /// Requests that one of several clients sends at once on keys of which it knows nothing, and the time in which that doubles: with
-/// many clients what is under way before the first refusal comes back would be far more than a budget.
-const FIRST_AT_ONCE: f64 = 2.0;
+/// many clients what is under way before the first refusal comes back would be far more than a budget. An answer lets two more go
+/// then; the answer to a large part comes late, so without it the doubling only takes longer.
+const FIRST_AT_ONCE: u64 = 2;
 const FIRST_DOUBLING: Duration = Duration::from_millis(50);
-/// Time over which requests before the first refusal are counted.
+const FIRST_DOUBLING_UNANSWERED: Duration = Duration::from_millis(75);
+/// Time over which requests before the first refusal are counted. A budget has saved up about as much, so their number is the rate
+/// that it takes.
 const MEMORY_BEFORE: Duration = Duration::from_secs(1);
-/// The rate after the first refusal, as a share of the rate before it: more where the first requests doubled slowly, as fewer of them
-/// were too many. And the least it is, for a refusal that is the only one should not cost much.
+/// The rate after the first refusal, as a share of that number, of a client that shares its pace with none: there may be others of
+/// whom it knows nothing.
 const FIRST_SHARE: f64 = 0.5;
-const FIRST_SHARE_OF_DOUBLING: f64 = 0.7;
+/// The least that rate is, for a refusal that is the only one should not cost much.
 const FIRST_LEAST: f64 = 4.0;
 /// The power of their number with which that falls where clients share their pace: they have the refusals of all.
 const FIRST_LEAST_POWER: f64 = 1.0 / 3.0;
@@ -63,9 +69,8 @@ const GROWTH_BACK: f64 = 0.5;
 const KNOWN_SHARE: f64 = 0.93;
 const KNOWN_RISE: Duration = Duration::from_secs(8);
 const LONGEST_RISE: Duration = Duration::from_secs(32);
-/// For how long the budget is taken to have saved up what was not asked for since the job before: half of what
-/// [`Limits`](s3dcp_partition::Limits) assumes.
-pub(crate) const SAVED_UP: Duration = Duration::from_millis(500);
+/// With how much of what a budget has saved up since the job before a lane begins at once.
+const SAVED_UP: f64 = 0.5;
 /// How many times that rate, or the requests that were really sent, a lane must have reached for a refusal to say nothing of it.
 const FAR_ABOVE: f64 = 2.0;
 /// The logarithm of what the first refusal below that rate divides it by, and how that grows with each further one.
@@ -131,8 +136,8 @@ pub struct Lane {
     good: f64,
     /// Since when it goes at a rate that a refusal set.
     cut_at: Duration,
-    /// Requests before the first refusal, the older ones faded, as of a time.
-    before: (f64, Duration),
+    /// When the latest requests before the first refusal were sent.
+    before: VecDeque<Duration>,
     /// What was found before, as long as the lane goes by that.
     known: Option<Known>,
     /// How many clients share their pace with this one, where there are others.
@@ -150,10 +155,19 @@ impl Lane {
     /// The time of the next turn.
     pub fn take(&mut self, now: Duration) -> Result<(), Duration> {
         self.rise(now);
-        let Some(rate) = self.rate else { return self.take_one_of_the_first(now) };
-        if self.known.is_some() {
-            self.take_one_of_the_first(now)?;
+        if self.rate.is_none() || self.known.is_some() {
+            self.first_turn(now)?;
         }
+        if let Some(rate) = self.rate {
+            self.turn(now, rate)?;
+        }
+        if let Some((_, taken)) = &mut self.begun {
+            *taken = taken.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, now: Duration, rate: f64) -> Result<(), Duration> {
         if now < self.next {
             if let Some(known) = self.known.as_mut().filter(|known| known.saved_up >= 1.0) {
                 known.saved_up -= 1.0;
@@ -181,24 +195,26 @@ impl Lane {
         }
     }
 
-    /// The same before a refusal has told anything of the budget.
-    fn take_one_of_the_first(&mut self, now: Duration) -> Result<(), Duration> {
+    /// The turn of one of the first requests, before a refusal has told anything of the budget.
+    fn first_turn(&mut self, now: Duration) -> Result<(), Duration> {
         if self.others == 0 {
             return Ok(());
         }
-        let (since, taken) = self.begun.get_or_insert((now, 0));
-        let next = *since + FIRST_DOUBLING.mul_f64((f64::from(*taken + 1) / FIRST_AT_ONCE).log2().max(0.0));
-        if now < next {
-            return Err(next);
-        }
-        *taken = taken.saturating_add(1);
-        Ok(())
+        let (since, taken) = *self.begun.get_or_insert((now, 0));
+        let answered = u64::from(taken) < FIRST_AT_ONCE + 2 * self.served;
+        let doubling = if answered { FIRST_DOUBLING } else { FIRST_DOUBLING_UNANSWERED };
+        let doublings = (f64::from(taken + 1) / FIRST_AT_ONCE as f64).log2().max(0.0);
+        let next = since + doubling.mul_f64(doublings);
+        if now < next { Err(next) } else { Ok(()) }
     }
 
     /// A request is sent, some time after its turn was taken.
     pub fn sent(&mut self, now: Duration) {
         if self.rate.is_none() || self.known.is_some() {
-            self.before = (self.rate_before(now) + 1.0, now);
+            self.before.push_back(now);
+            while self.before.front().is_some_and(|sent| now.saturating_sub(*sent) > 5 * MEMORY_BEFORE) {
+                self.before.pop_front();
+            }
         }
     }
 
@@ -223,14 +239,14 @@ impl Lane {
 
     /// A request that was sent at `sent` was refused. `random`, from 0 to 1, keeps clients out of step.
     pub fn refused(&mut self, now: Duration, sent: Duration, random: f64) {
-        if self.known.is_some() && sent < self.cut_at || self.goes_on_from_known(now) {
+        if self.known.is_some() && sent < self.cut_at || self.goes_on_from_known(now, sent) {
             return;
         }
         let admitted = std::mem::take(&mut self.admitted);
         let rate = match self.rate {
             None => {
-                let share = if self.others > 0 { FIRST_SHARE_OF_DOUBLING } else { FIRST_SHARE };
-                let rate = (share * self.rate_before(now)).max(self.first_least());
+                let rate = self.first_rate(sent);
+                self.before = VecDeque::new();
                 self.next = now + Duration::from_secs_f64(random / rate);
                 self.paced_at = Some(now);
                 self.step = FIRST_STEP;
@@ -273,6 +289,12 @@ impl Lane {
         (1.0 + f64::from(self.others)).min(MOST_CLIENTS)
     }
 
+    /// The rate after the first refusal, of a request that was sent then.
+    fn first_rate(&self, sent: Duration) -> f64 {
+        let share = if self.others > 0 { 1.0 } else { FIRST_SHARE };
+        (share * self.rate_before(sent)).max(self.first_least())
+    }
+
     fn first_least(&self) -> f64 {
         FIRST_LEAST * self.clients().powf(-FIRST_LEAST_POWER)
     }
@@ -289,7 +311,7 @@ impl Lane {
         };
         let rate = known.rate_at(now);
         known.since = None;
-        known.saved_up = rate * SAVED_UP.as_secs_f64();
+        known.saved_up = rate * SAVED_UP * Limits::default().burst.as_secs_f64();
         let next = now + Duration::from_secs_f64(random / rate);
         *self = Lane {
             rate: Some(rate),
@@ -305,17 +327,17 @@ impl Lane {
     }
 
     /// After a refusal: whether what was found before still holds, or holds when it is corrected.
-    fn goes_on_from_known(&mut self, now: Duration) -> bool {
+    fn goes_on_from_known(&mut self, now: Duration, sent: Duration) -> bool {
         let Some(mut known) = self.known else { return false };
         let reached = known.rate_at(now) / known.left;
         let (above, least, most) =
             (reached > FAR_ABOVE * known.rate, known.left * known.rate, known.left * reached);
-        let before = self.rate_before(now);
+        let before = self.rate_before(sent);
         if above || most > FAR_ABOVE * before.max(self.first_least()) {
             // There is more than there was, or more than is asked for: as if nothing had been known, but no slower where there is more.
             self.known = None;
             let least = if above { least } else { 0.0 };
-            let first = (FIRST_SHARE * before).max(self.first_least()).max(least).min(most);
+            let first = self.first_rate(sent).max(least).min(most);
             (self.rate, self.first, self.step, self.cut_at) = (Some(first), first, FIRST_STEP, now);
             return true;
         }
@@ -339,10 +361,10 @@ impl Lane {
         }
     }
 
-    /// Requests in the second before.
-    fn rate_before(&self, now: Duration) -> f64 {
-        let (count, at) = self.before;
-        count * (-now.saturating_sub(at).div_duration_f64(MEMORY_BEFORE)).exp()
+    /// Requests in the second before the one that was sent `then`.
+    fn rate_before(&self, then: Duration) -> f64 {
+        let earlier = self.before.iter().rev().skip_while(|sent| **sent > then).skip(1);
+        earlier.map(|sent| (-(then - *sent).div_duration_f64(MEMORY_BEFORE)).exp()).sum()
     }
 
     /// A lane that begins with the rate of this one.

@@ -109,9 +109,14 @@ impl Lanes {
 
     /// Requests admitted in folders that begin with `within` since the job there began, by all of its clients if they are alike.
     pub(crate) fn served(&self, within: &str) -> f64 {
-        let Some(job) = self.job.as_ref().filter(|job| *job.within == *within) else { return 0.0 };
         let lanes = self.lanes.iter().filter(|(folder, _)| folder.starts_with(within));
-        lanes.map(|(_, used)| used.lane.served()).sum::<u64>() as f64 * f64::from(job.clients)
+        lanes.map(|(_, used)| used.lane.served()).sum::<u64>() as f64 * self.clients(within)
+    }
+
+    /// Clients of the job in folders that begin with `within`.
+    pub(crate) fn clients(&self, within: &str) -> f64 {
+        let job = self.job.as_ref().filter(|job| *job.within == *within);
+        job.map_or(1.0, |job| f64::from(job.clients.max(1)))
     }
 
     /// The rate at which requests for `key` are held back, in requests per second, or would be, once it says how large requests

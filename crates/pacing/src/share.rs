@@ -91,9 +91,9 @@ impl Share {
     /// nothing is held back. It is never less than what was served, besides what the budget had saved up: a short job ends before it
     /// has found its rate.
     pub fn found(&self, now: Duration, lanes: &Lanes) -> Option<f64> {
+        let rate = self.found_by_refusals(now, lanes)?;
         let time = now.saturating_sub(self.begun_at) + Limits::default().burst;
-        let served = lanes.served(&self.within) / time.as_secs_f64();
-        self.found_by_refusals(now, lanes).map(|rate| rate.max(served))
+        Some(rate.max(lanes.served(&self.within) / time.as_secs_f64()))
     }
 
     fn found_by_refusals(&self, now: Duration, lanes: &Lanes) -> Option<f64> {
@@ -101,14 +101,15 @@ impl Share {
         if let Some(rate) = lanes.still_known(&self.within, since) {
             return Some(rate);
         }
+        let clients = lanes.clients(&self.within);
         let (count, sum) = read(self.counter);
         if count > 0 && !self.lanes.is_empty() {
-            return Some(
-                count as f64 * (sum as f64 / count as f64 / UNIT).clamp(SLOWEST.ln(), FASTEST.ln()).exp(),
-            );
+            let mean = (sum as f64 / count as f64 / UNIT).clamp(SLOWEST.ln(), FASTEST.ln()).exp();
+            // Those that were never refused take no part in the counter; they were no slower.
+            return Some(count as f64 * mean * (clients / self.most as f64).max(1.0));
         }
         let paced = lanes.paced(since).filter(|(folder, _)| folder.starts_with(&*self.within));
-        Some(paced.map(|(_, rate)| rate).sum()).filter(|rate| *rate > 0.0)
+        Some(clients * paced.map(|(_, rate)| rate).sum::<f64>()).filter(|rate| *rate > 0.0)
     }
 
     /// What to add to the counter at the end, so that the others together go as fast as before; `None` when this client had no part.
@@ -199,6 +200,23 @@ mod tests {
         let mean = 32_f64.sqrt();
         assert!(about(&one.rates(), &[mean, mean]), "{:?}", one.rates());
         assert!(about(&other.rates(), &[mean, mean]), "{:?}", other.rates());
+    }
+
+    #[test]
+    fn those_that_were_not_refused_are_found_as_fast_as_the_others() {
+        let mut counter = 0;
+        let mut clients = [Client::new(&[10.0]), Client::new(&[10.0])];
+        for client in &mut clients {
+            client.lanes.begin(START, "b/run/", 4, None, || 0.5);
+            assert_eq!(client.share.found(START, &client.lanes), Some(40.0), "alone");
+        }
+        clients.iter_mut().for_each(|client| client.exchange(&mut counter));
+        let [one, two] = &mut clients;
+        assert!(about(&[two.share.found(START, &two.lanes).unwrap()], &[40.0]));
+        one.exchange(&mut counter);
+        one.leave(&mut counter);
+        two.exchange(&mut counter);
+        assert!(about(&[two.share.found(START, &two.lanes).unwrap()], &[40.0]), "the rate of one is left");
     }
 
     #[test]

@@ -62,8 +62,8 @@ struct Fleet<'a> {
     network_free: Duration,
     /// What the ranks share their pace by.
     counter: i64,
-    /// What the last round found.
-    found: Option<f64>,
+    /// What each rank of the last round found, if it was refused.
+    found: Vec<f64>,
     events: BinaryHeap<Reverse<(Duration, u64, usize, Event)>>,
     count: u64,
     random: Rng,
@@ -114,7 +114,7 @@ impl<'a> Fleet<'a> {
             },
             network_free: Duration::ZERO,
             counter: 0,
-            found: None,
+            found: Vec::new(),
             events: BinaryHeap::new(),
             count: 0,
             random,
@@ -160,6 +160,7 @@ impl<'a> Fleet<'a> {
             &scenario.capacity(scenario.promised()),
         );
         let plan = (scenario.operation == Operation::Save).then_some(plan);
+        let noted = median(std::mem::take(&mut self.found));
         for (number, prefix) in scenario.prefixes(round).into_iter().enumerate() {
             let mut files: Vec<File> = (0..scenario.files_per_rank)
                 .map(|file| {
@@ -171,7 +172,7 @@ impl<'a> Fleet<'a> {
             rank.begin(files);
             rank.share = Share::new(self.now, &scenario.folder(round));
             let clients = if scenario.sharing { scenario.world_size } else { 1 };
-            rank.lanes.begin(self.now, &scenario.folder(round), clients, self.found, || self.random.f64());
+            rank.lanes.begin(self.now, &scenario.folder(round), clients, noted, || self.random.f64());
             rank.unfinished = match scenario.operation {
                 Operation::Save => scenario.files_per_rank as usize,
                 Operation::Load => {
@@ -357,8 +358,8 @@ impl<'a> Fleet<'a> {
         let rank = &mut self.ranks[number];
         if rank.unfinished == 0 {
             rank.done_at = self.now;
-            if number == 0 && self.scenario.resumes() && request.step != Step::Index {
-                self.found = rank.share.found(self.now, &rank.lanes);
+            if self.scenario.resumes() && request.step != Step::Index {
+                self.found.extend(rank.share.found(self.now, &rank.lanes));
             }
             self.counter += rank.share.leave().unwrap_or_default();
             self.counter += Share::remainder(self.counter).unwrap_or_default();
@@ -418,6 +419,12 @@ impl<'a> Fleet<'a> {
         self.tally.refused_before = self.tally.refused;
         (self.tally.noted, self.tally.next_moment) = (progress, self.now + step);
     }
+}
+
+/// Of two in the middle the upper one.
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 /// A factor around 1.

@@ -17,12 +17,11 @@ fn hex(scenario: Scenario) -> Scenario {
     with(scenario, |scenario| scenario.strategy = strategy)
 }
 
-/// 512 ranks with 10 GiB each.
-fn large(partitions: usize, in_place: bool) -> Round {
+/// 512 ranks with 10 GiB each, on a cold partition.
+fn large(in_place: bool) -> Round {
     let scenario = with(hex(Scenario::default()), |scenario| {
         scenario.world_size = 512;
         scenario.bytes_per_rank = 10 << 30;
-        scenario.partitions = partitions;
         scenario.in_place = in_place;
     });
     simulate(&scenario).rounds.remove(0)
@@ -58,19 +57,12 @@ fn times_ideal(round: &Round) -> f64 {
 
 #[test]
 fn many_ranks_begin_gently_and_are_done_as_soon() {
-    let (cold, copied) = (large(1, true), large(1, false));
+    let (cold, copied) = (large(true), large(false));
     for round in [&cold, &copied] {
         assert!(refused(round) <= 0.15, "{round:?}");
         assert!(round.duration <= Duration::from_secs_f64(13.0), "{round:?}");
     }
     assert!(times_ideal(&cold) <= 1.35, "{cold:?}");
-}
-
-#[test]
-fn where_the_budget_is_large_a_gentle_beginning_costs_little() {
-    let divided = large(16, true);
-    assert_eq!(divided.refused, 0);
-    assert!(times_ideal(&divided) <= 1.11, "{divided:?}");
 }
 
 #[test]
@@ -102,7 +94,7 @@ fn what_a_save_notes_does_not_slow_the_next_one_down() {
         let what = format!(
             "{part_mib} MiB on {writes_per_second}: {first:.2} {next:.2} s, {first_refused:.3} {next_refused:.3}"
         );
-        assert!(first_refused <= 0.16 && next_refused <= 0.06, "{what}");
+        assert!(first_refused <= 0.16 && next_refused <= 0.05, "{what}");
         assert!(next <= 1.1 * first, "{what}");
     }
 }

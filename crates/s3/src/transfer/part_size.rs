@@ -23,7 +23,7 @@ const MAX_FOR_LATENCY: f64 = (32 << 20) as f64;
 
 /// How much of its budget of requests a transfer plans to use: the rest is for those that begin and complete uploads, and for
 /// finding out that there is less.
-const USUAL_SHARE: f64 = 0.8;
+const USUAL_SHARE: f64 = 0.9;
 
 /// What a transfer's speed depends on.
 #[derive(Debug, Clone, Copy)]
