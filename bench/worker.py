@@ -8,9 +8,11 @@ group; `pretend_ranks` makes it one rank of a group whose others do not exist, f
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
+import signal
 import statistics
 import sys
 import threading
@@ -19,6 +21,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Asynchronous saves beside a training loop; the first does not count.
 SAVES = 4
 # Those after them, beside a thread that wants the interpreter lock all the time.
@@ -233,6 +236,8 @@ def _seconds_per_step(step: Callable[[], None], seconds: float = 1.5) -> float:
 
 
 def main() -> None:
+    # A worker whose bench is killed would keep its state in memory.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     warnings.filterwarnings("ignore")
     spec = json.loads(sys.argv[1])
     kinds = {"floor": raw, "import": importing}

@@ -61,8 +61,8 @@ impl GcPause {
         }
         if self.old_at_once {
             let (young, _, _): (usize, usize, usize) = gc.call_method0("get_count")?.extract()?;
-            let frozen_by_others: usize = gc.call_method0("get_freeze_count")?.extract()?;
-            if young >= MANY && frozen_by_others == 0 {
+            let frozen_by_others = || gc.call_method0("get_freeze_count")?.extract::<usize>();
+            if young >= MANY && frozen_by_others()? == 0 {
                 gc.call_method0("freeze")?;
                 gc.call_method0("unfreeze")?;
             }
