@@ -64,8 +64,10 @@ impl Proxies {
         let nobody = without.split(',').any(|entry| entry.trim() == "*");
         let [(http_source, http), (https_source, https)] =
             [http, https].map(|proxy| proxy.filter(|_| !nobody).unwrap_or_default());
-        let (on_ports, on_any): (Vec<_>, Vec<_>) =
-            without.split(',').map(|entry| entry_and_port(entry.trim())).partition(|(_, port)| port.is_some());
+        let (on_ports, on_any): (Vec<_>, Vec<_>) = without
+            .split(',')
+            .map(|entry| entry_and_port(entry.trim()))
+            .partition(|(_, port)| port.is_some());
         let on_any = on_any.into_iter().map(|(host, _)| host).collect::<Vec<_>>().join(",");
         let on_ports = on_ports.into_iter().filter_map(|(host, port)| {
             // Which proxy it would be does not matter: it is asked only whether there is one.
