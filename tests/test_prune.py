@@ -198,6 +198,20 @@ def test_a_killed_save_leaves_files_and_uploads_that_prune_deletes(store: Store)
     jobs.check(store.uri, state)
 
 
+def test_in_a_folder_whatever_was_being_written_is_found(tmp_path: Path) -> None:
+    jobs.save_with_torch(tmp_path / "run", 1)
+    kept = sorted(path.name for path in (tmp_path / "run").iterdir())
+    names = [".metadata", "__0_0.distcp", f"__0_0-{ID}.distcp", "model.safetensors"]
+    for name in names:
+        (tmp_path / f"run/.{name}.s3dcp-part-{ID}").write_bytes(b"half")
+    for other in (".notes.s3dcp-part-", ".notes.s3dcp-part-mine"):
+        (tmp_path / f"run/{other}").write_bytes(b"mine")
+        kept.append(other)
+    found = [Path(key).name for kind, key in listed(prune(f"{tmp_path}/run", "--delete")) if kind == "upload"]
+    assert found == sorted(names)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(kept)
+
+
 # -- what is in use, or somebody else's
 
 

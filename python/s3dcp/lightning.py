@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 from typing import Any, cast
 
@@ -35,6 +36,9 @@ from .file_system import split_path
 from .fsspec import S3FsspecFileSystem, register
 from .s3_prefix_strategy import S3PrefixStrategyBase
 from .storage_reader import S3StorageReader
+
+# Lightning from 2.6 on says what a checkpoint may hold.
+_SAYS_WEIGHTS_ONLY = "weights_only" in inspect.signature(CheckpointIO.load_checkpoint).parameters
 
 __all__ = ["S3FSDPStrategy", "S3LightningCheckpoint", "S3ModelParallelStrategy"]
 
@@ -82,7 +86,8 @@ class S3LightningCheckpoint(CheckpointIO):  # type: ignore[misc]
         Args:
             path: the S3 URI.
             map_location: as for ``torch.load``.
-            weights_only: as for ``torch.load``; None for its default.
+            weights_only: as for ``torch.load``; None for its default, and with Lightning before 2.6, which gives none, for
+                False as there.
 
         Raises:
             NotFound: nothing was.
@@ -90,6 +95,8 @@ class S3LightningCheckpoint(CheckpointIO):  # type: ignore[misc]
             ConfigError: `path` is no S3 URI.
         """
         path = _uri(path)
+        if weights_only is None and not _SAYS_WEIGHTS_ONLY:
+            weights_only = False
         with self._checkpoint.reader(path) as reader:
             loaded: dict[str, Any] = torch.load(reader, map_location=map_location, weights_only=weights_only)
         return loaded

@@ -119,3 +119,22 @@ def test_removal_takes_a_file_or_a_folder_and_looks_once(store: Store) -> None:
     plugin.remove_checkpoint(path)
     assert store.all_keys() == []
     plugin.remove_checkpoint(path)
+
+
+def test_without_a_word_of_lightning_a_checkpoint_may_hold_what_it_wants(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import argparse
+    import pickle
+
+    from s3dcp import lightning
+
+    checkpoint, path = lightning.S3LightningCheckpoint("us-east-1"), f"{store.uri}/last.ckpt"
+    saved = {"hyper_parameters": argparse.Namespace(rate=0.1)}
+    checkpoint.save_checkpoint(saved, path)
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoint.load_checkpoint(path)
+    monkeypatch.setattr(lightning, "_SAYS_WEIGHTS_ONLY", False)  # as before 2.6
+    assert checkpoint.load_checkpoint(path) == saved
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoint.load_checkpoint(path, weights_only=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -43,7 +43,9 @@ def built(pattern: str) -> Path:
 
 def maturin(*arguments: object, out: Path) -> Path:
     """The one file that maturin builds; dependencies that the tests' own build compiled are not compiled again."""
-    run(sys.executable, "-m", "maturin", *arguments, "--out", out, CARGO_TARGET_DIR=str(TARGET))
+    # The environment of another torch sees maturin's package, and has its program nowhere that the package looks.
+    program = next(file for file in metadata.files("maturin") or () if file.name == "maturin").locate()
+    run(program, *arguments, "--out", out, CARGO_TARGET_DIR=str(TARGET))
     (file,) = out.iterdir()
     return file
 

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_SECONDS = 120
+# For the start of all processes, each of which imports torch.
+START_SECONDS = 400
 
 
 class RankFailed(AssertionError):
@@ -51,18 +53,17 @@ class Ranks:
             self._pipes.append(ours)
             self._processes.append(process)
         self.alive = True
+        self._has_begun = False
 
     def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Call ``function(*args, **kwargs)`` on every rank; its results by rank."""
         environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         for pipe in self._pipes:
             pipe.send((function, args, kwargs, environment))
-        answers = {}
-        end = time.monotonic() + TIMEOUT_SECONDS
         try:
-            for rank, pipe in enumerate(self._pipes):
-                if pipe.poll(max(end - time.monotonic(), 0)):
-                    answers[rank] = pipe.recv()
+            if not self._has_begun:
+                self._has_begun = len(self._answers(START_SECONDS)) == self.count
+            answers = self._answers(TIMEOUT_SECONDS) if self._has_begun else {}
         except BaseException:
             self.stop()
             raise
@@ -75,6 +76,12 @@ class Ranks:
         if silent:
             raise RuntimeError(f"{silent} of {self.count} ranks did not answer")
         return [result for _, _, result in answers.values()]
+
+    def _answers(self, seconds: float) -> dict[int, Any]:
+        """The next answer of each rank that gives one in time."""
+        end = time.monotonic() + seconds
+        answered = (item for item in enumerate(self._pipes) if item[1].poll(max(end - time.monotonic(), 0)))
+        return {rank: pipe.recv() for rank, pipe in answered}
 
     def stop(self) -> None:
         """End the processes."""
@@ -110,6 +117,7 @@ def _serve(rank: int, count: int, store: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     timeout = timedelta(seconds=TIMEOUT_SECONDS + 20)  # who waits so long is stopped before
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timeout)
+    pipe.send(None)  # it has begun
     while True:
         try:
             function, args, kwargs, environment = pipe.recv()

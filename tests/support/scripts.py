@@ -7,7 +7,8 @@ from support.torch_versions import LACKING
 DESTROY = "dist.destroy_process_group()"
 EXIT = """
 if __name__ == "__main__":
-    import os, sys
+    import atexit, os, sys
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -404,7 +404,7 @@ pub(crate) fn check_save_id(save_id: &str) -> Result<(), Error> {
 }
 
 /// 64 bits in lower-case hexadecimal.
-fn is_id(text: &str) -> bool {
+pub(crate) fn is_id(text: &str) -> bool {
     text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 

@@ -7,6 +7,10 @@ use s3dcp_partition::Limits;
 
 /// Slowest rate, in requests per second: even an outage is asked about from time to time.
 pub(crate) const SLOWEST: f64 = 0.2;
+/// The slowest rate of one of the clients of a job, where that is faster: so much divided by their number, and not more than two
+/// requests per second. No budget is smaller, so further refusals say nothing of the rate: they are an outage's, or come by chance.
+const SLOWEST_OF_JOB: f64 = 8.0;
+const SLOWEST_OF_ITS_CLIENTS: f64 = 2.0;
 /// Fastest rate that is told from none, in requests per second.
 pub(crate) const FASTEST: f64 = 1e5;
 /// Requests that one of several clients sends at once on keys of which it knows nothing, and the time in which that doubles: with
@@ -140,8 +144,8 @@ pub struct Lane {
     before: VecDeque<Duration>,
     /// What was found before, as long as the lane goes by that.
     known: Option<Known>,
-    /// How many clients share their pace with this one, where there are others.
-    others: u32,
+    /// Clients of the job that it belongs to, which share their pace; 0 where it belongs to none.
+    clients: u32,
     /// The first requests: since when, and how many.
     begun: Option<(Duration, u32)>,
     /// Requests admitted since the job began.
@@ -197,7 +201,7 @@ impl Lane {
 
     /// The turn of one of the first requests, before a refusal has told anything of the budget.
     fn first_turn(&mut self, now: Duration) -> Result<(), Duration> {
-        if self.others == 0 {
+        if self.clients < 2 {
             return Ok(());
         }
         let (since, taken) = *self.begun.get_or_insert((now, 0));
@@ -225,7 +229,7 @@ impl Lane {
         let Some(rate) = self.rate.filter(|_| self.limiting && self.known.is_none()) else { return };
         let growth = if rate >= self.good / 2.0 {
             let expected = (EXPECTED + EXPECTED_PER_STEP * self.step)
-                * (rate * self.clients().powf(EXPECTED_CLIENTS_POWER)).powf(-EXPECTED_POWER);
+                * (rate * self.counted_clients().powf(EXPECTED_CLIENTS_POWER)).powf(-EXPECTED_POWER);
             self.expected += expected;
             let overdue = 1.0 + (self.expected / OVERDUE).powi(2);
             (self.step * expected * overdue).min(LARGEST_GROWTH)
@@ -245,7 +249,7 @@ impl Lane {
         let admitted = std::mem::take(&mut self.admitted);
         let rate = match self.rate {
             None => {
-                let rate = self.first_rate(sent);
+                let rate = self.first_rate(self.rate_before(sent));
                 self.before = VecDeque::new();
                 self.next = now + Duration::from_secs_f64(random / rate);
                 self.paced_at = Some(now);
@@ -263,18 +267,18 @@ impl Lane {
                 let early = std::mem::take(&mut self.expected) < EARLY;
                 let step = self.step * if early { STEP_GROWTH } else { STEP_SHRINKAGE };
                 self.step = step.clamp(SMALLEST_STEP, LARGEST_STEP);
-                let least = if self.refusals + 1 < FEW { self.first.min(rate) } else { SLOWEST };
+                let least = if self.refusals + 1 < FEW { self.first.min(rate) } else { self.slowest() };
                 (rate * (-self.step).exp()).max(least)
             }
         };
         self.refusals = self.refusals.saturating_add(1);
-        self.rate = Some(rate.clamp(SLOWEST, FASTEST));
+        self.rate = Some(rate.clamp(self.slowest(), FASTEST));
         self.cut_at = now;
     }
 
     /// Shares its pace with so many clients from `began` on, itself included.
     pub(crate) fn join(&mut self, began: Duration, clients: u32) {
-        self.others = clients.saturating_sub(1);
+        self.clients = clients.max(1);
         // What an earlier job began with is no reason to send all at once now.
         self.begun = self.begun.filter(|(since, _)| *since >= began);
         self.served = 0;
@@ -285,18 +289,26 @@ impl Lane {
         self.served
     }
 
-    fn clients(&self) -> f64 {
-        (1.0 + f64::from(self.others)).min(MOST_CLIENTS)
+    /// They count for so many.
+    fn counted_clients(&self) -> f64 {
+        f64::from(self.clients.max(1)).min(MOST_CLIENTS)
     }
 
-    /// The rate after the first refusal, of a request that was sent then.
-    fn first_rate(&self, sent: Duration) -> f64 {
-        let share = if self.others > 0 { 1.0 } else { FIRST_SHARE };
-        (share * self.rate_before(sent)).max(self.first_least())
+    fn slowest(&self) -> f64 {
+        match self.clients {
+            0 => SLOWEST,
+            clients => (SLOWEST_OF_JOB / f64::from(clients)).clamp(SLOWEST, SLOWEST_OF_ITS_CLIENTS),
+        }
+    }
+
+    /// The rate after the first refusal, by that of the requests before it.
+    fn first_rate(&self, before: f64) -> f64 {
+        let share = if self.clients > 1 { 1.0 } else { FIRST_SHARE };
+        (share * before).max(self.first_least())
     }
 
     fn first_least(&self) -> f64 {
-        FIRST_LEAST * self.clients().powf(-FIRST_LEAST_POWER)
+        FIRST_LEAST * self.counted_clients().powf(-FIRST_LEAST_POWER)
     }
 
     /// Goes by this rate from now on, which was found before: begins a little below, and rises until it is refused.
@@ -318,7 +330,7 @@ impl Lane {
             known: Some(known),
             next,
             paced_at: Some(now),
-            others: self.others,
+            clients: self.clients,
             refusals: FEW,
             step: SMALLEST_STEP,
             cut_at: now,
@@ -336,8 +348,9 @@ impl Lane {
         if above || most > FAR_ABOVE * before.max(self.first_least()) {
             // There is more than there was, or more than is asked for: as if nothing had been known, but no slower where there is more.
             self.known = None;
+            self.before = VecDeque::new();
             let least = if above { least } else { 0.0 };
-            let first = self.first_rate(sent).max(least).min(most);
+            let first = self.first_rate(before).max(least).min(most);
             (self.rate, self.first, self.step, self.cut_at) = (Some(first), first, FIRST_STEP, now);
             return true;
         }
@@ -378,7 +391,7 @@ impl Lane {
             first: self.first,
             step: self.step,
             known: self.known,
-            others: self.others,
+            clients: self.clients,
             begun: self.begun,
             ..Lane::default()
         }
@@ -403,7 +416,7 @@ impl Lane {
             self.rise(now);
         }
         if self.known.is_none() && self.rate.is_some() {
-            let rate = rate.clamp(SLOWEST, FASTEST);
+            let rate = rate.clamp(self.slowest(), FASTEST);
             self.rate = Some(rate);
             self.good = self.good.min(rate);
             self.next = self.next.min(now + Duration::from_secs_f64(1.0 / rate));
@@ -423,7 +436,7 @@ impl Lane {
 
     /// The same, but `None` too for as long as clients that share their pace have not told each other what they found.
     pub(crate) fn settled_rate(&self, now: Duration) -> Option<f64> {
-        let settling = self.others > 0 && self.known.is_none();
+        let settling = self.clients > 1 && self.known.is_none();
         let settled = |since: Duration| now.saturating_sub(since) >= SETTLING;
         self.rate.filter(|_| !settling || self.paced_at.is_none_or(settled))
     }

@@ -75,15 +75,11 @@ impl Share {
     /// Takes over the rate that the counter stands for, which is at this now.
     pub fn agree(&mut self, now: Duration, lanes: &mut Lanes, counter: i64) {
         self.counter = counter;
-        let (count, sum) = read(counter);
-        if count < 1 {
-            return;
-        }
+        let Some((count, logarithm)) = mean(counter) else { return };
         self.most = self.most.max(count);
-        let mean = (sum as f64 / count as f64 / UNIT).clamp(SLOWEST.ln(), FASTEST.ln());
         for (folder, known) in &mut self.lanes {
-            *known = (UNIT * mean) as i64;
-            lanes.agree(now, folder, mean.exp(), self.most as f64 / count as f64);
+            *known = (UNIT * logarithm) as i64;
+            lanes.agree(now, folder, logarithm.exp(), self.most as f64 / count as f64);
         }
     }
 
@@ -102,11 +98,9 @@ impl Share {
             return Some(rate);
         }
         let clients = lanes.clients(&self.within);
-        let (count, sum) = read(self.counter);
-        if count > 0 && !self.lanes.is_empty() {
-            let mean = (sum as f64 / count as f64 / UNIT).clamp(SLOWEST.ln(), FASTEST.ln()).exp();
+        if let Some((count, logarithm)) = mean(self.counter).filter(|_| !self.lanes.is_empty()) {
             // Those that were never refused take no part in the counter; they were no slower.
-            return Some(count as f64 * mean * (clients / self.most as f64).max(1.0));
+            return Some(count as f64 * logarithm.exp() * (clients / self.most as f64).max(1.0));
         }
         let paced = lanes.paced(since).filter(|(folder, _)| folder.starts_with(&*self.within));
         Some(clients * paced.map(|(_, rate)| rate).sum::<f64>()).filter(|rate| *rate > 0.0)
@@ -137,6 +131,13 @@ impl Share {
 fn read(counter: i64) -> (i64, i64) {
     let count = (counter + LANE / 2).div_euclid(LANE);
     (count, counter - count * LANE)
+}
+
+/// Lanes, and the mean of the logarithms of their rates; `None` where there are none.
+fn mean(counter: i64) -> Option<(i64, f64)> {
+    let (count, sum) = read(counter);
+    let mean = sum as f64 / count as f64 / UNIT;
+    (count > 0).then(|| (count, mean.clamp(SLOWEST.ln(), FASTEST.ln())))
 }
 
 #[cfg(test)]

@@ -356,3 +356,31 @@ fn a_few_refusals_in_a_row_cost_a_second_or_two() {
     }
     assert!(lane.rate().unwrap() < 0.5, "{lane:?}");
 }
+
+/// One of the clients of a job, the only one that has something to send, is refused by chance and not for its rate.
+#[test]
+fn refusals_that_no_rate_causes_hold_a_job_up_for_seconds() {
+    for (clients, bound) in [(1, 60), (2, 60), (4, 60), (8, 120)] {
+        let mut longest = Duration::ZERO;
+        for seed in 0..50 {
+            let mut random = Rng::with_seed(seed);
+            let mut lanes = Lanes::default();
+            lanes.begin(Duration::ZERO, "b/", clients, None, || 0.5);
+            let (mut now, mut left) = (Duration::ZERO, 40);
+            while left > 0 {
+                let lane = lanes.lane(now, KEY, 0.5);
+                match lane.take(now) {
+                    Ok(()) if random.bool() => {
+                        lane.sent(now);
+                        left -= 1;
+                        lane.refused(now + LATENCY, now, 0.5);
+                    }
+                    Ok(()) => lane.admitted(),
+                    Err(turn) => now = turn,
+                }
+            }
+            longest = longest.max(now);
+        }
+        assert!(longest < Duration::from_secs(bound), "{clients} clients: {longest:?}");
+    }
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -38,11 +37,14 @@ class Endpoint:
 
     def delete_bucket(self, name: str) -> None:
         """Delete a bucket with everything in it."""
-        # Where uploads are not listed, none keeps a bucket.
-        with contextlib.suppress(self._client.exceptions.ClientError):
+        try:
             for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=name):
                 for upload in page.get("Uploads", []):
                     self._client.abort_multipart_upload(Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"])
+        except self._client.exceptions.ClientError as error:
+            # Where uploads are not listed, none keeps a bucket.
+            if error.response["Error"]["Code"] not in ("MethodNotAllowed", "NotImplemented"):
+                raise
         for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=name):
             if objects := [{"Key": entry["Key"]} for entry in page.get("Contents", [])]:
                 self._client.delete_objects(Bucket=name, Delete={"Objects": objects, "Quiet": True})

@@ -161,7 +161,7 @@ pub async fn find_leftovers(
     }
     let intents = objects.iter().filter(|object| Name::of(&object.key) == Name::Intent);
     found.extend(intents.map(|object| leftover(LeftoverKind::Intent, object)));
-    let own = uploads.into_iter().filter(|upload| Name::of(&upload.key).is_own_shard_file());
+    let own = uploads.into_iter().filter(|upload| storage.is_own_upload(upload));
     let mut uploads =
         stream::iter(own).map(|upload| measure(storage, upload, &age)).buffered(CONCURRENT_REQUESTS);
     while let Some(upload) = uploads.next().await {

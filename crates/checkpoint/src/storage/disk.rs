@@ -18,6 +18,7 @@ use s3dcp_s3::{
 };
 
 use crate::error::{config, corrupt};
+use crate::layout::is_id;
 
 /// Most that is read at once, in bytes: it stays in the processor's caches while it is summed up.
 const CHUNK: usize = 1 << 20;
@@ -213,7 +214,8 @@ impl Disk {
             self.list(prefix.rsplit_once('/').map_or("", |(folder, _)| folder), false, usize::MAX)?;
         let upload = |object: ObjectInfo| {
             let (folder, name) = object.key.rsplit_once('/').unwrap_or(("", &object.key));
-            let (name, upload_id) = name.strip_prefix('.')?.rsplit_once(UNFINISHED)?;
+            let (name, upload_id) =
+                name.strip_prefix('.')?.rsplit_once(UNFINISHED).filter(|(_, id)| is_id(id))?;
             let key = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
             let upload =
                 MultipartUpload { key, upload_id: upload_id.to_owned(), initiated: object.last_modified };

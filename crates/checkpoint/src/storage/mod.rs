@@ -13,6 +13,7 @@ use s3dcp_s3::{
 };
 
 use self::disk::Disk;
+use crate::layout::Name;
 
 /// A bucket with its client, or the local file system.
 ///
@@ -220,6 +221,15 @@ impl Storage {
             Storage::Disk(disk) => {
                 Ok(disk.unfinished(prefix)?.into_iter().map(|(upload, _)| upload).collect())
             }
+        }
+    }
+
+    /// Whether this project began it. In a folder the name of the file under way tells it, whatever it becomes; of a bucket's upload
+    /// no more is known than the key.
+    pub(crate) fn is_own_upload(&self, upload: &MultipartUpload) -> bool {
+        match self {
+            Storage::Bucket { .. } => Name::of(&upload.key).is_own_shard_file(),
+            Storage::Disk(_) => true,
         }
     }
 

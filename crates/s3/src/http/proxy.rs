@@ -66,7 +66,7 @@ impl Proxies {
             [http, https].map(|proxy| proxy.filter(|_| !nobody).unwrap_or_default());
         let (on_ports, on_any): (Vec<_>, Vec<_>) = without
             .split(',')
-            .map(|entry| entry_and_port(entry.trim()))
+            .map(|entry| no_proxy_entry(entry.trim()))
             .partition(|(_, port)| port.is_some());
         let on_any = on_any.into_iter().map(|(host, _)| host).collect::<Vec<_>>().join(",");
         let on_ports = on_ports.into_iter().filter_map(|(host, port)| {
@@ -146,8 +146,8 @@ fn proxy(environment: &Environment, names: &[&'static str]) -> Result<Option<(&'
     }
 }
 
-/// An entry of `NO_PROXY`: `host`, `host:port`, an address of either version, `[address]:port`, or a network.
-fn entry_and_port(entry: &str) -> (&str, Option<u16>) {
+/// The host and the port of an entry of `NO_PROXY`: `host`, `host:port`, an address of either version, `[address]:port`, or a network.
+fn no_proxy_entry(entry: &str) -> (&str, Option<u16>) {
     let (host, port) = match entry.strip_prefix('[').and_then(|entry| entry.split_once(']')) {
         Some((address, rest)) => (address, rest.strip_prefix(':')),
         None => match entry.split_once(':') {
