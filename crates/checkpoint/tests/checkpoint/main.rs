@@ -5,6 +5,7 @@
 mod archive;
 mod commit;
 mod index;
+mod kill;
 mod load;
 mod look;
 mod prune;

@@ -8,28 +8,39 @@ use std::time::Duration;
 use crate::support::{Action, BUCKET, Bed, Head, location, storage};
 use bytes::Bytes;
 use s3dcp_checkpoint::{
-    Base, Committed, DType, ItemFormat, ItemHash, ItemHasher, ItemRecord, KeepRules, LeftoverKind, Location,
-    Save, SaveOptions, TensorIndex, TensorSpec, choose, find_leftovers, list_checkpoints, remove,
+    Base, BaseItem, Committed, DType, ItemFormat, ItemHash, ItemHasher, ItemRecord, KeepRules, LeftoverKind,
+    Location, Save, SaveOptions, TensorIndex, TensorSpec, choose, find_leftovers, list_checkpoints, remove,
 };
 use s3dcp_s3::{Client, Error, ErrorKind};
 use tokio::sync::{Notify, Semaphore};
 
 const FROZEN: &[u8] = &[7; 64];
 
-fn options() -> SaveOptions {
+pub(crate) fn options() -> SaveOptions {
     let mut options = SaveOptions::default();
     options.overwrite = true;
     options
 }
 
-fn spec(bytes: &[u8]) -> TensorSpec {
+pub(crate) fn spec(bytes: &[u8]) -> TensorSpec {
     TensorSpec::contiguous(DType::UInt8, vec![bytes.len() as u64])
 }
 
-fn hash(bytes: &[u8]) -> ItemHash {
+pub(crate) fn hash(bytes: &[u8]) -> ItemHash {
     let mut hasher = ItemHasher::tensor(ItemFormat::Archive, &spec(bytes));
     hasher.update(bytes);
     hasher.finish()
+}
+
+/// What an index keeps of an item that is reused.
+pub(crate) fn record(item: &BaseItem) -> ItemRecord {
+    ItemRecord {
+        offset: item.offset,
+        length: item.length,
+        data_offset: item.data_offset.unwrap(),
+        checksums: item.checksums.clone(),
+        hash: Some(item.hash),
+    }
 }
 
 /// A save under way that reuses what it can.
@@ -58,14 +69,7 @@ impl Incremental {
                 match self.base.find(name, Some(&[0])).filter(|item| item.hash == hash(bytes)) {
                     Some(item) => {
                         reused += 1;
-                        let record = ItemRecord {
-                            offset: item.offset,
-                            length: item.length,
-                            data_offset: item.data_offset.unwrap(),
-                            checksums: item.checksums.clone(),
-                            hash: Some(item.hash),
-                        };
-                        (item.relative_path.to_string(), record)
+                        (item.relative_path.to_string(), record(item))
                     }
                     None => {
                         let record = shard.tensor(&spec(bytes), Bytes::copy_from_slice(bytes)).await.unwrap();
@@ -268,7 +272,7 @@ fn http_text(seconds: u64) -> String {
 const HOUR: u64 = 3600;
 
 /// A client for whom listings are answered by a service whose clock goes before by so many hours.
-async fn hours_later(bed: &Bed, hours: u64) -> Client {
+pub(crate) async fn hours_later(bed: &Bed, hours: u64) -> Client {
     bed.through(2, move |head| match (is_listing(head), hours) {
         (true, 11) => Action::Rewrite(|answer| later(answer, 11 * HOUR)),
         (true, 13) => Action::Rewrite(|answer| later(answer, 13 * HOUR)),
