@@ -86,8 +86,8 @@ class S3LightningCheckpoint(CheckpointIO):  # type: ignore[misc]
         Args:
             path: the S3 URI.
             map_location: as for ``torch.load``.
-            weights_only: as for ``torch.load``; None for its default, and with Lightning before 2.6, which gives none, for
-                False as there.
+            weights_only: as for ``torch.load``; None for its default. With Lightning before 2.6 None is False, as for
+                Lightning's own plugin.
 
         Raises:
             NotFound: nothing was.
