@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from support.torch_versions import needs
+
 ROOT = Path(__file__).resolve().parent.parent
 SERVER = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "s3dcp-bench-server"
 
 
+@needs("no_dist")
 @pytest.mark.skipif(not SERVER.exists(), reason="the benchmark's server is not built (make test-rust builds it)")
 def test_a_benchmark_measures_every_row_of_its_case(tmp_path: Path) -> None:
     small = ["--gib", "0.04", "--runs", "1", "--only", "s3dcp,floor", "--out", str(tmp_path)]
