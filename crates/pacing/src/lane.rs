@@ -9,7 +9,7 @@ use s3dcp_partition::Limits;
 pub(crate) const SLOWEST: f64 = 0.2;
 /// The slowest rate of one of the clients of a job, where that is faster: so much divided by their number, and not more than two
 /// requests per second. No budget is smaller, so further refusals say nothing of the rate: they are an outage's, or come by chance.
-const SLOWEST_OF_JOB: f64 = 8.0;
+const SLOWEST_OF_JOB: f64 = 4.0;
 const SLOWEST_OF_ITS_CLIENTS: f64 = 2.0;
 /// Fastest rate that is told from none, in requests per second.
 pub(crate) const FASTEST: f64 = 1e5;
