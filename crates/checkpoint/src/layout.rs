@@ -382,7 +382,7 @@ fn save_id(stem: &str) -> Option<&str> {
     (front.ends_with(|last: char| last.is_ascii_digit()) && is_id(save_id)).then_some(save_id)
 }
 
-fn id_text(id: u64) -> String {
+pub(crate) fn id_text(id: u64) -> String {
     format!("{id:016x}")
 }
 

@@ -8,7 +8,7 @@ use s3dcp_partition::Limits;
 /// Slowest rate, in requests per second: even an outage is asked about from time to time.
 pub(crate) const SLOWEST: f64 = 0.2;
 /// The slowest rate of one of the clients of a job, where that is faster: so much divided by their number, and not more than two
-/// requests per second. No budget is smaller, so further refusals say nothing of the rate: they are an outage's, or come by chance.
+/// requests per second. Budgets are taken to be no smaller: further refusals are an outage's, or come by chance.
 const SLOWEST_OF_JOB: f64 = 4.0;
 const SLOWEST_OF_ITS_CLIENTS: f64 = 2.0;
 /// Fastest rate that is told from none, in requests per second.
@@ -90,6 +90,8 @@ struct Known {
     rate: f64,
     rise: Duration,
     step: f64,
+    /// The slowest that it goes.
+    slowest: f64,
     /// Since when it rises; `None` before its first request.
     since: Option<Duration>,
     /// How many times as fast it goes because others are done.
@@ -108,7 +110,7 @@ impl Known {
         let since = self.since.unwrap_or(then);
         let time = then.saturating_sub(since).div_duration_f64(self.rise);
         // Bounded first, so that no square is infinite.
-        (self.left * KNOWN_SHARE * self.rate * time.min(10.0).powi(2).exp()).clamp(SLOWEST, FASTEST)
+        (self.left * KNOWN_SHARE * self.rate * time.min(10.0).powi(2).exp()).clamp(self.slowest, FASTEST)
     }
 }
 
@@ -279,6 +281,10 @@ impl Lane {
     /// Shares its pace with so many clients from `began` on, itself included.
     pub(crate) fn join(&mut self, began: Duration, clients: u32) {
         self.clients = clients.max(1);
+        let slowest = self.slowest();
+        if let Some(known) = &mut self.known {
+            known.slowest = slowest;
+        }
         // What an earlier job began with is no reason to send all at once now.
         self.begun = self.begun.filter(|(since, _)| *since >= began);
         self.served = 0;
@@ -313,10 +319,12 @@ impl Lane {
 
     /// Goes by this rate from now on, which was found before: begins a little below, and rises until it is refused.
     pub(crate) fn resume(&mut self, now: Duration, rate: f64, random: f64) {
+        let slowest = self.slowest();
         let mut known = Known {
-            rate: rate.clamp(SLOWEST, FASTEST),
+            rate: rate.clamp(slowest, FASTEST),
             rise: KNOWN_RISE,
             step: KNOWN_STEP,
+            slowest,
             since: None,
             left: 1.0,
             saved_up: 0.0,
@@ -355,7 +363,7 @@ impl Lane {
             return true;
         }
         if reached < known.rate {
-            known.rate = (known.rate * (-known.step).exp()).max(SLOWEST);
+            known.rate = (known.rate * (-known.step).exp()).max(known.slowest);
             known.step = (known.step * KNOWN_STEP_GROWTH).min(LARGEST_STEP);
         } else {
             known.rise = (2 * known.rise).min(LONGEST_RISE);

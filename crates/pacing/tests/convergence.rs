@@ -360,12 +360,15 @@ fn a_few_refusals_in_a_row_cost_a_second_or_two() {
 /// One of the clients of a job, the only one that has something to send, is refused by chance and not for its rate.
 #[test]
 fn refusals_that_no_rate_causes_hold_a_job_up_for_seconds() {
-    for (clients, bound) in [(1, 60), (2, 60), (4, 120), (8, 240)] {
+    let found = [None, Some(8.0)];
+    let jobs =
+        [(1, 60), (2, 60), (4, 120), (8, 240)].into_iter().flat_map(|job| found.map(|found| (job, found)));
+    for ((clients, bound), found) in jobs {
         let mut longest = Duration::ZERO;
         for seed in 0..50 {
             let mut random = Rng::with_seed(seed);
             let mut lanes = Lanes::default();
-            lanes.begin(Duration::ZERO, "b/", clients, None, || 0.5);
+            lanes.begin(Duration::ZERO, "b/", clients, found, || 0.5);
             let (mut now, mut left) = (Duration::ZERO, 40);
             while left > 0 {
                 let lane = lanes.lane(now, KEY, 0.5);
@@ -381,6 +384,6 @@ fn refusals_that_no_rate_causes_hold_a_job_up_for_seconds() {
             }
             longest = longest.max(now);
         }
-        assert!(longest < Duration::from_secs(bound), "{clients} clients: {longest:?}");
+        assert!(longest < Duration::from_secs(bound), "{clients} clients, {found:?}: {longest:?}");
     }
 }

@@ -18,7 +18,7 @@ use s3dcp_s3::{
 };
 
 use crate::error::{config, corrupt};
-use crate::layout::is_id;
+use crate::layout::{id_text, is_id};
 
 /// Most that is read at once, in bytes: it stays in the processor's caches while it is summed up.
 const CHUNK: usize = 1 << 20;
@@ -268,7 +268,7 @@ pub(crate) struct DiskFile {
 
 impl DiskFile {
     pub(crate) fn create(key: &str) -> Result<DiskFile, Error> {
-        let beside = path_of(&unfinished_key(key, &format!("{:016x}", fastrand::u64(..))));
+        let beside = path_of(&unfinished_key(key, &id_text(fastrand::u64(..))));
         let file = fs::create_dir_all(beside.parent().unwrap_or(Path::new("/")))
             .and_then(|()| File::create_new(&beside))
             .map_err(|error| failed("written", key, &error))?;

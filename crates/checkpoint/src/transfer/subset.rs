@@ -7,7 +7,7 @@ use crc_fast::CrcAlgorithm;
 use s3dcp_s3::Error;
 
 use crate::error::config;
-use crate::layout::Layout;
+use crate::layout::{Layout, id_text};
 use crate::load::chunks::Chunk;
 use crate::load::contents::{Contents, Stored};
 use crate::name_filter::NameFilter;
@@ -104,7 +104,7 @@ fn subset_id(index: &[u8], wanted: &[Wanted<'_>]) -> String {
         digest.update(item.name.as_bytes());
         digest.update(&[0]);
     }
-    format!("{:016x}", digest.finalize())
+    id_text(digest.finalize())
 }
 
 /// A name of this project for the part of a file: the old one with another id.
