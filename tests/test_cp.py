@@ -323,9 +323,16 @@ def test_a_service_copies_the_ranges_of_large_items(store: Store, s3dcp_server: 
 # -- stopped
 
 
-def test_a_copy_that_is_killed_leaves_no_index_and_the_next_one_completes(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("writer", ["ours", "torch's"])
+def test_a_copy_that_is_killed_leaves_no_index_and_the_next_one_completes(
+    store: Store, tmp_path: Path, writer: str
+) -> None:
     state = {f"t{number}": values((2 * MIB,), number) for number in range(6)}
-    jobs.save(state, store.uri, thread_count=3, s3client_config=S3ClientConfig(part_size=5 * MIB))
+    source = store.uri if writer == "ours" else f"{tmp_path}/source"
+    if writer == "ours":
+        jobs.save(state, source, thread_count=3, s3client_config=S3ClientConfig(part_size=5 * MIB))
+    else:
+        dcp.save(state, storage_writer=FileSystemWriter(source))
     chance = random.Random(new_seed())
     kills = how_many("KILLS", 20)
     early = 0
@@ -335,15 +342,15 @@ def test_a_copy_that_is_killed_leaves_no_index_and_the_next_one_completes(store:
         with testing.server(buckets=["elsewhere"], environment=False) as other:
             options = () if to_folder else ("--to-endpoint-url", other.endpoint_url)
             copy = copy if to_folder else "s3://elsewhere/copy"
-            if command.killed("cp", store.uri, copy, *options, longest=0.6, chance=chance):
+            if command.killed("cp", source, copy, *options, longest=0.6, chance=chance):
                 early += 1
             if to_folder:
                 if (tmp_path / "copy/.metadata").exists():
                     loaded = blank(state)
                     dcp.load(loaded, storage_reader=FileSystemReader(copy))
                     assert_same(loaded, state)
-                command.told("cp", store.uri, copy)
-                command.run("prune", copy, "--older-than", "0s", "--delete")
+                command.told("cp", source, copy)
+                command.run("prune", copy, "--older-than", "0s", "--all-uploads", "--delete")
                 assert not list(tmp_path.rglob("*.s3dcp-part-*"))
                 loaded = blank(state)
                 dcp.load(loaded, storage_reader=FileSystemReader(copy))
@@ -354,9 +361,9 @@ def test_a_copy_that_is_killed_leaves_no_index_and_the_next_one_completes(store:
                 with testing.environment(other):
                     if "Contents" in client.list_objects_v2(Bucket="elsewhere", Prefix="copy/.metadata"):
                         jobs.check(copy, state)
-                command.told("cp", store.uri, copy, *options)
+                command.told("cp", source, copy, *options)
                 with testing.environment(other):
-                    command.run("prune", copy, "--older-than", "0s", "--delete")
+                    command.run("prune", copy, "--older-than", "0s", "--all-uploads", "--delete")
                     jobs.check(copy, state)
                 assert "Uploads" not in client.list_multipart_uploads(Bucket="elsewhere")
     print(f"{early} of {kills} copies were killed before their end")

@@ -249,6 +249,8 @@ def test_an_export_that_is_killed_leaves_no_model_and_the_next_one_completes(sto
         if INDEX in files:
             assert_same(model_in(files), state)
         command.told("export", store.uri, model, *size, "--overwrite")
+        command.run("prune", model, "--older-than", "0s", "--all-uploads", "--delete")
+        assert [*store.uploads(), *tmp_path.rglob("*.s3dcp-part-*")] == []
         assert_same(model_in(files_of(model, store)), state)
     print(f"{early} of {kills} exports were killed before their end")
     assert early > 0

@@ -257,6 +257,26 @@ def test_what_others_wrote_is_never_touched(store: Store, tmp_path: Path, writer
     assert len(store.uploads()) == 2
 
 
+def test_uploads_under_other_names_are_counted_and_taken_where_that_is_wanted(store: Store) -> None:
+    jobs.save({"x": values((3,))}, store.uri)
+    before = store.listing()
+    keys = [f"{store.path}/{name}" for name in ("__0_0.distcp", "model.pt", "model.safetensors", f"__0_0-{ID}.distcp")]
+    for key in keys:
+        upload = store.client.create_multipart_upload(Bucket=store.bucket, Key=key)["UploadId"]
+        store.client.upload_part(Bucket=store.bucket, Key=key, UploadId=upload, PartNumber=1, Body=bytes(1000))
+    young = prune(store.uri, "--older-than", "24h", "--all-uploads", "--delete")
+    assert (listed(young), "4 more younger" in young.stdout) == ([], False)
+    some = prune(store.uri, "--delete")
+    assert listed(some) == [("upload", keys[3])]
+    told = f"3 uploads of 2.9 KiB under other names, as old: {keys[0]} and 2 more; --all-uploads takes them"
+    assert told in some.stdout.splitlines()
+    assert sorted(store.uploads()) == keys[:3]
+    every = prune(store.uri, "--all-uploads", "--delete")
+    assert sorted(listed(every)) == [("upload", key) for key in keys[:3]]
+    assert "other names" not in every.stdout
+    assert (store.uploads(), store.listing()) == ([], before)
+
+
 @pytest.mark.parametrize("fault", [faults.truncated_index, faults.flipped_index, faults.empty_index])
 def test_an_index_that_cannot_be_read_ends_it(store: Store, fault: Any) -> None:
     jobs.save(training_state(), store.uri)

@@ -18,14 +18,15 @@ const USUAL_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// List what killed and failed saves left below a path, and delete it when told to
 ///
 /// That is unfinished multipart uploads, shard files that no index names, probe objects, intents of incremental saves that
-/// are a day old, and what a deletion that was killed had yet to take; nothing else that another program wrote. Checkpoints
+/// are a day old, and what a deletion that was killed had yet to take; nothing else that another program wrote. Nothing tells who
+/// began an upload under another name, such as a model's: it is counted, and taken with --all-uploads. Checkpoints
 /// further below count as well. Ages are by the service's clock. A shard file is deleted only if no index names it, nor a
 /// younger intent, read anew right before; one that cannot be read ends it.
 ///
 /// Credentials come from the usual AWS places: environment, profile, web identity, container, instance.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  s3dcp prune s3://bucket/run\n  s3dcp prune s3://bucket/run --older-than 2h --delete"
+    after_help = "Examples:\n  s3dcp prune s3://bucket/run\n  s3dcp prune s3://bucket/run --older-than 2h --delete\n  s3dcp prune s3://bucket/model --all-uploads --delete"
 )]
 pub(crate) struct Arguments {
     /// Where to look: s3://bucket/path, s3://bucket for all of it, or a local folder
@@ -36,6 +37,9 @@ pub(crate) struct Arguments {
     /// Spare what is younger than this, such as 30m, 2h or 7d; a save that takes longer loses what it wrote
     #[arg(long, value_name = "AGE", default_value = "24h", value_parser = parse_duration)]
     older_than: Duration,
+    /// Take unfinished uploads of every name, whoever began them: a killed cp or export may have left them, or another program
+    #[arg(long)]
+    all_uploads: bool,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -46,16 +50,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let limit = duration(arguments.older_than);
     let (storage, path_key) = arguments.service.source(&arguments.uri)?;
     let runtime = runtime()?;
-    let found = runtime.block_on(find_leftovers(&storage, &path_key, arguments.older_than))?;
+    let mut found = runtime.block_on(find_leftovers(&storage, &path_key, arguments.older_than))?;
+    if arguments.all_uploads {
+        found.take_other_uploads();
+    }
     if let Some(why) = &found.uploads_unlisted {
         warn(&format!("unfinished uploads were not looked for: {why}"))?;
     }
     let output = &arguments.output;
-    let (old, younger) = (found.old.clone(), found.younger);
-    output.tell(|out| table(out, &old, younger, &limit))?;
+    let (old, younger, others) = (found.old.clone(), found.younger, found.other_uploads.clone());
+    output.tell(|out| table(out, &old, younger, &others, &limit))?;
     if old.is_empty() || !arguments.delete {
         return output.show(
-            || Told { leftovers: &old, younger, pruned: None },
+            || Told { leftovers: &old, younger, other_uploads: &others, pruned: None },
             |out| {
                 if old.is_empty() { Ok(()) } else { writeln!(out, "nothing was deleted; --delete does that") }
             },
@@ -65,7 +72,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         warn(&format!("a save under way that takes longer than {limit} loses what it wrote"))?;
     }
     let pruned = runtime.block_on(found.delete(&storage));
-    let told = || Told { leftovers: &old, younger, pruned: Some(&pruned) };
+    let told = || Told { leftovers: &old, younger, other_uploads: &others, pruned: Some(&pruned) };
     output.show(told, |out| summarize(out, &pruned))?;
     problems(&pruned)
 }
@@ -79,11 +86,18 @@ fn warn(what: &str) -> Result<(), Failure> {
 struct Told<'a> {
     leftovers: &'a [Leftover],
     younger: usize,
+    other_uploads: &'a [Leftover],
     pruned: Option<&'a Pruned>,
 }
 
 /// What was found, a line for each, and the total.
-fn table(out: &mut dyn Write, old: &[Leftover], younger: usize, limit: &str) -> io::Result<()> {
+fn table(
+    out: &mut dyn Write,
+    old: &[Leftover],
+    younger: usize,
+    others: &[Leftover],
+    limit: &str,
+) -> io::Result<()> {
     let columns =
         [Column::Words("kind"), Column::Numbers("bytes"), Column::Numbers("age"), Column::Words("key")];
     let rows = old.iter().map(|leftover| {
@@ -101,6 +115,15 @@ fn table(out: &mut dyn Write, old: &[Leftover], younger: usize, limit: &str) -> 
     writeln!(out, "{} at least {limit} old", of(old))?;
     if younger > 0 {
         writeln!(out, "{younger} more younger than that")?;
+    }
+    if let [first, rest @ ..] = others {
+        let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        let (uploads, key) = (count(others.len() as u64, "upload"), printable(&first.key));
+        writeln!(
+            out,
+            "{uploads} of {} under other names, as old: {key}{more}; --all-uploads takes them",
+            bytes(others)
+        )?;
     }
     Ok(())
 }
@@ -124,6 +147,9 @@ fn problems(pruned: &Pruned) -> Result<(), Failure> {
 }
 
 fn of(leftovers: &[Leftover]) -> String {
-    let bytes = leftovers.iter().map(|leftover| leftover.bytes).sum();
-    format!("{} of {}", count(leftovers.len() as u64, "leftover"), size(bytes))
+    format!("{} of {}", count(leftovers.len() as u64, "leftover"), bytes(leftovers))
+}
+
+fn bytes(leftovers: &[Leftover]) -> String {
+    size(leftovers.iter().map(|leftover| leftover.bytes).sum())
 }

@@ -2,7 +2,8 @@
 //! that no index names, the objects with which servers are asked about conditional writes, and intents that no longer count.
 //!
 //! Only names that this project gives are looked at, whatever prefix strategy, epoch or checkpoint below the path they
-//! belong to, and what a deletion that was cut off has noted in its [tombstone](crate::catalogue::tombstone). What is younger
+//! belong to, and what a deletion that was cut off has noted in its [tombstone](crate::catalogue::tombstone). Nothing tells who
+//! began an upload under another name: it is told of, and deleted where the caller wants it. What is younger
 //! than a limit may belong to a save under way and stays. Ages are differences of the service's own times: those of the
 //! objects and of its answer. An object is as old as its write (a multipart one, on AWS, as the beginning of its upload), an
 //! upload under way as its latest part.
@@ -75,6 +76,9 @@ pub struct Leftovers {
     pub old: Vec<Leftover>,
     /// How many more are younger, and stay. What a tombstone names is as old as that.
     pub younger: usize,
+    /// Multipart uploads as old under names that this project does not give to files of saves. They may be what a copy, an export
+    /// or a stream of its own left, or another program's, and stay; see [`Leftovers::take_other_uploads`].
+    pub other_uploads: Vec<Leftover>,
     /// Why unfinished uploads are not among them, where the service cannot list those, or their parts.
     pub uploads_unlisted: Option<Error>,
     indexes: Indexes,
@@ -161,17 +165,20 @@ pub async fn find_leftovers(
     }
     let intents = objects.iter().filter(|object| Name::of(&object.key) == Name::Intent);
     found.extend(intents.map(|object| leftover(LeftoverKind::Intent, object)));
-    let own = uploads.into_iter().filter(|upload| storage.is_own_upload(upload));
-    let mut uploads =
-        stream::iter(own).map(|upload| measure(storage, upload, &age)).buffered(CONCURRENT_REQUESTS);
-    while let Some(upload) = uploads.next().await {
+    let mut other_uploads = Vec::new();
+    let mut uploads = stream::iter(uploads)
+        .map(async |upload| (storage.is_own_upload(&upload), measure(storage, upload, &age).await))
+        .buffered(CONCURRENT_REQUESTS);
+    while let Some((is_own, upload)) = uploads.next().await {
         match upload {
             // Without its parts it has no age.
             Err(error) if error.not_understood() => uploads_unlisted = Some(error),
-            upload => found.extend(upload?),
+            upload if is_own => found.extend(upload?),
+            upload => other_uploads.extend(upload?),
         }
     }
     drop(uploads);
+    other_uploads.retain(|upload| upload.age >= older_than);
     found.sort_by(|one, other| (&one.kind, &one.key).cmp(&(&other.kind, &other.key)));
     // Two tombstones may name one file.
     found.dedup();
@@ -181,7 +188,7 @@ pub async fn find_leftovers(
         leftover.age >= older_than && !counts
     });
     let younger = all - found.len() + all_tombstones - tombstones.len();
-    Ok(Leftovers { layout, old: found, younger, uploads_unlisted, indexes, tombstones })
+    Ok(Leftovers { layout, old: found, younger, other_uploads, uploads_unlisted, indexes, tombstones })
 }
 
 async fn read_tombstones(
@@ -220,6 +227,12 @@ async fn measure(
 }
 
 impl Leftovers {
+    /// Counts uploads under other names as leftovers too.
+    pub fn take_other_uploads(&mut self) {
+        self.old.append(&mut self.other_uploads);
+        self.old.sort_by(|one, other| (&one.kind, &one.key).cmp(&(&other.kind, &other.key)));
+    }
+
     /// Deletes what is old: first what no index can name, then the shard files, in rounds before each of which the
     /// indexes are looked at again.
     pub async fn delete(mut self, storage: &Storage) -> Pruned {

@@ -131,6 +131,7 @@ async fn what_saves_leave_is_found_and_deleted_and_nothing_else() {
     expected.extend(left.iter().map(|key| (false, &key[..], 5)));
     assert_eq!(shown, expected);
     assert_eq!(found.younger, 0);
+    assert_eq!(keys(&found.other_uploads), ["run/__9_0.distcp"]);
     assert_eq!(bed.keys().await, before, "looking deletes nothing");
 
     let pruned = found.delete(&storage(&bed.client)).await;
