@@ -155,6 +155,8 @@ impl Save {
         let mut options = UploadOptions::default();
         options.size_hint = size_hint;
         options.requests_per_second = self.requests_per_second;
+        // It has the id of this save.
+        options.has_own_key = true;
         self.keys.insert(name.key.clone());
         Ok(ShardWriter::new(&self.client, &self.location.bucket, name, options))
     }

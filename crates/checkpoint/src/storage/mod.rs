@@ -209,6 +209,11 @@ impl Storage {
     /// Deletes objects; those that were refused.
     pub(crate) async fn delete(&self, keys: &[String]) -> Result<Vec<DeleteFailure>, Error> {
         match self {
+            Storage::Bucket { client, bucket }
+                if keys.iter().all(|key| Name::of(key).is_own_shard_file()) =>
+            {
+                client.delete_own_objects(bucket, keys).await
+            }
             Storage::Bucket { client, bucket } => client.delete_objects(bucket, keys).await,
             Storage::Disk(disk) => Ok(disk.delete(keys)),
         }
@@ -245,6 +250,8 @@ impl Storage {
                     number: 1,
                     size,
                     last_modified: file.initiated,
+                    etag: None,
+                    crc32: None,
                 };
                 Ok(parts.map(part).collect())
             }

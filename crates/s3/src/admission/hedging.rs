@@ -21,7 +21,7 @@ const ENOUGH: usize = 50;
 /// The part of them that is not late.
 const USUAL: f64 = 0.98;
 /// How many times longer than those a late one takes.
-const TIMES: u32 = 2;
+const TIMES: f64 = 1.5;
 /// Nothing is late before this time.
 const NEVER_LATE: Duration = Duration::from_millis(50);
 /// How long nothing is sent again after a request for fewer.
@@ -51,7 +51,7 @@ impl Recent {
         let mut times = self.times.clone();
         let place = ((times.len() - 1) as f64 * USUAL) as usize;
         let (_, usual, _) = times.select_nth_unstable(place);
-        Some((*usual * TIMES).max(NEVER_LATE))
+        Some(usual.mul_f64(TIMES).max(NEVER_LATE))
     }
 }
 
@@ -181,8 +181,8 @@ mod tests {
             hedging.answered(GET, ms(30));
             hedging.answered("ListObjectsV2", ms(400));
         }
-        assert_eq!(hedging.late_after(GET, now), Some(ms(60)));
-        assert_eq!(hedging.late_after("ListObjectsV2", now), Some(ms(800)));
+        assert_eq!(hedging.late_after(GET, now), Some(ms(50)));
+        assert_eq!(hedging.late_after("ListObjectsV2", now), Some(ms(600)));
         assert_eq!(hedging.late_after("HeadObject", now), None);
     }
 }

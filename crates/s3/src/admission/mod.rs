@@ -113,6 +113,11 @@ impl Admission {
         Ok([part, self.copies.take(copied).await?])
     }
 
+    /// What tells when an answer is late.
+    pub(crate) fn hedging(&self) -> &Hedging {
+        &self.hedging
+    }
+
     /// Requests that may be under way at once now.
     pub(crate) fn connections(&self) -> usize {
         self.connections.limit()

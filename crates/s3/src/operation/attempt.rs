@@ -170,7 +170,9 @@ impl Client {
         operation.attempts.count = attempt;
         permit.leave();
         let sent = clock::now();
-        let response = self.answer(call, session, request, (&progress, limits.clone()), &permit).await?;
+        let ambiguous = &mut operation.ambiguous;
+        let response =
+            self.answer(call, session, request, (&progress, limits.clone()), &permit, ambiguous).await?;
         let time = clock::now().duration_since(sent);
         inner.counters.add_latency(time);
         match call.body.len() {
@@ -189,7 +191,8 @@ impl Client {
         Err(failure)
     }
 
-    /// Sends a request, and once more beside where it changes nothing and its answer is late: the first answer counts.
+    /// Sends a request, and once more where that does no harm and its answer is late. Of a read the first answer counts. What writes
+    /// is given up before it is sent again, over another connection; it may have taken effect.
     async fn answer(
         &self,
         call: &Call,
@@ -197,18 +200,22 @@ impl Client {
         request: Request<PayloadBody>,
         (progress, limits): (&Progress, Limits),
         permit: &Permit,
+        ambiguous: &mut bool,
     ) -> Result<HttpResponse<Body>, Failure> {
         let (transport, hedging) = (&session.transport, permit.hedging());
-        if call.writes || call.is_waited_for {
+        if !call.is_repeatable || call.is_waited_for {
             return transport.send(request, progress, limits, false).await;
         }
         let started = clock::now();
         let late_after = hedging.late_after(call.operation, started);
         let copy = late_after.map(|_| request.clone());
-        let mut first = pin!(transport.send(request, progress, limits.clone(), false));
-        let late = clock::before(late_after.map(|after| started + after), first.as_mut());
-        let answer = match (late.await, copy) {
-            (Some(answer), _) => answer,
+        let mut first = Box::pin(transport.send(request, progress, limits.clone(), false));
+        let mut silence = None;
+        let answer = match (progress.until_silent(late_after, first.as_mut()).await, copy) {
+            (Some(answer), _) => {
+                silence = Some(progress.longest_silence());
+                answer
+            }
             (None, Some(copy)) if hedging.take(clock::now()) => {
                 permit.leave_again();
                 tracing::debug!(
@@ -216,18 +223,26 @@ impl Client {
                     key = call.key,
                     "an answer is late: asking again"
                 );
-                let progress = Progress::new(Arc::clone(&self.inner.counters));
+                let progress = Arc::new(Progress::new(Arc::clone(&self.inner.counters)));
+                let copy = copy.map(|body| body.again(Arc::clone(&progress)));
                 let second = pin!(transport.send(copy, &progress, limits, true));
-                match select(first, second).await {
-                    Either::Left((Ok(answer), _)) | Either::Right((Ok(answer), _)) => Ok(answer),
-                    Either::Left((Err(_), second)) => second.await,
-                    Either::Right((Err(_), first)) => first.await,
+                if call.writes {
+                    drop(first);
+                    *ambiguous = true;
+                    second.await
+                } else {
+                    match select(first, second).await {
+                        Either::Left((Ok(answer), _)) | Either::Right((Ok(answer), _)) => Ok(answer),
+                        Either::Left((Err(_), second)) => second.await,
+                        Either::Right((Err(_), first)) => first.await,
+                    }
                 }
             }
             (None, _) => first.await,
         };
         if answer.is_ok() {
-            hedging.answered(call.operation, clock::now().duration_since(started));
+            let silence = silence.unwrap_or_else(|| clock::now().duration_since(started));
+            hedging.answered(call.operation, silence);
         }
         answer
     }

@@ -33,6 +33,8 @@ pub(crate) struct Call {
     /// The body is an object's.
     pub(crate) object_body: bool,
     pub(crate) writes: bool,
+    /// Sent twice it does no more than once, however late each is carried out: reads, and what [`Call::repeatable`] says.
+    pub(crate) is_repeatable: bool,
     /// The caller has another way where the service does not know the operation.
     pub(crate) has_alternative: bool,
     /// It is signed with the client's own credentials even where others are signed within a session.
@@ -69,6 +71,7 @@ impl Call {
             signed_body: false,
             object_body: false,
             writes,
+            is_repeatable: !writes,
             has_alternative: false,
             outside_sessions: false,
             is_waited_for: false,
@@ -145,6 +148,12 @@ impl Call {
     /// The caller has another way where the service does not know the operation.
     pub(crate) fn with_alternative(mut self) -> Call {
         self.has_alternative = true;
+        self
+    }
+
+    /// Sent twice, it writes the same once more, and never over what was written since.
+    pub(crate) fn repeatable(mut self) -> Call {
+        self.is_repeatable = true;
         self
     }
 

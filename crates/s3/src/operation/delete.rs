@@ -54,14 +54,41 @@ impl Client {
     /// All kinds that a request can end with; some keys may be deleted then. Keys that the service wants to be asked for more
     /// slowly are asked for again, at the rate of their lanes, and are an error (`Throttled`) when the deadline comes first.
     pub async fn delete_objects(&self, bucket: &str, keys: &[String]) -> Result<Vec<DeleteFailure>, Error> {
+        self.delete_in_batches(bucket, keys, false).await
+    }
+
+    /// The same of objects whose keys no others will have: a request that is carried out late deletes nothing else, so one whose answer
+    /// is late is sent again.
+    ///
+    /// # Errors
+    /// As for [`Client::delete_objects`].
+    pub async fn delete_own_objects(
+        &self,
+        bucket: &str,
+        keys: &[String],
+    ) -> Result<Vec<DeleteFailure>, Error> {
+        self.delete_in_batches(bucket, keys, true).await
+    }
+
+    async fn delete_in_batches(
+        &self,
+        bucket: &str,
+        keys: &[String],
+        have_own_keys: bool,
+    ) -> Result<Vec<DeleteFailure>, Error> {
         let mut failures = Vec::new();
         for batch in keys.chunks(BATCH) {
-            failures.append(&mut self.delete_batch(bucket, batch).await?);
+            failures.append(&mut self.delete_batch(bucket, batch, have_own_keys).await?);
         }
         Ok(failures)
     }
 
-    async fn delete_batch(&self, bucket: &str, keys: &[String]) -> Result<Vec<DeleteFailure>, Error> {
+    async fn delete_batch(
+        &self,
+        bucket: &str,
+        keys: &[String],
+        have_own_keys: bool,
+    ) -> Result<Vec<DeleteFailure>, Error> {
         let known = self.inner.store.bucket(bucket);
         let mut left = keys.to_vec();
         let mut failures = Vec::new();
@@ -72,6 +99,7 @@ impl Client {
                 break;
             }
             let call = deletion_of(bucket, &left)?;
+            let call = if have_own_keys { call.repeatable() } else { call };
             let response = match self.attempt_whole(&call, &mut operation).await {
                 Ok(response) => response,
                 Err(failure) => match self.recover(&call, &mut operation, failure).await {

@@ -12,6 +12,7 @@ use crate::error::{Error, invalid};
 use crate::operation::call::Call;
 use crate::operation::object::ObjectInfo;
 use crate::protocol::bucket::is_directory_bucket;
+use crate::protocol::checksum::parse_crc32;
 use crate::protocol::dates::parse_iso8601;
 use crate::protocol::error_response::server_time;
 use crate::protocol::xml::{self, Element};
@@ -51,6 +52,10 @@ pub struct UploadedPart {
     pub size: u64,
     /// When it was complete, to the second.
     pub last_modified: Option<SystemTime>,
+    /// ETag, quotes included, where the service says one.
+    pub etag: Option<String>,
+    /// CRC-32, where the service keeps one.
+    pub crc32: Option<u32>,
 }
 
 impl Client {
@@ -292,6 +297,8 @@ fn part_entry(part: &Element) -> Option<UploadedPart> {
         number: part.text_of("PartNumber")?.parse().ok()?,
         size: part.text_of("Size")?.parse().ok()?,
         last_modified: part.text_of("LastModified").and_then(parse_iso8601),
+        etag: part.text_of("ETag").map(str::to_owned),
+        crc32: part.text_of("ChecksumCRC32").and_then(parse_crc32),
     })
 }
 

@@ -1,11 +1,14 @@
 //! The requests of a multipart upload.
 
+use std::collections::HashMap;
+
 use http::Method;
 
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::operation::attempt::Operation;
 use crate::operation::call::Call;
+use crate::operation::list::UploadedPart;
 use crate::protocol::checksum::crc32_text;
 use crate::protocol::error_response::header;
 use crate::protocol::xml;
@@ -56,7 +59,8 @@ impl Client {
             .query("partNumber", &number.to_string())
             .query("uploadId", upload_id)
             .checksum("x-amz-checksum-crc32", &crc32_text(crc32))?
-            .body(body);
+            .body(body)
+            .repeatable();
         let response = self.execute(&call).await?;
         let etag = header(&response.headers, "etag").ok_or_else(|| call.malformed("no ETag"))?;
         Ok(Part { number, etag: etag.to_owned(), crc32: Some(crc32), size })
@@ -72,7 +76,44 @@ impl Client {
         parts: &[Part],
         crc32: Option<u32>,
     ) -> Result<Option<String>, Error> {
+        let completed = self.complete_of(bucket, key, upload_id, parts, crc32).await;
+        let Err(error) = completed.as_ref() else { return completed };
+        if error.code() != Some("InvalidPart") {
+            return completed;
+        }
+        match self.as_stored(bucket, key, upload_id, parts).await {
+            Some(parts) => self.complete_of(bucket, key, upload_id, &parts, crc32).await,
+            None => completed,
+        }
+    }
+
+    /// The same parts with the ETags that the service has for them now. A part that was sent twice has that of the request that was
+    /// carried out last, and not every ETag is a digest. `None` where it holds other bytes, or nothing else than what was said.
+    async fn as_stored(&self, bucket: &str, key: &str, upload_id: &str, parts: &[Part]) -> Option<Vec<Part>> {
+        let stored = self.list_parts(bucket, key, upload_id).await.ok()?;
+        let stored: HashMap<u32, UploadedPart> = stored.into_iter().map(|part| (part.number, part)).collect();
+        let mut are_others = false;
+        let parts = parts.iter().map(|part| {
+            let found = stored.get(&part.number).filter(|found| found.size == part.size)?;
+            let is_same = part.crc32.zip(found.crc32).is_some_and(|(sent, kept)| sent == kept);
+            let etag = found.etag.as_ref().filter(|etag| is_same || **etag == part.etag)?;
+            are_others |= *etag != part.etag;
+            Some(Part { etag: etag.clone(), ..part.clone() })
+        });
+        let parts: Option<Vec<Part>> = parts.collect();
+        parts.filter(|_| are_others)
+    }
+
+    async fn complete_of(
+        &self,
+        bucket: &str,
+        key: &str,
+        upload_id: &str,
+        parts: &[Part],
+        crc32: Option<u32>,
+    ) -> Result<Option<String>, Error> {
         let mut call = Call::new("CompleteMultipartUpload", Method::POST, bucket, Some(key))?
+            .repeatable()
             .query("uploadId", upload_id)
             .checksum("x-amz-checksum-type", "FULL_OBJECT")?
             .document(list_of(parts, true))?

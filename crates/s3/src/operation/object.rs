@@ -26,6 +26,9 @@ pub struct PutOptions {
     pub content_type: Option<String>,
     /// CRC-32 of the whole body, where it is known already. `None`: computed here.
     pub crc32: Option<u32>,
+    /// No other object has this key or will have it, so that a write that is carried out late writes over nothing else. Then it may be
+    /// sent again where its answer is late.
+    pub has_own_key: bool,
 }
 
 /// The result of [`Client::put_object`].
@@ -117,6 +120,7 @@ impl Client {
             .checksum("x-amz-checksum-crc32", &crc32_text(crc32))?
             .body(body);
         call = match &options.condition {
+            Condition::None if options.has_own_key => call.repeatable(),
             Condition::None => call,
             Condition::IfNoneMatch => call.header("if-none-match", "*")?,
             Condition::IfMatch(etag) => call.header("if-match", etag)?,

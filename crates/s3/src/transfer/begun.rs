@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, Shared};
+use futures_util::future::{BoxFuture, Shared, select};
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 
@@ -29,8 +29,7 @@ impl Begun {
     /// knows.
     pub(crate) fn new(client: &Client, bucket: &str, key: &str) -> Begun {
         let runtime = Handle::current();
-        let (client, bucket, key) = (client.clone(), bucket.to_owned(), key.to_owned());
-        let task = runtime.spawn(async move { client.create_multipart_upload(&bucket, &key).await });
+        let task = runtime.spawn(begin(client.clone(), bucket.to_owned(), key.to_owned()));
         let id = async move { task.await.unwrap_or_else(|error| Err(interrupted(error))) };
         Begun { runtime, id: id.boxed().shared(), sending: JoinSet::new(), sent: Vec::new() }
     }
@@ -90,6 +89,47 @@ impl Begun {
             None => tracing::warn!(bucket, key, "not aborted in time: the parts of an upload may stay"),
         }
     }
+}
+
+/// Begins an upload, and one more where its answer is late. The first answer counts; the other upload is aborted.
+async fn begin(client: Client, bucket: String, key: String) -> Result<String, Error> {
+    const CREATE: &str = "CreateMultipartUpload";
+    let create = || {
+        let (client, bucket, key) = (client.clone(), bucket.clone(), key.clone());
+        let task = tokio::spawn(async move { client.create_multipart_upload(&bucket, &key).await });
+        task.map(|ended| ended.unwrap_or_else(|error| Err(interrupted(error))))
+    };
+    let hedging = client.inner.admission.hedging();
+    let started = clock::now();
+    let late_at = hedging.late_after(CREATE, started).map(|after| started + after);
+    let mut first = create();
+    let begun = match clock::before(late_at, &mut first).await {
+        Some(begun) => begun,
+        None if hedging.take(clock::now()) => {
+            client.inner.counters.add_hedge();
+            tracing::debug!(bucket, key, "an answer is late: beginning another upload");
+            let (begun, other) = select(first, create()).await.factor_first();
+            match begun {
+                Err(_) => other.await,
+                Ok(_) => {
+                    let client = client.clone();
+                    tokio::spawn(async move {
+                        if let Ok(id) = other.await
+                            && let Err(error) = client.abort_multipart_upload(&bucket, &key, &id).await
+                        {
+                            tracing::warn!(bucket, key, %error, "not aborted: an upload without parts stays");
+                        }
+                    });
+                    begun
+                }
+            }
+        }
+        None => first.await,
+    };
+    if begun.is_ok() {
+        hedging.answered(CREATE, clock::now().duration_since(started));
+    }
+    begun
 }
 
 fn part_of(ended: Result<Result<Part, Error>, JoinError>) -> Result<Part, Error> {

@@ -134,6 +134,11 @@ impl PayloadBody {
         PayloadBody { payload, segment: 0, offset: 0, remaining, progress }
     }
 
+    /// The same bytes from the first on, for another request.
+    pub(crate) fn again(&self, progress: Arc<Progress>) -> PayloadBody {
+        PayloadBody::new(self.payload.clone(), progress)
+    }
+
     fn next_frame(&mut self) -> Option<Slices> {
         let mut frame = Slices::default();
         while frame.remaining < FRAME_BYTES && frame.slices.len() < FRAME_SLICES {

@@ -45,6 +45,9 @@ pub struct UploadOptions {
     /// Most bytes of its copies that are handed to the network and not acknowledged, but for one part. `None`: what the client
     /// allows.
     pub max_in_flight_bytes: Option<u64>,
+    /// No other object has this key or will have it, so that a request that is carried out late writes over nothing else. Then one
+    /// PutObject may be sent again where its answer is late.
+    pub has_own_key: bool,
 }
 
 /// The result of [`Upload::finish`].
@@ -71,6 +74,7 @@ pub struct Upload {
     plan: PartPlan,
     size_hint: Option<u64>,
     requests_per_second: Option<f64>,
+    has_own_key: bool,
     in_flight: Option<InFlight>,
     current: CurrentPart,
     /// Bytes of all parts before the current one, and their CRC-32.
@@ -111,6 +115,7 @@ impl Client {
             plan,
             size_hint: options.size_hint,
             requests_per_second: options.requests_per_second,
+            has_own_key: options.has_own_key,
             in_flight: options.max_in_flight_bytes.map(InFlight::new),
             current: CurrentPart::new(1, plan.part_size(1, 0)),
             offset: 0,
@@ -228,7 +233,8 @@ impl Upload {
         if self.begun.is_none() {
             let _in_flight = self.client.inner.admission.in_flight(self.current.copied).await?;
             let body = Payload::from(std::mem::take(&mut self.current.segments));
-            let options = PutOptions { crc32: Some(crc32), ..PutOptions::default() };
+            let has_own_key = self.has_own_key;
+            let options = PutOptions { crc32: Some(crc32), has_own_key, ..PutOptions::default() };
             let output = self.client.put_object(&self.bucket, &self.key, body, &options).await?;
             return Ok(UploadOutput { size, crc32, etag: output.etag, parts: 0 });
         }

@@ -1,9 +1,10 @@
 //! Requests whose answer is late.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use s3dcp_s3::Client;
+use s3dcp_s3::{Client, Error, ErrorKind, Payload, PutOptions, crc32};
 
 use crate::support::{Act, Responder, Seen, error, response, with};
 
@@ -62,8 +63,134 @@ async fn after_a_slow_down_nothing_is_sent_again() {
     assert_eq!((stats.hedged, stats.throttled, stats.retries), (0, 1, 3));
 }
 
+/// CRC-32 of what [`upload`] sends, as S3 writes it, and of something else.
+const OF_PART: &str = "SQ9wxg==";
+const OF_OTHER: &str = "VbtViw==";
+
+/// Makes an object of one part.
+async fn upload(client: &Client, key: &str) -> Result<(), Error> {
+    let mut upload = client.assemble("bkt", key);
+    upload.push(Payload::from(b"part".to_vec()), crc32(b"part")).await?;
+    upload.finish().await.map(drop)
+}
+
+/// The answer to a request of that: the id of the upload, and the ETag and CRC-32 of its part as they are listed.
+fn of_upload(seen: &Seen, id: &str, etag: &str, crc32: &str) -> Vec<u8> {
+    let body = match &seen.method[..] {
+        "POST" if seen.target.contains("uploads") => {
+            format!(
+                "<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"
+            )
+        }
+        "POST" => "<CompleteMultipartUploadResult/>".to_owned(),
+        "GET" => format!(
+            "<ListPartsResult><Part><PartNumber>1</PartNumber><Size>4</Size><ETag>{etag}</ETag>\
+             <ChecksumCRC32>{crc32}</ChecksumCRC32></Part></ListPartsResult>"
+        ),
+        "DELETE" => return response("204 No Content", &[], b""),
+        _ => String::new(),
+    };
+    response("200 OK", &[("ETag", "first")], body.as_bytes())
+}
+
 #[tokio::test]
-async fn what_writes_is_sent_once() {
+async fn requests_of_an_upload_are_sent_again_and_one_that_was_begun_twice_is_aborted() {
+    let late = ["/k100?uploads", "/k150?partNumber", "/k200?uploadId"];
+    let asked: Mutex<Vec<&str>> = Mutex::default();
+    let server = Responder::start(move |_, seen| {
+        let mut asked = asked.lock().unwrap();
+        let is_late = late.into_iter().find(|late| seen.target.contains(late) && !asked.contains(late));
+        asked.extend(is_late);
+        match is_late {
+            Some("/k100?uploads") => {
+                Act::Late(Duration::from_secs(1), of_upload(seen, "other", "first", OF_PART))
+            }
+            Some(_) => Act::Silence,
+            None => Act::Answer(of_upload(seen, "id", "first", OF_PART)),
+        }
+    })
+    .await;
+    let client = server.client();
+    for number in 0..210 {
+        upload(&client, &format!("k{number}")).await.unwrap();
+    }
+    server.wait_for("DELETE", "/k100?uploadId=other").await;
+    let stats = client.stats();
+    // On a machine that is busy, another answer may be late.
+    assert!((3..=7).contains(&stats.hedged), "{stats:?}");
+    assert_eq!(stats.retries, 0);
+    for late in late {
+        assert_eq!(server.seen().iter().filter(|seen| seen.target.contains(late)).count(), 2, "{late}");
+    }
+}
+
+#[tokio::test]
+async fn a_part_that_was_carried_out_twice_is_named_by_the_etag_that_it_has() {
+    for (etag, crc32, is_made) in
+        [("second", OF_PART, true), ("second", OF_OTHER, false), ("first", OF_PART, false)]
+    {
+        let completed = AtomicBool::new(false);
+        let server = Responder::start(move |_, seen| {
+            let completes = seen.method == "POST" && seen.target.contains("uploadId");
+            match completes && !completed.swap(true, Ordering::Relaxed) {
+                true => Act::Answer(error("400 Bad Request", "InvalidPart")),
+                false => Act::Answer(of_upload(seen, "id", etag, crc32)),
+            }
+        })
+        .await;
+        let made = upload(&server.client(), "k").await;
+        let error = made.err().map(|error| (error.kind(), error.code().map(str::to_owned)));
+        let refused = (ErrorKind::Service, Some("InvalidPart".to_owned()));
+        assert_eq!(error, (!is_made).then_some(refused), "{etag} {crc32}");
+        let seen = server.seen();
+        let named = |etag: &str| {
+            let part = format!("<ETag>{etag}</ETag>");
+            seen.iter().filter(|seen| String::from_utf8_lossy(&seen.body).contains(&part)).count()
+        };
+        assert_eq!((named("first"), named("second")), (1, is_made.into()));
+        if !is_made {
+            server.wait_for("DELETE", "/k?uploadId=id").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_object_whose_key_no_other_has_is_sent_again() {
+    let answer = stuck(["k200", "k220"]);
+    let server = Responder::start(move |_, seen| answer(seen)).await;
+    let client = server.client();
+    let mut options = PutOptions::default();
+    options.has_own_key = true;
+    for number in 0..230 {
+        client
+            .put_object("bkt", &format!("k{number}"), Payload::from(b"v".to_vec()), &options)
+            .await
+            .unwrap();
+    }
+    let stats = client.stats();
+    assert!((2..=5).contains(&stats.hedged), "{stats:?}");
+    assert_eq!(stats.retries, 0);
+}
+
+#[tokio::test]
+async fn so_is_the_deletion_of_such_objects() {
+    let asked = AtomicUsize::new(0);
+    let server = Responder::start(move |_, _| match asked.fetch_add(1, Ordering::Relaxed) {
+        200 | 220 => Act::Silence,
+        _ => Act::Answer(response("200 OK", &[], b"<DeleteResult/>")),
+    })
+    .await;
+    let client = server.client();
+    for number in 0..230 {
+        client.delete_own_objects("bkt", &[format!("k{number}")]).await.unwrap();
+    }
+    let stats = client.stats();
+    assert!((2..=5).contains(&stats.hedged), "{stats:?}");
+    assert_eq!(stats.retries, 0);
+}
+
+#[tokio::test]
+async fn what_else_writes_is_sent_once() {
     let server = Responder::start(|number, _| match number {
         200 => Act::Silence,
         _ => Act::Answer(found()),

@@ -65,6 +65,8 @@ pub(crate) enum Act {
     ThenReset(Vec<u8>),
     /// Reads the body and says nothing.
     Silence,
+    /// Reads the body and answers after this time.
+    Late(Duration, Vec<u8>),
     /// Reads the body and answers in this many pieces, with this pause after each.
     Slowly(Vec<u8>, usize, Duration),
 }
@@ -196,8 +198,11 @@ async fn serve(
             seen.body = buffer.drain(..seen.content_length()).collect();
             log.lock().unwrap()[number].body.clone_from(&seen.body);
         }
+        if let Act::Late(time, _) = act {
+            tokio::time::sleep(time).await;
+        }
         match act {
-            Act::Answer(bytes) => {
+            Act::Answer(bytes) | Act::Late(_, bytes) => {
                 if stream.write_all(&bytes).await.is_err() {
                     return;
                 }
