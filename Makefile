@@ -18,7 +18,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # $(call quietly,log,command): what installers say of themselves goes to the log, which is shown where they fail.
 quietly = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 $(2) >$(1) 2>&1 || { cat $(1); exit 1; }
 
-.PHONY: help demo test test-rust test-python test-torch test-real-s3 test-directory test-frameworks check check-rust check-python check-targets format \
+.PHONY: help demo test test-rust test-python test-torch test-real-s3 test-directory test-frameworks test-upstream check check-rust check-python check-targets format \
 	deny docs bench bench-micro fuzz sanitize wheels test-wheels version clean
 
 help:
@@ -95,6 +95,14 @@ installed-s3rver: .cache/servers/s3rver/ready
 # Trainings with the frameworks that people use, which it installs: tests/frameworks.
 test-frameworks: $(NATIVE) $(FRAMEWORKS_VENV)/ready
 	$(FRAMEWORKS_VENV)/bin/python -m pytest tests/frameworks $(PYTEST)
+
+# Tests of other projects with our classes in the place of theirs, from clones of those: docs/moving.md, docs/frameworks.md.
+UPSTREAM := PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/python $(FRAMEWORKS_VENV)/bin/python -m upstream
+test-upstream: $(NATIVE) $(FRAMEWORKS_VENV)/ready
+	@[ -n "$(S3TORCHCONNECTOR)$(TORCHTITAN)" ] || \
+		{ echo "which? make test-upstream S3TORCHCONNECTOR=<clone> TORCHTITAN=<clone>"; exit 1; }
+	$(if $(S3TORCHCONNECTOR),$(UPSTREAM) s3torchconnector $(S3TORCHCONNECTOR) $(PYTEST))
+	$(if $(TORCHTITAN),$(UPSTREAM) torchtitan $(TORCHTITAN) $(PYTEST))
 
 # All Python tests with another version of torch, which it installs: docs/torch-versions.md.
 TORCH ?= 2.6

@@ -20,6 +20,7 @@ from s3dcp import S3ClientConfig, S3StorageReader, S3StorageWriter, checkpoint_i
 from s3dcp.planner._check import replacements
 from support import fault_matrix, pages, torch_versions
 from support.pages import ROOT, constant
+from upstream import ON_S3, OURS, SUITES
 
 SETTINGS = "docs/settings.md"
 TROUBLESHOOTING = "docs/troubleshooting.md"
@@ -496,6 +497,23 @@ def test_the_releases_that_are_compared_with_are_those_that_are_measured_and_tes
     pinned = {name: re.search(rf"^{name}(?:\[\w+\])?==([\w.]+)", pins, re.MULTILINE) for name in told}
     assert {name for name, pin in pinned.items() if pin is None} == {"s3dcp", "Orbax"}
     assert {name: told[name] for name, pin in pinned.items() if pin} == {n: pin[1] for n, pin in pinned.items() if pin}
+
+
+WITH = {ON_S3: "either, on S3", OURS: f"`{OURS}`"}
+
+
+@pytest.mark.parametrize(
+    ("page", "name"), [("docs/moving.md", "s3torchconnector"), ("docs/frameworks.md", "torchtitan")]
+)
+def test_the_tests_of_others_that_cannot_pass_are_those_that_are_expected_to_fail(page: str, name: str) -> None:
+    suite = SUITES[name]
+    rows = [[f"`{each.test}`", *filter(None, [WITH.get(each.variant)]), each.reason] for each in suite.failing]
+    assert pages.table(page, "test") == rows
+    told = " ".join(pages.text(page).partition("\n\n| test |")[0].rpartition("\n\n")[2].split())
+    assert f"`make test-upstream {name.upper()}=<clone>`" in told
+    assert f"at commit {suite.commit}" in told
+    assert f"Of {suite.count} all pass but these" in told
+    assert [path for path in suite.paths if Path(path).name not in told] == []
 
 
 # -- the house

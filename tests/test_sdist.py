@@ -47,6 +47,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def unpacked(sdist: Path, tmp_path: Path) -> Path:
     with tarfile.open(sdist) as archive:
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.12 and 3.13 want one
         archive.extractall(tmp_path)
     return tmp_path / f"s3dcp-{__version__}"
 

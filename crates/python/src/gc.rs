@@ -13,6 +13,10 @@ use s3dcp_entry::entry;
 /// Fewer new objects than this are not worth moving, and with them all that is garbage by now and would be found young.
 const MANY: usize = 10_000;
 
+/// Python 3.12 counts its immortal objects among the frozen ones, some hundreds. A program that has frozen its own, to share their
+/// memory with children, has frozen more, and they stay so.
+const IMMORTAL: usize = 2_000;
+
 /// The pauses of all threads. Locked with the GIL held and without giving it up, so never while a child is forked.
 static PAUSES: Mutex<Pauses> = Mutex::new(Pauses { begun: 0, was_enabled: false });
 
@@ -61,8 +65,8 @@ impl GcPause {
         }
         if self.old_at_once {
             let (young, _, _): (usize, usize, usize) = gc.call_method0("get_count")?.extract()?;
-            let frozen_by_others = || gc.call_method0("get_freeze_count")?.extract::<usize>();
-            if young >= MANY && frozen_by_others()? == 0 {
+            let frozen = || gc.call_method0("get_freeze_count")?.extract::<usize>();
+            if young >= MANY && frozen()? <= IMMORTAL {
                 gc.call_method0("freeze")?;
                 gc.call_method0("unfreeze")?;
             }
