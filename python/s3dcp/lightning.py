@@ -37,10 +37,12 @@ from .fsspec import S3FsspecFileSystem, register
 from .s3_prefix_strategy import S3PrefixStrategyBase
 from .storage_reader import S3StorageReader
 
-# Lightning from 2.6 on says what a checkpoint may hold.
-_SAYS_WEIGHTS_ONLY = "weights_only" in inspect.signature(CheckpointIO.load_checkpoint).parameters
-
 __all__ = ["S3FSDPStrategy", "S3LightningCheckpoint", "S3ModelParallelStrategy"]
+
+
+def _says_weights_only() -> bool:
+    """Lightning from 2.6 on says what a checkpoint may hold."""
+    return "weights_only" in inspect.signature(CheckpointIO.load_checkpoint).parameters
 
 
 class S3LightningCheckpoint(CheckpointIO):  # type: ignore[misc]
@@ -95,7 +97,7 @@ class S3LightningCheckpoint(CheckpointIO):  # type: ignore[misc]
             ConfigError: `path` is no S3 URI.
         """
         path = _uri(path)
-        if weights_only is None and not _SAYS_WEIGHTS_ONLY:
+        if weights_only is None and not _says_weights_only():
             weights_only = False
         with self._checkpoint.reader(path) as reader:
             loaded: dict[str, Any] = torch.load(reader, map_location=map_location, weights_only=weights_only)

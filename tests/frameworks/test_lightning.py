@@ -134,7 +134,7 @@ def test_without_a_word_of_lightning_a_checkpoint_may_hold_what_it_wants(
     checkpoint.save_checkpoint(saved, path)
     with pytest.raises(pickle.UnpicklingError):
         checkpoint.load_checkpoint(path)
-    monkeypatch.setattr(lightning, "_SAYS_WEIGHTS_ONLY", False)  # as before 2.6
+    monkeypatch.setattr(lightning, "_says_weights_only", lambda: False)  # as before 2.6
     assert checkpoint.load_checkpoint(path) == saved
     with pytest.raises(pickle.UnpicklingError):
         checkpoint.load_checkpoint(path, weights_only=True)
