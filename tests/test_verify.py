@@ -262,7 +262,8 @@ def test_a_run_that_was_killed_goes_on_where_it_ended(tmp_path: Path, store: Sto
 def test_a_bit_that_flips_on_the_way_is_no_damage(writer: str, tmp_path: Path, store: Store, s3dcp_server: Any) -> None:
     uri = saved.save(writer, {"t": values((2 * MIB,))}, store, tmp_path)
     whole = told("verify", uri)["read_bytes"]
-    s3dcp_server.inject(f"flip on=GetObject key=*.distcp skip={0 if writer == 'ours' else 4} times=1")
+    # Of torch's archives the ends and heads of their records are read before, some of each with one request.
+    s3dcp_server.inject(f"flip on=GetObject key=*.distcp skip={0 if writer == 'ours' else 6} times=1")
     try:
         found = told("verify", uri)
     finally:

@@ -655,7 +655,8 @@ fn unsigned(chunk: &Chunk) -> Vec<u64> {
     chunk.sizes.iter().map(|&size| u64::try_from(size).unwrap_or(u64::MAX)).collect()
 }
 
-/// Asks about many; where that fails, about fewer, down to the ones that are to blame.
+/// Asks about many; where that fails, about fewer, down to the ones that are to blame, and about each of those once more: it may have
+/// been the way here.
 async fn each<T, R>(
     all: &[T],
     ask: impl AsyncFn(&[T]) -> Result<Vec<R>, Error>,
@@ -666,7 +667,10 @@ async fn each<T, R>(
         match ask(some).await {
             Ok(found) => answers.extend(found.into_iter().map(Ok)),
             Err(error) if !is_fault(&error) => return Err(error),
-            Err(error) if some.len() == 1 => answers.push(Err(error)),
+            Err(_) if some.len() == 1 => match ask(some).await {
+                Err(error) if is_fault(&error) => answers.push(Err(error)),
+                found => answers.extend(found?.into_iter().map(Ok)),
+            },
             Err(_) => {
                 let (first, second) = some.split_at(some.len() / 2);
                 waiting.extend([second, first]);
@@ -785,6 +789,38 @@ impl Judge for Bench {
         drop(judged);
         if is_new {
             (self.read)(range.end - range.start, self.total);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::corrupt;
+
+    #[tokio::test]
+    async fn what_fails_is_found_among_many_and_asked_about_once_more() {
+        for (all, bad) in [(vec![7], vec![7]), (vec![1, 7, 3, 9], vec![7, 9]), (vec![1, 2], vec![])] {
+            for lasts in [false, true] {
+                let mut alone = HashMap::new();
+                let alone = Mutex::new(&mut alone);
+                let found = each(&all, async |some| {
+                    let is_passing = |number: &i32| {
+                        let mut alone = alone.lock().unwrap();
+                        let times = alone.entry(*number).or_insert(0);
+                        *times += u32::from(some.len() == 1);
+                        !lasts && *times > 1
+                    };
+                    match some.iter().filter(|number| bad.contains(number)).all(is_passing) {
+                        true => Ok(some.to_vec()),
+                        false => Err(corrupt("a bit has flipped")),
+                    }
+                });
+                let found: Vec<Option<i32>> = found.await.unwrap().into_iter().map(Result::ok).collect();
+                let expected =
+                    all.iter().map(|number| Some(*number).filter(|number| !lasts || !bad.contains(number)));
+                assert_eq!(found, expected.collect::<Vec<_>>(), "{all:?}");
+            }
         }
     }
 }
