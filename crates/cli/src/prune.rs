@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         found.take_other_uploads();
     }
     if let Some(why) = &found.uploads_unlisted {
-        warn(&format!("unfinished uploads were not looked for: {why}"))?;
+        warn(&format!("not all unfinished uploads were looked at: {why}"))?;
     }
     let output = &arguments.output;
     let (old, younger, others) = (found.old.clone(), found.younger, found.other_uploads.clone());

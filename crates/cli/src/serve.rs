@@ -69,8 +69,8 @@ pub(crate) struct Arguments {
     /// Let something go wrong, say 'error:SlowDown on=UploadPart key=*.distcp skip=2 times=3'; may be given several times
     ///
     /// What: error:<code>, error:<status>/<code>, error-in-200:<code>, drop, reset-request:<bytes>, silence, flip-request, delay:<n>ms before anything
-    /// takes effect; lose, reset:<bytes>, cut:<bytes>, stall:<bytes>, truncate:<bytes>, flip, etag:<form> afterwards, on the answer. To
-    /// which requests: on=<operation>,..., key=<pattern>, part=<n>, header=<pattern>, skip=<n>, times=<n>, chance=<0..1>.
+    /// takes effect; late:<n>ms, lose, reset:<bytes>, cut:<bytes>, stall:<bytes>, truncate:<bytes>, flip, etag:<form> afterwards, on the
+    /// answer. To which requests: on=<operation>,..., key=<pattern>, part=<n>, header=<pattern>, skip=<n>, times=<n>, chance=<0..1>.
     #[arg(long = "fault", value_name = "RULE")]
     faults: Vec<Fault>,
     /// Seed of what faults leave to chance

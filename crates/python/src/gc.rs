@@ -13,8 +13,9 @@ use s3dcp_entry::entry;
 /// Fewer new objects than this are not worth moving, and with them all that is garbage by now and would be found young.
 const MANY: usize = 10_000;
 
-/// Python 3.12 counts its immortal objects among the frozen ones, some hundreds. A program that has frozen its own, to share their
-/// memory with children, has frozen more, and they stay so.
+/// Python 3.12 counts its immortal objects among the frozen ones, some hundreds. A program that has called `gc.freeze`, to share
+/// memory with children, has frozen all that there was, and an interpreter that has imported nothing has 3,600 objects. They stay
+/// frozen.
 const IMMORTAL: usize = 2_000;
 
 /// The pauses of all threads. Locked with the GIL held and without giving it up, so never while a child is forked.

@@ -26,6 +26,7 @@ pub use config::{
 };
 pub use error::{Error, ErrorKind};
 pub use latencies::Latencies;
+pub use operation::call::WhenLate;
 pub use operation::conditions::Found;
 pub use operation::copy::CopySource;
 pub use operation::delete::DeleteFailure;

@@ -79,7 +79,8 @@ pub struct Leftovers {
     /// Multipart uploads as old under names that this project does not give to files of saves. They may be what a copy, an export
     /// or a stream of its own left, or another program's, and stay; see [`Leftovers::take_other_uploads`].
     pub other_uploads: Vec<Leftover>,
-    /// Why unfinished uploads are not among them, where the service cannot list those, or their parts.
+    /// Why unfinished uploads, or some, are not among them: the service cannot list those or their parts, or denies the parts of one
+    /// under another name.
     pub uploads_unlisted: Option<Error>,
     indexes: Indexes,
     tombstones: Vec<tombstone::Found>,
@@ -165,21 +166,26 @@ pub async fn find_leftovers(
     }
     let intents = objects.iter().filter(|object| Name::of(&object.key) == Name::Intent);
     found.extend(intents.map(|object| leftover(LeftoverKind::Intent, object)));
-    let mut other_uploads = Vec::new();
-    let mut uploads = stream::iter(uploads)
-        .map(async |upload| (storage.is_own_upload(&upload), measure(storage, upload, &age).await))
+    // An upload is no older than its beginning.
+    let may_count = |upload: &MultipartUpload, is_own: bool| is_own || age(upload.initiated) >= older_than;
+    let uploads = uploads.into_iter().map(|upload| (storage.is_own_upload(&upload), upload));
+    let mut uploads = stream::iter(uploads.filter(|(is_own, upload)| may_count(upload, *is_own)))
+        .map(async |(is_own, upload)| (is_own, measure(storage, upload, &age).await))
         .buffered(CONCURRENT_REQUESTS);
+    let mut other_uploads = Vec::new();
     while let Some((is_own, upload)) = uploads.next().await {
         match upload {
-            // Without its parts it has no age.
-            Err(error) if error.not_understood() => uploads_unlisted = Some(error),
+            // Without its parts it has no age. Others' may be denied to who prunes.
+            Err(error) if error.not_understood() || (!is_own && error.kind() == ErrorKind::Denied) => {
+                uploads_unlisted = Some(error);
+            }
             upload if is_own => found.extend(upload?),
             upload => other_uploads.extend(upload?),
         }
     }
     drop(uploads);
     other_uploads.retain(|upload| upload.age >= older_than);
-    found.sort_by(|one, other| (&one.kind, &one.key).cmp(&(&other.kind, &other.key)));
+    by_kind_and_key(&mut found);
     // Two tombstones may name one file.
     found.dedup();
     let all = found.len();
@@ -189,6 +195,10 @@ pub async fn find_leftovers(
     });
     let younger = all - found.len() + all_tombstones - tombstones.len();
     Ok(Leftovers { layout, old: found, younger, other_uploads, uploads_unlisted, indexes, tombstones })
+}
+
+fn by_kind_and_key(leftovers: &mut [Leftover]) {
+    leftovers.sort_by(|one, other| (&one.kind, &one.key).cmp(&(&other.kind, &other.key)));
 }
 
 async fn read_tombstones(
@@ -230,7 +240,7 @@ impl Leftovers {
     /// Counts uploads under other names as leftovers too.
     pub fn take_other_uploads(&mut self) {
         self.old.append(&mut self.other_uploads);
-        self.old.sort_by(|one, other| (&one.kind, &one.key).cmp(&(&other.kind, &other.key)));
+        by_kind_and_key(&mut self.old);
     }
 
     /// Deletes what is old: first what no index can name, then the shard files, in rounds before each of which the

@@ -23,6 +23,19 @@ pub(crate) struct Expected {
     pub(crate) what: Run,
 }
 
+/// The item of a run, which bytes of it, and their CRC-32.
+pub(crate) type RunId = (usize, Range<u64>, u32);
+
+impl Expected {
+    pub(crate) fn length(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    pub(crate) fn id(&self) -> RunId {
+        (self.item, self.range.clone(), self.crc32)
+    }
+}
+
 /// What a run is.
 #[derive(Clone, Debug)]
 pub(crate) enum Run {
@@ -73,19 +86,20 @@ impl Sums {
 
     /// What sums up the run with this number.
     pub(crate) fn of(self: &Arc<Sums>, run: usize) -> Box<dyn Destination> {
-        let Expected { range, head, .. } = &self.expected[run];
+        let expected = &self.expected[run];
         Box::new(Sum {
             sums: self.clone(),
             run,
-            length: range.end - range.start,
-            head_length: head.map(|(length, _)| length),
+            length: expected.length(),
+            head_length: expected.head.map(|(length, _)| length),
             part: Part { start: 0, length: 0, crc32: 0, head: None },
         })
     }
 
     fn add(&self, run: usize, part: Part) {
-        let Expected { range, crc32, head, .. } = &self.expected[run];
-        let length = range.end - range.start;
+        let expected = &self.expected[run];
+        let Expected { crc32, head, .. } = expected;
+        let length = expected.length();
         let mut whole = vec![part];
         if part.length < length {
             let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,7 +3,7 @@
 //! Nothing of what is read is kept: it is summed up as it passes. Whatever is found wrong is noted, and the rest is looked
 //! at all the same. An item whose bytes do not fit is read once more before it is called damaged.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use s3dcp_s3::{Error, ErrorKind, ObjectInfo, crc32, crc32_combine};
 use serde::Serialize;
 
 use super::open::OpenCheckpoint;
-use super::sums::{Expected, Judge, Run, Sums, Verdict};
+use super::sums::{Expected, Judge, Run, RunId, Sums, Verdict};
 use super::verified::Verified;
 use super::walk::is_fault;
 use crate::archive::directory::{Directory, LOCAL_HEADER, ZipRecord, read_directory};
@@ -165,6 +165,7 @@ pub async fn verify(
             &other.what,
         ))
     });
+    report.faults.dedup();
     Ok(report)
 }
 
@@ -391,12 +392,13 @@ impl<'a> Verifier<'a> {
         Ok(())
     }
 
-    /// The runs with checksums of every item that has some.
-    async fn expected(&mut self) -> Result<Vec<Expected>, Error> {
+    /// The runs with checksums of those of these items that have some.
+    async fn expected(&mut self, items: &[usize]) -> Result<Vec<Expected>, Error> {
         let mut all = Vec::new();
         let mut formats = OwnFormats::default();
         let mut archives = Vec::new();
-        for (number, item) in self.items.iter().enumerate().filter(|(_, item)| !item.faulty) {
+        for &number in items {
+            let item = &self.items[number];
             let entry = item.entry();
             let Some(sums) = &entry.checksums else {
                 let in_place = item.range() == (entry.offset..entry.offset + entry.length);
@@ -456,47 +458,29 @@ impl<'a> Verifier<'a> {
         mut verified: Option<Verified>,
         read: impl Fn(u64, u64) + Send + Sync + 'static,
     ) -> Result<(), Error> {
-        let expected = Arc::new(self.expected().await?);
         if let Some(verified) = &mut verified {
             files.values().for_each(|(file, _)| verified.is(file));
         }
-        let place = |run: &Expected| {
-            let Entry { key, offset, .. } = self.items[run.item].entry();
-            (key.clone(), offset + run.range.start..offset + run.range.end)
-        };
-        let places: Vec<(Arc<str>, Range<u64>)> = expected.iter().map(place).collect();
-        let is_known =
-            |run: usize| verified.as_ref().is_some_and(|known| known.has(&places[run].0, &places[run].1));
-        let mut runs: Vec<usize> = (0..expected.len()).filter(|&run| !is_known(run)).collect();
-        runs.sort_by(|&one, &other| {
-            (&places[one].0, places[one].1.start).cmp(&(&places[other].0, places[other].1.start))
-        });
-        let length = |run: usize| expected[run].range.end - expected[run].range.start;
-        let total: u64 = (0..expected.len()).map(length).sum();
-        let left: u64 = runs.iter().map(|&run| length(run)).sum();
+        let items: Vec<usize> = (0..self.items.len()).filter(|&item| !self.items[item].faulty).collect();
+        let expected = self.expected(&items).await?;
+        let mut bench = self.bench(expected, verified, read);
+        let mut runs = bench.runs();
+        let left: u64 = runs.iter().map(|&run| bench.expected[run].length()).sum();
         self.report.read_bytes = left;
-        self.report.resumed_bytes = total - left;
-        read(total - left, total);
-        let bench = Arc::new(Bench {
-            places,
-            state: Mutex::new(Judged { verified, verdicts: HashMap::new(), failed: None }),
-            total,
-            read: Box::new(read),
-        });
-        // What does not fit is read once more: it may have been the way here.
-        for _ in 0..2 {
-            for batch in batches(&runs, &expected) {
-                self.read_runs(batch, &expected, &bench).await?;
-            }
-            runs = bench.bad(&runs);
+        self.report.resumed_bytes = bench.total - left;
+        (bench.read)(bench.total - left, bench.total);
+        self.read_runs(&runs, &bench).await?;
+        if !bench.bad(&runs).is_empty() {
+            bench = self.bench_of_bad(&runs, &bench).await?;
+            runs = bench.runs();
+            self.read_runs(&runs, &bench).await?;
         }
-        for run in runs {
-            let Expected { item, range, what, .. } = &expected[run];
+        for (run, verdict) in bench.bad(&runs) {
+            let Expected { item, range, what, .. } = &bench.expected[run];
             let offset = self.items[*item].entry().offset;
             let (start, end) = (offset + range.start, offset + range.end);
-            let what = match (bench.lock().verdicts.get(&run), what) {
-                (None, _) => continue,
-                (Some(Verdict::BadHead), _) => {
+            let what = match (verdict, what) {
+                (Verdict::BadHead, _) => {
                     format!("at byte {offset} is no tensor of the dtype and shape that the index says")
                 }
                 (_, Run::Slice) => format!("the checksum of bytes {start}..{end} does not fit"),
@@ -506,23 +490,56 @@ impl<'a> Verifier<'a> {
             };
             self.fault(Some(*item), what);
         }
-        match bench.lock().verified.take() {
-            Some(verified) => {
-                verified.end();
-                Ok(())
-            }
-            None => Ok(()),
+        if let Some(verified) = bench.lock().verified.take() {
+            verified.end();
         }
+        Ok(())
+    }
+
+    fn bench(
+        &self,
+        expected: Vec<Expected>,
+        verified: Option<Verified>,
+        read: impl Fn(u64, u64) + Send + Sync + 'static,
+    ) -> Arc<Bench> {
+        let place = |run: &Expected| {
+            let Entry { key, offset, .. } = self.items[run.item].entry();
+            (key.clone(), offset + run.range.start..offset + run.range.end)
+        };
+        Arc::new(Bench {
+            places: expected.iter().map(place).collect(),
+            total: expected.iter().map(Expected::length).sum(),
+            expected: Arc::new(expected),
+            state: Mutex::new(Judged { verified, verdicts: HashMap::new(), failed: None }),
+            read: Box::new(read),
+        })
+    }
+
+    /// What does not fit is judged once more, and asked for where it lies: it may have been the way here.
+    async fn bench_of_bad(&mut self, runs: &[usize], bench: &Bench) -> Result<Arc<Bench>, Error> {
+        let bad = bench.bad(runs);
+        let mut items: Vec<usize> = bad.iter().map(|&(run, _)| bench.expected[run].item).collect();
+        items.sort_unstable();
+        items.dedup();
+        let by = self.report.by;
+        let mut expected = self.expected(&items).await?;
+        self.report.by = by;
+        let fits = bench.good(runs);
+        expected.retain(|run| !fits.contains(&run.id()));
+        let verified = bench.lock().verified.take();
+        Ok(self.bench(expected, verified, |_, _| {}))
+    }
+
+    async fn read_runs(&mut self, runs: &[usize], bench: &Arc<Bench>) -> Result<(), Error> {
+        for batch in batches(runs, &bench.expected) {
+            self.read_batch(batch, bench).await?;
+        }
+        Ok(())
     }
 
     /// Reads some runs; a file that cannot be read is noted.
-    async fn read_runs(
-        &mut self,
-        runs: &[usize],
-        expected: &Arc<Vec<Expected>>,
-        bench: &Arc<Bench>,
-    ) -> Result<(), Error> {
-        match self.download(runs, expected, bench).await {
+    async fn read_batch(&mut self, runs: &[usize], bench: &Arc<Bench>) -> Result<(), Error> {
+        match self.download(runs, bench).await {
             Err(error) if is_fault(&error) && bench.lock().failed.is_none() => {}
             result => return result,
         }
@@ -531,7 +548,7 @@ impl<'a> Verifier<'a> {
             runs.iter().copied().filter(|run| !judged.verdicts.contains_key(run)).collect()
         };
         for of_file in left.chunk_by(|&one, &other| bench.places[one].0 == bench.places[other].0) {
-            match self.download(of_file, expected, bench).await {
+            match self.download(of_file, bench).await {
                 Err(error) if is_fault(&error) && bench.lock().failed.is_none() => {
                     self.file_fault(
                         &bench.places[of_file[0]].0,
@@ -544,12 +561,8 @@ impl<'a> Verifier<'a> {
         Ok(())
     }
 
-    async fn download(
-        &self,
-        runs: &[usize],
-        expected: &Arc<Vec<Expected>>,
-        bench: &Arc<Bench>,
-    ) -> Result<(), Error> {
+    async fn download(&self, runs: &[usize], bench: &Arc<Bench>) -> Result<(), Error> {
+        let expected = &bench.expected;
         let sums = Sums::new(expected.clone(), bench.clone());
         let of_items = runs.chunk_by(|&one, &other| expected[one].item == expected[other].item);
         let reads = of_items.map(|runs| {
@@ -574,8 +587,11 @@ impl<'a> Verifier<'a> {
             items.sort_by_key(|&number| self.items[number].range().start);
             let count = items.len() as u64;
             let expected = match stored {
-                Some(_) if items.iter().all(|&number| !self.items[number].faulty) => {
-                    self.file_checksum(file, &items).await?
+                Some(stored) if items.iter().all(|&number| !self.items[number].faulty) => {
+                    match self.file_checksum(file, &items).await? {
+                        Some(expected) if expected != *stored => self.file_checksum(file, &items).await?,
+                        expected => expected,
+                    }
                 }
                 _ => None,
             };
@@ -664,13 +680,14 @@ async fn each<T, R>(
     let mut answers = Vec::with_capacity(all.len());
     let mut waiting = vec![all];
     while let Some(some) = waiting.pop().filter(|some| !some.is_empty()) {
-        match ask(some).await {
+        let mut found = ask(some).await;
+        if some.len() == 1 && found.as_ref().is_err_and(is_fault) {
+            found = ask(some).await;
+        }
+        match found {
             Ok(found) => answers.extend(found.into_iter().map(Ok)),
             Err(error) if !is_fault(&error) => return Err(error),
-            Err(_) if some.len() == 1 => match ask(some).await {
-                Err(error) if is_fault(&error) => answers.push(Err(error)),
-                found => answers.extend(found?.into_iter().map(Ok)),
-            },
+            Err(error) if some.len() == 1 => answers.push(Err(error)),
             Err(_) => {
                 let (first, second) = some.split_at(some.len() / 2);
                 waiting.extend([second, first]);
@@ -686,26 +703,29 @@ type Records = Vec<(String, Range<u64>, u32)>;
 /// Reads which records with checksums these archives have; none of what is no archive.
 async fn records(storage: &Storage, items: &[Item<'_>], some: &[usize]) -> Result<Vec<Records>, Error> {
     let entry = |number: usize| items[number].entry();
-    let ends = some.iter().map(|&number| {
-        let entry = entry(number);
-        (entry, entry.length.saturating_sub(END_BYTES)..entry.length)
-    });
-    let ends = read_ranges(storage, ends.collect()).await?;
-    let mut directories: Vec<Directory> =
-        some.iter().zip(&ends).map(|(&number, end)| read_directory(end, entry(number).length)).collect();
-    let mut longer = Vec::new();
-    for (place, directory) in directories.iter().enumerate() {
-        if let Directory::NeedFrom(start) = directory {
-            longer.push((place, *start));
+    let mut directories: Vec<Directory> = some.iter().map(|_| Directory::Unknown).collect();
+    // What seems to be no archive is asked for once more: it may have been the way here.
+    for _ in 0..2 {
+        let is_open = |directory: &Directory| !matches!(directory, Directory::Records(_));
+        let mut starts: Vec<(usize, u64)> = (0..some.len())
+            .filter(|&place| is_open(&directories[place]))
+            .map(|place| (place, entry(some[place]).length.saturating_sub(END_BYTES)))
+            .collect();
+        while !starts.is_empty() {
+            let wanted = starts.iter().map(|&(place, start)| {
+                let entry = entry(some[place]);
+                (entry, start..entry.length)
+            });
+            let ends = read_ranges(storage, wanted.collect()).await?;
+            let mut longer = Vec::new();
+            for ((place, _), end) in starts.into_iter().zip(ends) {
+                directories[place] = read_directory(&end, entry(some[place]).length);
+                if let Directory::NeedFrom(from) = directories[place] {
+                    longer.push((place, from));
+                }
+            }
+            starts = longer;
         }
-    }
-    let wanted = longer.iter().map(|&(place, start)| {
-        let entry = entry(some[place]);
-        (entry, start..entry.length)
-    });
-    let found = read_ranges(storage, wanted.collect()).await?;
-    for ((place, _), end) in longer.into_iter().zip(found) {
-        directories[place] = read_directory(&end, entry(some[place]).length);
     }
     let mut wanted: Vec<(usize, ZipRecord)> = Vec::new();
     for (place, directory) in directories.into_iter().enumerate() {
@@ -736,7 +756,7 @@ fn batches<'a>(runs: &'a [usize], expected: &[Expected]) -> Vec<&'a [usize]> {
     let mut all = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (place, &run) in runs.iter().enumerate() {
-        bytes += expected[run].range.end - expected[run].range.start;
+        bytes += expected[run].length();
         if place + 1 == runs.len() || place + 1 - start >= BATCH_RUNS || bytes >= BATCH_BYTES {
             all.push(&runs[start..=place]);
             (start, bytes) = (place + 1, 0);
@@ -745,8 +765,9 @@ fn batches<'a>(runs: &'a [usize], expected: &[Expected]) -> Vec<&'a [usize]> {
     all
 }
 
-/// Where verdicts are kept.
+/// Where runs are judged.
 struct Bench {
+    expected: Arc<Vec<Expected>>,
     /// The file of each run, and its bytes there.
     places: Vec<(Arc<str>, Range<u64>)>,
     state: Mutex<Judged>,
@@ -767,11 +788,28 @@ impl Bench {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Those that do not fit, to be judged again: the verdict stays until there is another.
-    fn bad(&self, runs: &[usize]) -> Vec<usize> {
+    /// Those that no earlier run has verified, in the order of their places.
+    fn runs(&self) -> Vec<usize> {
         let judged = self.lock();
-        let is_bad = |run: &usize| judged.verdicts.get(run).is_some_and(|verdict| *verdict != Verdict::Good);
-        runs.iter().copied().filter(is_bad).collect()
+        let is_known = |(key, range): &(Arc<str>, Range<u64>)| {
+            judged.verified.as_ref().is_some_and(|known| known.has(key, range))
+        };
+        let mut runs: Vec<usize> =
+            (0..self.places.len()).filter(|&run| !is_known(&self.places[run])).collect();
+        runs.sort_by_key(|&run| (&self.places[run].0, self.places[run].1.start));
+        runs
+    }
+
+    fn bad(&self, runs: &[usize]) -> Vec<(usize, Verdict)> {
+        let judged = self.lock();
+        let verdicts = runs.iter().filter_map(|&run| Some((run, *judged.verdicts.get(&run)?)));
+        verdicts.filter(|(_, verdict)| *verdict != Verdict::Good).collect()
+    }
+
+    fn good(&self, runs: &[usize]) -> HashSet<RunId> {
+        let judged = self.lock();
+        let is_good = |run: &&usize| judged.verdicts.get(*run) == Some(&Verdict::Good);
+        runs.iter().filter(is_good).map(|&run| self.expected[run].id()).collect()
     }
 }
 
@@ -802,8 +840,7 @@ mod tests {
     async fn what_fails_is_found_among_many_and_asked_about_once_more() {
         for (all, bad) in [(vec![7], vec![7]), (vec![1, 7, 3, 9], vec![7, 9]), (vec![1, 2], vec![])] {
             for lasts in [false, true] {
-                let mut alone = HashMap::new();
-                let alone = Mutex::new(&mut alone);
+                let alone = Mutex::new(HashMap::new());
                 let found = each(&all, async |some| {
                     let is_passing = |number: &i32| {
                         let mut alone = alone.lock().unwrap();

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use s3dcp_s3::{Client, Condition, Error, ErrorKind, PutOptions, Support};
+use s3dcp_s3::{Client, Condition, Error, ErrorKind, PutOptions, Support, WhenLate};
 
 use crate::catalogue::folder_mark;
 use crate::error::is_absent;
@@ -193,6 +193,8 @@ impl IndexCommit<'_> {
         let mut options = PutOptions::default();
         options.condition = condition;
         options.crc32 = Some(self.index.crc32);
+        // It has the id of this save.
+        options.when_late = WhenLate::Look;
         let mut pause = FIRST_PAUSE;
         for _ in 0..CONFLICT_RETRIES {
             match self.put_once(&options).await {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::support::{Action, BUCKET, Bed, Head, index, location, stored};
 use bytes::Bytes;
@@ -111,6 +112,23 @@ async fn a_lost_reply_is_a_success_when_the_index_is_ours() {
         assert!(count.load(Ordering::SeqCst) >= lost, "the reply was lost");
         assert_eq!(save_id_at(&bed, "run/.metadata").await, "s");
     }
+}
+
+#[tokio::test]
+async fn an_index_whose_answer_is_late_is_committed_once_it_is_there() {
+    let bed = Bed::start().await;
+    // A hundredth of what may be asked twice is.
+    for number in 0..200 {
+        let key = format!("warm/{number}");
+        bed.put(&key, "x").await;
+        assert!(bed.exists(&key).await);
+    }
+    bed.server.inject("late:5000ms on=PutObject key=*.metadata".parse().unwrap());
+    let started = Instant::now();
+    save(&bed, None, None, "s", &["a.distcp"]).await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    assert_eq!(save_id_at(&bed, "run/.metadata").await, "s");
+    assert_eq!(bed.client.stats().retries, 0);
 }
 
 #[tokio::test]

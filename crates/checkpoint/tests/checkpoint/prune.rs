@@ -88,6 +88,35 @@ async fn where_uploads_or_their_parts_cannot_be_listed_the_rest_is_found_and_it_
 }
 
 #[tokio::test]
+async fn the_parts_of_others_uploads_are_asked_for_only_where_they_may_count_and_may_be_denied() {
+    let bed = Bed::start().await;
+    bed.put(&shard("__0_0"), "left").await;
+    let uploads = [begin_upload(&bed, &shard("__1_0")).await, begin_upload(&bed, "run/model.pt").await];
+    let client = bed
+        .through(1, |head| match head.method == "GET" && head.path.contains("model.pt?") {
+            true => Action::Answer(403, "AccessDenied"),
+            false => Action::Forward,
+        })
+        .await;
+    let found = find(&client).await.unwrap();
+    assert_eq!(keys(&found.old), [shard("__1_0"), shard("__0_0")]);
+    assert_eq!((found.uploads_unlisted.unwrap().status(), &found.other_uploads[..]), (Some(403), &[][..]));
+    let young = find_leftovers(&storage(&client), "run", Duration::from_secs(3600)).await.unwrap();
+    assert_eq!((young.uploads_unlisted.is_none(), young.younger), (true, 2));
+
+    let client = bed
+        .through(1, |head| match head.method == "GET" && head.path.contains("__1_0") {
+            true => Action::Answer(403, "AccessDenied"),
+            false => Action::Forward,
+        })
+        .await;
+    assert_eq!(find(&client).await.unwrap_err().kind(), ErrorKind::Denied, "one of ours");
+    for upload in uploads {
+        upload.abort().await;
+    }
+}
+
+#[tokio::test]
 async fn what_saves_leave_is_found_and_deleted_and_nothing_else() {
     let bed = Bed::start().await;
     let left = [

@@ -27,6 +27,14 @@ const NEVER_LATE: Duration = Duration::from_millis(50);
 /// How long nothing is sent again after a request for fewer.
 const OFF: Duration = Duration::from_secs(60);
 
+/// Whose answers say when those of this operation are late: a part is written as an object is.
+fn like(operation: &'static str) -> &'static str {
+    match operation {
+        "UploadPart" => "PutObject",
+        operation => operation,
+    }
+}
+
 /// The latest answers of one operation.
 #[derive(Debug, Default)]
 struct Recent {
@@ -78,7 +86,7 @@ impl Hedging {
         let mut state = self.state();
         state.left = (state.left + SHARE).min(SAVED_UP);
         let is_off = state.off_until.is_some_and(|until| now < until);
-        if is_off { None } else { state.recent.get(operation)?.late_after() }
+        if is_off { None } else { state.recent.get(like(operation))?.late_after() }
     }
 
     /// Whether a late request is sent again now.
@@ -93,7 +101,7 @@ impl Hedging {
 
     /// An answer came after this time.
     pub(crate) fn answered(&self, operation: &'static str, time: Duration) {
-        self.state().recent.entry(operation).or_default().add(time);
+        self.state().recent.entry(like(operation)).or_default().add(time);
     }
 
     /// The service asked for fewer requests.
@@ -184,5 +192,9 @@ mod tests {
         assert_eq!(hedging.late_after(GET, now), Some(ms(50)));
         assert_eq!(hedging.late_after("ListObjectsV2", now), Some(ms(600)));
         assert_eq!(hedging.late_after("HeadObject", now), None);
+        for _ in 0..ENOUGH {
+            hedging.answered("UploadPart", ms(100));
+        }
+        assert_eq!(hedging.late_after("PutObject", now), Some(ms(150)));
     }
 }

@@ -6,6 +6,7 @@
 
 use std::error::Error as StdError;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -210,17 +211,11 @@ async fn answered<F: Future>(
     progress: &Progress,
     limits: &Limits,
 ) -> Result<F::Output, Failure> {
-    let mut exchange = std::pin::pin!(exchange);
     let when = "while waiting for the answer";
-    loop {
-        let silent_at = progress.last() + limits.read_timeout;
-        match clock::before(silent_at.min(limits.deadline), exchange.as_mut()).await {
-            Some(output) => return Ok(output),
-            None if clock::now() >= limits.deadline => return Err(limits.deadline_passed(when)),
-            None if clock::now() >= progress.last() + limits.read_timeout => {
-                return Err(limits.silence(when));
-            }
-            None => {}
-        }
+    let exchange = pin!(exchange);
+    match clock::before(limits.deadline, progress.until_silent(Some(limits.read_timeout), exchange)).await {
+        Some(Some(output)) => Ok(output),
+        Some(None) if clock::now() < limits.deadline => Err(limits.silence(when)),
+        _ => Err(limits.deadline_passed(when)),
     }
 }

@@ -16,7 +16,7 @@ use aws_smithy_types::base64;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Either, select};
-use http::{HeaderMap, HeaderValue, Request, Response as HttpResponse, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response as HttpResponse, StatusCode};
 use md5::{Digest, Md5};
 
 use crate::admission::retry::{Attempts, Class, Failure, Policy, Remedy, Verdict};
@@ -30,7 +30,7 @@ use crate::error::{Error, ErrorKind, invalid};
 use crate::http::body::{Body, BodyReader};
 use crate::http::limits::{Limits, deadline_passed, host_and_port};
 use crate::http::progress::Progress;
-use crate::operation::call::Call;
+use crate::operation::call::{Call, WhenLate};
 use crate::protocol::bucket::AccessPoint;
 use crate::protocol::error_response::{Context, error_inside, failure};
 use crate::transfer::payload::{Payload, PayloadBody};
@@ -42,6 +42,8 @@ const MAX_RESPONSE: usize = 64 << 20;
 
 /// The storage classes of directory buckets: in availability zones, and in dedicated local zones.
 const DIRECTORY_CLASSES: [&str; 2] = ["EXPRESS_ONEZONE", "ONEZONE_IA"];
+
+const CHECKSUM: &str = "x-amz-checksum-crc32";
 
 /// Bytes whose MD5 is computed in one go, some two milliseconds.
 const MD5_STEP: usize = 1 << 20;
@@ -171,8 +173,9 @@ impl Client {
         permit.leave();
         let sent = clock::now();
         let ambiguous = &mut operation.ambiguous;
-        let response =
-            self.answer(call, session, request, (&progress, limits.clone()), &permit, ambiguous).await?;
+        let response = self
+            .answer(call, session, request, (&progress, limits.clone(), false), &permit, ambiguous)
+            .await?;
         let time = clock::now().duration_since(sent);
         inner.counters.add_latency(time);
         match call.body.len() {
@@ -191,60 +194,85 @@ impl Client {
         Err(failure)
     }
 
-    /// Sends a request, and once more where that does no harm and its answer is late. Of a read the first answer counts. What writes
-    /// is given up before it is sent again, over another connection; it may have taken effect.
+    /// Sends a request, and does what the call says where its answer is late. Of a read that is sent again the first answer counts. What
+    /// writes is given up before it is sent again, over another connection (`anew`), as often as it is late; it may have taken effect.
     async fn answer(
         &self,
         call: &Call,
         session: &Session,
         request: Request<PayloadBody>,
-        (progress, limits): (&Progress, Limits),
+        (progress, limits, anew): (&Progress, Limits, bool),
         permit: &Permit,
         ambiguous: &mut bool,
     ) -> Result<HttpResponse<Body>, Failure> {
         let (transport, hedging) = (&session.transport, permit.hedging());
-        if !call.is_repeatable || call.is_waited_for {
-            return transport.send(request, progress, limits, false).await;
-        }
         let started = clock::now();
-        let late_after = hedging.late_after(call.operation, started);
-        let copy = late_after.map(|_| request.clone());
-        let mut first = Box::pin(transport.send(request, progress, limits.clone(), false));
+        let late_after = match call.when_late {
+            WhenLate::Wait => None,
+            // What an earlier attempt has written says nothing of this one, which may yet be carried out.
+            WhenLate::Look if *ambiguous => None,
+            _ if call.is_waited_for => None,
+            _ => hedging.late_after(call.operation, started),
+        };
+        let copy = late_after.filter(|_| call.when_late == WhenLate::SendAgain).map(|_| request.clone());
+        let mut first = Box::pin(transport.send(request, progress, limits.clone(), anew));
         let mut silence = None;
+        let late = || {
+            tracing::debug!(operation = call.operation, key = call.key, "an answer is late: asking again");
+            permit.leave_again();
+        };
         let answer = match (progress.until_silent(late_after, first.as_mut()).await, copy) {
             (Some(answer), _) => {
                 silence = Some(progress.longest_silence());
                 answer
             }
-            (None, Some(copy)) if hedging.take(clock::now()) => {
-                permit.leave_again();
-                tracing::debug!(
-                    operation = call.operation,
-                    key = call.key,
-                    "an answer is late: asking again"
-                );
+            (None, _) if !hedging.take(clock::now()) => first.await,
+            (None, None) => {
+                late();
+                match select(first, pin!(self.look(call, limits))).await {
+                    Either::Left((answer, _)) => answer,
+                    Either::Right((Some(found), _)) => Ok(found),
+                    Either::Right((None, first)) => first.await,
+                }
+            }
+            (None, Some(copy)) => {
+                late();
                 let progress = Arc::new(Progress::new(Arc::clone(&self.inner.counters)));
                 let copy = copy.map(|body| body.again(Arc::clone(&progress)));
-                let second = pin!(transport.send(copy, &progress, limits, true));
                 if call.writes {
                     drop(first);
                     *ambiguous = true;
-                    second.await
-                } else {
-                    match select(first, second).await {
-                        Either::Left((Ok(answer), _)) | Either::Right((Ok(answer), _)) => Ok(answer),
-                        Either::Left((Err(_), second)) => second.await,
-                        Either::Right((Err(_), first)) => first.await,
-                    }
+                    hedging.answered(call.operation, clock::now().duration_since(started));
+                    let second = (&*progress, limits, true);
+                    return Box::pin(self.answer(call, session, copy, second, permit, ambiguous)).await;
+                }
+                match select(first, pin!(transport.send(copy, &progress, limits, true))).await {
+                    Either::Left((Ok(answer), _)) | Either::Right((Ok(answer), _)) => Ok(answer),
+                    Either::Left((Err(_), second)) => second.await,
+                    Either::Right((Err(_), first)) => first.await,
                 }
             }
-            (None, _) => first.await,
         };
         if answer.is_ok() {
             let silence = silence.unwrap_or_else(|| clock::now().duration_since(started));
             hedging.answered(call.operation, silence);
         }
         answer
+    }
+
+    /// The answer to a HEAD, if the object has the length and the CRC-32 of the call's body.
+    async fn look(&self, call: &Call, limits: Limits) -> Option<HttpResponse<Body>> {
+        let checksum = call.checksums.get(CHECKSUM)?;
+        let look = Call::new("HeadObject", Method::HEAD, &call.bucket, call.key.as_deref()).ok()?;
+        let look = look.checksum("x-amz-checksum-mode", "ENABLED").ok()?;
+        let prepared = self.prepare(&look, &mut Operation::default(), limits.deadline).await;
+        let (session, request, progress) = prepared.ok()?;
+        let found = session.transport.send(request, &progress, limits, true).await.ok()?;
+        let length = found.headers().get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+        let is_written = found.status().is_success()
+            && length == Some(call.body.len())
+            && found.headers().get(CHECKSUM) == Some(checksum);
+        is_written.then_some(found)
     }
 
     /// Applies a remedy and waits for its pause; or hands out the final error.

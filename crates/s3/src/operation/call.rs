@@ -12,6 +12,21 @@ use crate::protocol::address::{check_key, encode_query};
 use crate::protocol::bucket::{check_bucket, is_directory_bucket};
 use crate::transfer::payload::Payload;
 
+/// What is done where the answer to a request takes much longer than nearly all the latest did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WhenLate {
+    /// It is waited for.
+    #[default]
+    Wait,
+    /// The request is sent again: sent twice it does no more than once, however late each is carried out. Of an object's write that
+    /// holds if no other object has its key or will have it.
+    SendAgain,
+    /// The object is looked at: if it has the length and the CRC-32 of the body, it was written. For bodies that the key never had
+    /// before.
+    Look,
+}
+
 /// A request, ready to be sent any number of times.
 pub(crate) struct Call {
     pub(crate) operation: &'static str,
@@ -33,8 +48,7 @@ pub(crate) struct Call {
     /// The body is an object's.
     pub(crate) object_body: bool,
     pub(crate) writes: bool,
-    /// Sent twice it does no more than once, however late each is carried out: reads, and what [`Call::repeatable`] says.
-    pub(crate) is_repeatable: bool,
+    pub(crate) when_late: WhenLate,
     /// The caller has another way where the service does not know the operation.
     pub(crate) has_alternative: bool,
     /// It is signed with the client's own credentials even where others are signed within a session.
@@ -71,7 +85,7 @@ impl Call {
             signed_body: false,
             object_body: false,
             writes,
-            is_repeatable: !writes,
+            when_late: if writes { WhenLate::Wait } else { WhenLate::SendAgain },
             has_alternative: false,
             outside_sessions: false,
             is_waited_for: false,
@@ -151,9 +165,8 @@ impl Call {
         self
     }
 
-    /// Sent twice, it writes the same once more, and never over what was written since.
-    pub(crate) fn repeatable(mut self) -> Call {
-        self.is_repeatable = true;
+    pub(crate) fn when_late(mut self, when_late: WhenLate) -> Call {
+        self.when_late = when_late;
         self
     }
 

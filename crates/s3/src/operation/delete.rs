@@ -13,7 +13,7 @@ use crate::admission::retry::{Class, Failure};
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::operation::attempt::Operation;
-use crate::operation::call::Call;
+use crate::operation::call::{Call, WhenLate};
 use crate::protocol::bucket::is_directory_bucket;
 use crate::protocol::checksum::{crc32, crc32_text};
 use crate::protocol::error_response::{failure_of_key, name, shortened};
@@ -99,7 +99,7 @@ impl Client {
                 break;
             }
             let call = deletion_of(bucket, &left)?;
-            let call = if have_own_keys { call.repeatable() } else { call };
+            let call = if have_own_keys { call.when_late(WhenLate::SendAgain) } else { call };
             let response = match self.attempt_whole(&call, &mut operation).await {
                 Ok(response) => response,
                 Err(failure) => match self.recover(&call, &mut operation, failure).await {

@@ -7,7 +7,7 @@ use http::Method;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::operation::attempt::Operation;
-use crate::operation::call::Call;
+use crate::operation::call::{Call, WhenLate};
 use crate::operation::list::UploadedPart;
 use crate::protocol::checksum::crc32_text;
 use crate::protocol::error_response::header;
@@ -60,7 +60,7 @@ impl Client {
             .query("uploadId", upload_id)
             .checksum("x-amz-checksum-crc32", &crc32_text(crc32))?
             .body(body)
-            .repeatable();
+            .when_late(WhenLate::SendAgain);
         let response = self.execute(&call).await?;
         let etag = header(&response.headers, "etag").ok_or_else(|| call.malformed("no ETag"))?;
         Ok(Part { number, etag: etag.to_owned(), crc32: Some(crc32), size })
@@ -113,7 +113,7 @@ impl Client {
         crc32: Option<u32>,
     ) -> Result<Option<String>, Error> {
         let mut call = Call::new("CompleteMultipartUpload", Method::POST, bucket, Some(key))?
-            .repeatable()
+            .when_late(WhenLate::SendAgain)
             .query("uploadId", upload_id)
             .checksum("x-amz-checksum-type", "FULL_OBJECT")?
             .document(list_of(parts, true))?

@@ -8,7 +8,7 @@ use http::{HeaderMap, Method};
 
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
-use crate::operation::call::Call;
+use crate::operation::call::{Call, WhenLate};
 use crate::protocol::checksum::{crc32_text, parse_crc32};
 use crate::protocol::conditions::Condition;
 use crate::protocol::dates::parse_http_date;
@@ -26,9 +26,8 @@ pub struct PutOptions {
     pub content_type: Option<String>,
     /// CRC-32 of the whole body, where it is known already. `None`: computed here.
     pub crc32: Option<u32>,
-    /// No other object has this key or will have it, so that a write that is carried out late writes over nothing else. Then it may be
-    /// sent again where its answer is late.
-    pub has_own_key: bool,
+    /// What is done where the answer is late. Of a conditional write nothing is sent again.
+    pub when_late: WhenLate,
 }
 
 /// The result of [`Client::put_object`].
@@ -119,8 +118,10 @@ impl Client {
             .header("content-type", options.content_type.as_deref().unwrap_or("application/octet-stream"))?
             .checksum("x-amz-checksum-crc32", &crc32_text(crc32))?
             .body(body);
+        if options.when_late != WhenLate::SendAgain || options.condition == Condition::None {
+            call = call.when_late(options.when_late);
+        }
         call = match &options.condition {
-            Condition::None if options.has_own_key => call.repeatable(),
             Condition::None => call,
             Condition::IfNoneMatch => call.header("if-none-match", "*")?,
             Condition::IfMatch(etag) => call.header("if-match", etag)?,

@@ -103,7 +103,7 @@ async fn begin(client: Client, bucket: String, key: String) -> Result<String, Er
     let started = clock::now();
     let late_at = hedging.late_after(CREATE, started).map(|after| started + after);
     let mut first = create();
-    let begun = match clock::before(late_at, &mut first).await {
+    match clock::before(late_at, &mut first).await {
         Some(begun) => begun,
         None if hedging.take(clock::now()) => {
             client.inner.counters.add_hedge();
@@ -125,11 +125,7 @@ async fn begin(client: Client, bucket: String, key: String) -> Result<String, Er
             }
         }
         None => first.await,
-    };
-    if begun.is_ok() {
-        hedging.answered(CREATE, clock::now().duration_since(started));
     }
-    begun
 }
 
 fn part_of(ended: Result<Result<Part, Error>, JoinError>) -> Result<Part, Error> {

@@ -20,6 +20,7 @@ use crate::client::Client;
 use crate::clock;
 use crate::config::check_part_size;
 use crate::error::{Error, ErrorKind};
+use crate::operation::call::WhenLate;
 use crate::operation::object::PutOptions;
 use crate::protocol::checksum::crc32_combine;
 use crate::transfer::begun::Begun;
@@ -233,8 +234,8 @@ impl Upload {
         if self.begun.is_none() {
             let _in_flight = self.client.inner.admission.in_flight(self.current.copied).await?;
             let body = Payload::from(std::mem::take(&mut self.current.segments));
-            let has_own_key = self.has_own_key;
-            let options = PutOptions { crc32: Some(crc32), has_own_key, ..PutOptions::default() };
+            let when_late = if self.has_own_key { WhenLate::SendAgain } else { WhenLate::Wait };
+            let options = PutOptions { crc32: Some(crc32), when_late, ..PutOptions::default() };
             let output = self.client.put_object(&self.bucket, &self.key, body, &options).await?;
             return Ok(UploadOutput { size, crc32, etag: output.etag, parts: 0 });
         }

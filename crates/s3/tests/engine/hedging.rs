@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use s3dcp_s3::{Client, Error, ErrorKind, Payload, PutOptions, crc32};
+use s3dcp_s3::{Client, Condition, Error, ErrorKind, Payload, PutOptions, WhenLate, crc32};
 
 use crate::support::{Act, Responder, Seen, error, response, with};
 
@@ -155,21 +155,92 @@ async fn a_part_that_was_carried_out_twice_is_named_by_the_etag_that_it_has() {
 }
 
 #[tokio::test]
-async fn an_object_whose_key_no_other_has_is_sent_again() {
-    let answer = stuck(["k200", "k220"]);
-    let server = Responder::start(move |_, seen| answer(seen)).await;
+async fn an_object_whose_key_no_other_has_is_sent_again_as_often_as_it_is_late() {
+    let asked: [AtomicUsize; 2] = Default::default();
+    let server = Responder::start(move |_, seen| {
+        let late = ["/k200", "/k400"].iter().position(|key| seen.target.ends_with(key));
+        match late.map(|place| (place, asked[place].fetch_add(1, Ordering::Relaxed))) {
+            Some((place, times)) if times <= place => Act::Silence,
+            _ => Act::Answer(found()),
+        }
+    })
+    .await;
     let client = server.client();
     let mut options = PutOptions::default();
-    options.has_own_key = true;
-    for number in 0..230 {
-        client
-            .put_object("bkt", &format!("k{number}"), Payload::from(b"v".to_vec()), &options)
-            .await
-            .unwrap();
+    options.when_late = WhenLate::SendAgain;
+    for number in 0..430 {
+        let (key, body) = (format!("k{number}"), Payload::from(b"v".to_vec()));
+        client.put_object("bkt", &key, body, &options).await.unwrap();
     }
     let stats = client.stats();
-    assert!((2..=5).contains(&stats.hedged), "{stats:?}");
+    assert!((3..=5).contains(&stats.hedged), "{stats:?}");
     assert_eq!(stats.retries, 0);
+}
+
+/// The answer to a HEAD.
+fn of_object(status: &str, length: usize, crc32: &str) -> Vec<u8> {
+    let body = vec![0; length];
+    let mut answer = response(status, &[("ETag", "here"), ("x-amz-checksum-crc32", crc32)], &body);
+    answer.truncate(answer.len() - length);
+    answer
+}
+
+#[tokio::test]
+async fn a_write_that_may_not_be_sent_again_is_looked_for() {
+    let is_late = |seen: &Seen| seen.method == "PUT" && seen.target.ends_with("/index");
+    for (what, head, etag) in [
+        ("it", of_object("200 OK", 4, OF_PART), "here"),
+        ("a longer object", of_object("200 OK", 5, OF_PART), "put"),
+        ("other bytes", of_object("200 OK", 4, OF_OTHER), "put"),
+        ("no checksum", of_object("200 OK", 4, ""), "put"),
+        ("nothing", of_object("404 Not Found", 0, ""), "put"),
+    ] {
+        let server = Responder::start(move |_, seen| match &seen.method[..] {
+            _ if is_late(seen) => {
+                Act::Late(Duration::from_secs(1), response("200 OK", &[("ETag", "put")], b""))
+            }
+            "PUT" => Act::Answer(found()),
+            _ => Act::Answer(head.clone()),
+        })
+        .await;
+        let client = server.client();
+        let mut options = PutOptions::default();
+        options.condition = Condition::IfNoneMatch;
+        options.when_late = WhenLate::Look;
+        for number in 0..150 {
+            let key = format!("k{number}");
+            client.put_object("bkt", &key, Payload::from(b"part".to_vec()), &options).await.unwrap();
+        }
+        let put = client.put_object("bkt", "index", Payload::from(b"part".to_vec()), &options).await.unwrap();
+        assert_eq!(put.etag.as_deref(), Some(etag), "{what}");
+        let seen = server.seen();
+        assert_eq!(seen.iter().filter(|seen| is_late(seen)).count(), 1, "{what}");
+        assert_eq!(seen.iter().filter(|seen| seen.target.ends_with("/index")).count(), 2, "{what}");
+        assert_eq!(client.stats().retries, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_an_earlier_attempt_may_have_done_is_waited_for() {
+    let attempts = AtomicUsize::new(0);
+    let server = Responder::start(move |_, seen| match seen.target.ends_with("/index") {
+        true if seen.method == "HEAD" => Act::Answer(of_object("200 OK", 4, OF_PART)),
+        true => match attempts.fetch_add(1, Ordering::Relaxed) {
+            0 => Act::ThenReset(Vec::new()),
+            _ => Act::Late(Duration::from_secs(1), response("200 OK", &[("ETag", "put")], b"")),
+        },
+        false => Act::Answer(found()),
+    })
+    .await;
+    let client = server.client();
+    let mut options = PutOptions::default();
+    options.when_late = WhenLate::Look;
+    for number in 0..150 {
+        let key = format!("k{number}");
+        client.put_object("bkt", &key, Payload::from(b"part".to_vec()), &options).await.unwrap();
+    }
+    let put = client.put_object("bkt", "index", Payload::from(b"part".to_vec()), &options).await.unwrap();
+    assert_eq!(put.etag.as_deref(), Some("put"));
 }
 
 #[tokio::test]

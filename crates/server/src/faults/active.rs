@@ -55,7 +55,8 @@ impl ActiveFault {
                 return Ok(ControlFlow::Continue(request.map(|body| flipped(body, length, self.random))));
             }
             Action::Delay(time) => tokio::time::sleep(*time).await,
-            Action::Lose
+            Action::Late(_)
+            | Action::Lose
             | Action::Reset(_)
             | Action::Cut(_)
             | Action::Stall(_)
@@ -79,6 +80,10 @@ impl ActiveFault {
             response.map(|body| Body::http_body_unsync(Shortened::new(body, at, ending)))
         };
         match self.action {
+            Action::Late(time) => {
+                tokio::time::sleep(time).await;
+                Ok(response)
+            }
             Action::Lose => Err(Dropped),
             Action::Cut(_) if is_empty => Err(Dropped),
             Action::Reset(_) if is_empty => {

@@ -20,7 +20,8 @@ use super::target::{OPERATIONS, Target};
 /// | `reset-request:<n>` | the connection is reset after n bytes of the request's body; nothing is done |
 /// | `silence` | the request is read and never answered; nothing is done |
 /// | `flip-request` | one bit of the request's body differs on arrival |
-/// | `delay:<n>ms` | the response begins n milliseconds late |
+/// | `delay:<n>ms` | n milliseconds pass before anything is done |
+/// | `late:<n>ms` | it takes effect; the response begins n milliseconds late |
 /// | `lose` | the request takes effect, and the connection closes without a response |
 /// | `reset:<n>`, `cut:<n>` | it takes effect; n bytes into the response's body the connection is reset, or closed |
 /// | `stall:<n>` | it takes effect; the response stops after n bytes of its body, and the connection stays open |
@@ -61,6 +62,7 @@ pub(crate) enum Action {
     Silence,
     FlipRequest,
     Delay(Duration),
+    Late(Duration),
     Lose,
     Reset(u64),
     Cut(u64),
@@ -213,12 +215,13 @@ fn parse_action(word: &str) -> Result<Action, String> {
             status_of(code)?;
             Action::Error(StatusCode::OK, code.to_owned())
         }
-        "delay" => {
+        "delay" | "late" => {
             let given = needed("milliseconds")?;
             let milliseconds = given
                 .strip_suffix("ms")
                 .ok_or_else(|| format!("{given:?} in {word:?} is no time such as 20ms"))?;
-            Action::Delay(Duration::from_millis(number(word, milliseconds)?))
+            let time = Duration::from_millis(number(word, milliseconds)?);
+            if name == "late" { Action::Late(time) } else { Action::Delay(time) }
         }
         "reset-request" => Action::ResetRequest(bytes()?),
         "reset" => Action::Reset(bytes()?),
@@ -313,6 +316,7 @@ mod tests {
         assert_eq!(fault.action, Action::Error(StatusCode::SERVICE_UNAVAILABLE, "SlowDown".to_owned()));
         assert_eq!((fault.skip, fault.times, fault.chance), (2, 3, 1.0));
         assert_eq!("delay:20ms".parse::<Fault>().unwrap().action, Action::Delay(Duration::from_millis(20)));
+        assert_eq!("late:20ms".parse::<Fault>().unwrap().action, Action::Late(Duration::from_millis(20)));
         let refused = Action::Error(StatusCode::BAD_REQUEST, "NotImplemented".to_owned());
         assert_eq!("error:400/NotImplemented header=if-match".parse::<Fault>().unwrap().action, refused);
         assert_eq!("reset:0 chance=0.5".parse::<Fault>().unwrap().chance, 0.5);
@@ -333,6 +337,7 @@ mod tests {
             ("reset:-1", "\"-1\""),
             ("delay:20", "20ms"),
             ("delay", "delay:<"),
+            ("late:20s", "20s"),
             ("drop on=Upload", "\"Upload\""),
             ("drop sometimes", "\"sometimes\""),
             ("drop chance=2", "from 0 to 1"),
