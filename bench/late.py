@@ -1,9 +1,9 @@
 """What late answers cost: saves and loads while a few of the service's answers come seconds late.
 
 One process saves and loads the same state again and again, against the embedded server in it: `--rounds` times as it
-is, as often while one request in 200 is answered 3 s late, though it takes effect at once, and as often while one in 200
-takes effect 3 s late. A quarter as many calls come before, so that memory is warm. Times are of whole calls, in seconds;
-`sent again` is the share of requests that were.
+is, as often while one request in 200 is answered 3 s late, though it takes effect at once, and as often while one in
+200 takes effect 3 s late. A quarter as many calls come before, so that memory is warm. Times are of whole calls, in
+seconds; `sent again` is the share of requests that were.
 
     python bench/late.py --mib 128 --rounds 200
 """
