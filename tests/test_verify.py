@@ -261,6 +261,7 @@ def test_a_run_that_was_killed_goes_on_where_it_ended(tmp_path: Path, store: Sto
 @pytest.mark.parametrize("writer", ["ours", "ours, as safetensors", "torch's", "theirs"])
 def test_a_bit_that_flips_on_the_way_is_no_damage(writer: str, tmp_path: Path, store: Store, s3dcp_server: Any) -> None:
     uri = saved.save(writer, state(), store, tmp_path)
+    whole = told("verify", uri)["read_bytes"]
     struck = 0
     for number in range(chance.how_many("FLIPS", 40)):
         # In one of the reads: ends of archives, heads of their records, values.
@@ -270,7 +271,7 @@ def test_a_bit_that_flips_on_the_way_is_no_damage(writer: str, tmp_path: Path, s
             struck += sum(count for _, count in s3dcp_server.faults())
         finally:
             s3dcp_server.clear_faults()
-        assert found["good"], found["faults"]
+        assert (found["good"], found["read_bytes"]) == (True, whole), found["faults"]
     assert struck >= 2
 
 
