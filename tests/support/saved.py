@@ -32,7 +32,8 @@ def save(writer: str, state: dict[str, Any], store: Store, folder: Path, name: s
         pytest.importorskip("s3torchconnector")
         dcp.save(state, storage_writer=jobs.reference_writer(uri, ("Hex", {})), no_dist=True)
     else:
-        dcp.save(state, storage_writer=FileSystemWriter(folder / name), no_dist=True)
+        options = {"serialization_format": SerializationFormat.SAFETENSORS} if writer.endswith("safetensors") else {}
+        dcp.save(state, storage_writer=FileSystemWriter(folder / name, **options), no_dist=True)
         if writer == "torch's, local":
             return str(folder / name)
         for path in (folder / name).iterdir():

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use clap::Args;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use s3dcp_checkpoint::Layout;
-use s3dcp_s3::{Client, Error, Payload, PutOptions, RangeRead, RangeSink, parse_s3_uri};
+use s3dcp_s3::{Client, Error, Payload, PutOptions, RangeRead, RangeSink, WhenLate, parse_s3_uri};
 use serde::Serialize;
 
 use crate::format::{parse_size, printable, size};
@@ -217,7 +217,7 @@ impl Bench {
     async fn remove(&self) -> Result<(), Error> {
         let Some(client) = self.clients.first() else { return Ok(()) };
         let keys = (0..self.objects).map(|number| self.key(number)).collect::<Result<Vec<_>, _>>()?;
-        let failed = client.delete_objects(&self.bucket, &keys).await?;
+        let failed = client.delete_objects(&self.bucket, &keys, WhenLate::Wait).await?;
         failed.into_iter().next().map_or(Ok(()), |failure| Err(failure.into_error(&self.bucket)))
     }
 }

@@ -10,7 +10,7 @@ use s3dcp_checkpoint::{
     MAX_INDEX_BYTES, MOST_IN_FLIGHT, NodeFolder, ShardName, Storage, nearby_checkpoints, remove,
 };
 use s3dcp_entry::entry;
-use s3dcp_s3::{ClientConfig, CopySource, UploadOptions};
+use s3dcp_s3::{ClientConfig, CopySource, UploadOptions, WhenLate};
 
 use crate::errors::{about, to_python};
 use crate::index::StoredIndex;
@@ -241,7 +241,7 @@ impl Client {
     /// Delete all `keys`; raises for the first that could not be deleted.
     fn delete_objects(&self, py: Python<'_>, bucket: &str, keys: Vec<String>) -> PyResult<()> {
         let engine = self.engine(py)?;
-        let failures = wait(py, engine.delete_objects(bucket, &keys))?;
+        let failures = wait(py, engine.delete_objects(bucket, &keys, WhenLate::Wait))?;
         match failures.into_iter().next() {
             None => Ok(()),
             Some(failure) => Err(to_python(py, &failure.into_error(bucket))),

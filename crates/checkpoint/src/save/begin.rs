@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use s3dcp_s3::{Client, Error, ErrorKind, UploadOptions, share_of_budget};
+use s3dcp_s3::{Client, Error, ErrorKind, UploadOptions, WhenLate, share_of_budget};
 
 use crate::error::config;
 use crate::index::write::Index;
@@ -156,7 +156,7 @@ impl Save {
         options.size_hint = size_hint;
         options.requests_per_second = self.requests_per_second;
         // It has the id of this save.
-        options.has_own_key = true;
+        options.when_late = WhenLate::SendAgain;
         self.keys.insert(name.key.clone());
         Ok(ShardWriter::new(&self.client, &self.location.bucket, name, options))
     }

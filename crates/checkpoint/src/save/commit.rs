@@ -189,12 +189,11 @@ impl IndexCommit<'_> {
         self.seen.as_ref()?.etag.as_deref()
     }
 
-    async fn put(&mut self, condition: Condition) -> Result<(), Error> {
+    async fn put(&mut self, condition: Condition, when_late: WhenLate) -> Result<(), Error> {
         let mut options = PutOptions::default();
         options.condition = condition;
         options.crc32 = Some(self.index.crc32);
-        // It has the id of this save.
-        options.when_late = WhenLate::Look;
+        options.when_late = when_late;
         let mut pause = FIRST_PAUSE;
         for _ in 0..CONFLICT_RETRIES {
             match self.put_once(&options).await {
@@ -215,20 +214,26 @@ impl IndexCommit<'_> {
 
     async fn write(&mut self, protection: &mut Protection<'_>) -> Result<(), Error> {
         let condition = protection.condition(self.seen.as_ref()).await?;
-        let written = match self.write_if(&condition).await {
+        let when_late = match &condition {
+            // The index that was seen never comes back, so what is carried out late is refused.
+            Condition::IfMatch(_) if protection.is_honoured(&condition) => WhenLate::SendAgain,
+            // It has the id of this save.
+            _ => WhenLate::Look,
+        };
+        let written = match self.write_if(&condition, when_late).await {
             Err(Failed { support: Some(support), .. }) if protection.goes_without(&condition, &support) => {
-                self.write_if(&Condition::None).await
+                self.write_if(&Condition::None, WhenLate::Look).await
             }
             written => written,
         };
         written.map_err(|failed| failed.error)
     }
 
-    async fn write_if(&mut self, condition: &Condition) -> Result<(), Failed> {
+    async fn write_if(&mut self, condition: &Condition, when_late: WhenLate) -> Result<(), Failed> {
         if *condition == Condition::None {
             self.refuse_change().await?;
         }
-        let Err(error) = self.put(condition.clone()).await else { return Ok(()) };
+        let Err(error) = self.put(condition.clone(), when_late).await else { return Ok(()) };
         let refused =
             matches!(error.kind(), ErrorKind::PreconditionFailed | ErrorKind::Conflict) || is_absent(&error);
         if !refused && !error.maybe_applied() {

@@ -146,6 +146,11 @@ impl Protection<'_> {
         Ok(if send { condition } else { Condition::None })
     }
 
+    /// Whether the server is known to honour it.
+    pub(crate) fn is_honoured(&self, condition: &Condition) -> bool {
+        self.conditions.as_ref().is_some_and(|known| matches!(known.support(condition), Support::Honoured))
+    }
+
     /// Whether to write without the condition, now that the index itself showed what the server does with it.
     pub(crate) fn goes_without(&mut self, condition: &Condition, support: &Support) -> bool {
         let goes = self.mode == ConditionalCommit::Warn && *condition != Condition::None;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use s3dcp_s3::{
     Client, DeleteFailure, Error, GetOutput, Listing, MultipartUpload, ObjectInfo, Payload, PutOptions,
-    RangeRead, UploadedPart, parse_s3_uri,
+    RangeRead, UploadedPart, WhenLate, parse_s3_uri,
 };
 
 use self::disk::Disk;
@@ -209,12 +209,14 @@ impl Storage {
     /// Deletes objects; those that were refused.
     pub(crate) async fn delete(&self, keys: &[String]) -> Result<Vec<DeleteFailure>, Error> {
         match self {
-            Storage::Bucket { client, bucket }
-                if keys.iter().all(|key| Name::of(key).is_own_shard_file()) =>
-            {
-                client.delete_own_objects(bucket, keys).await
+            Storage::Bucket { client, bucket } => {
+                // The names of shard files have the ids of their saves.
+                let when_late = match keys.iter().all(|key| Name::of(key).is_own_shard_file()) {
+                    true => WhenLate::SendAgain,
+                    false => WhenLate::Wait,
+                };
+                client.delete_objects(bucket, keys, when_late).await
             }
-            Storage::Bucket { client, bucket } => client.delete_objects(bucket, keys).await,
             Storage::Disk(disk) => Ok(disk.delete(keys)),
         }
     }

@@ -114,21 +114,36 @@ async fn a_lost_reply_is_a_success_when_the_index_is_ours() {
     }
 }
 
-#[tokio::test]
-async fn an_index_whose_answer_is_late_is_committed_once_it_is_there() {
+/// A save whose index is late in this way. It must not wait for it.
+async fn save_with_a_late_index(fault: &str, is_first: bool) {
     let bed = Bed::start().await;
+    if !is_first {
+        save(&bed, None, None, "old", &["old.distcp"]).await.unwrap();
+    }
     // A hundredth of what may be asked twice is.
     for number in 0..200 {
         let key = format!("warm/{number}");
         bed.put(&key, "x").await;
         assert!(bed.exists(&key).await);
     }
-    bed.server.inject("late:5000ms on=PutObject key=*.metadata".parse().unwrap());
+    bed.server.inject(format!("{fault} on=PutObject key=*.metadata times=1").parse().unwrap());
     let started = Instant::now();
     save(&bed, None, None, "s", &["a.distcp"]).await.unwrap();
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    assert_eq!(bed.server.faults()[0].1, 1);
     assert_eq!(save_id_at(&bed, "run/.metadata").await, "s");
     assert_eq!(bed.client.stats().retries, 0);
+}
+
+#[tokio::test]
+async fn an_index_whose_answer_is_late_is_committed_once_it_is_there() {
+    save_with_a_late_index("late:5000ms", true).await;
+}
+
+#[tokio::test]
+async fn an_index_that_replaces_another_is_written_again_when_it_is_late() {
+    save_with_a_late_index("late:5000ms", false).await;
+    save_with_a_late_index("delay:5000ms", false).await;
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use crate::support::{Action, Bed, Head, index, location, storage, stored};
 use s3dcp_checkpoint::{
     ConditionalCommit, KeepRules, LeftoverKind, choose, commit, find_leftovers, list_checkpoints, observe,
 };
-use s3dcp_s3::{Client, ErrorKind};
+use s3dcp_s3::{Client, ErrorKind, WhenLate};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const FILE: &str = "__0_0.distcp";
@@ -74,7 +74,7 @@ async fn a_deletion_to_the_end_leaves_no_tombstone() {
         torch_checkpoint(&bed, folder).await;
     }
     bed.put("run/step-1/notes.txt", "notes").await;
-    bed.client.delete_objects("bucket", &["run/stray/.metadata".to_owned()]).await.unwrap();
+    bed.client.delete_objects("bucket", &["run/stray/.metadata".to_owned()], WhenLate::Wait).await.unwrap();
     assert_eq!(keep_one(&bed.client).await.unwrap(), 2);
     assert_eq!(bed.keys().await, kept());
 }

@@ -31,8 +31,10 @@ use crate::http::body::{Body, BodyReader};
 use crate::http::limits::{Limits, deadline_passed, host_and_port};
 use crate::http::progress::Progress;
 use crate::operation::call::{Call, WhenLate};
+use crate::operation::object::size_and_crc32;
 use crate::protocol::bucket::AccessPoint;
-use crate::protocol::error_response::{Context, error_inside, failure};
+use crate::protocol::checksum::{CRC32_HEADER, parse_crc32};
+use crate::protocol::error_response::{Context, error_inside, failure, header};
 use crate::transfer::payload::{Payload, PayloadBody};
 
 /// Longest error document that is read.
@@ -42,8 +44,6 @@ const MAX_RESPONSE: usize = 64 << 20;
 
 /// The storage classes of directory buckets: in availability zones, and in dedicated local zones.
 const DIRECTORY_CLASSES: [&str; 2] = ["EXPRESS_ONEZONE", "ONEZONE_IA"];
-
-const CHECKSUM: &str = "x-amz-checksum-crc32";
 
 /// Bytes whose MD5 is computed in one go, some two milliseconds.
 const MD5_STEP: usize = 1 << 20;
@@ -194,8 +194,8 @@ impl Client {
         Err(failure)
     }
 
-    /// Sends a request, and does what the call says where its answer is late. Of a read that is sent again the first answer counts. What
-    /// writes is given up before it is sent again, over another connection (`anew`), as often as it is late; it may have taken effect.
+    /// Sends a request, and does what the call says where its answer is late: sent again it goes over another connection (`anew`), as
+    /// often as it is late. Of a read the first answer counts. What writes is given up before; it may have taken effect.
     async fn answer(
         &self,
         call: &Call,
@@ -239,14 +239,15 @@ impl Client {
                 late();
                 let progress = Arc::new(Progress::new(Arc::clone(&self.inner.counters)));
                 let copy = copy.map(|body| body.again(Arc::clone(&progress)));
+                *ambiguous |= call.writes;
+                let second = (&*progress, limits, true);
+                let second = Box::pin(self.answer(call, session, copy, second, permit, ambiguous));
                 if call.writes {
                     drop(first);
-                    *ambiguous = true;
                     hedging.answered(call.operation, clock::now().duration_since(started));
-                    let second = (&*progress, limits, true);
-                    return Box::pin(self.answer(call, session, copy, second, permit, ambiguous)).await;
+                    return second.await;
                 }
-                match select(first, pin!(transport.send(copy, &progress, limits, true))).await {
+                match select(first, second).await {
                     Either::Left((Ok(answer), _)) | Either::Right((Ok(answer), _)) => Ok(answer),
                     Either::Left((Err(_), second)) => second.await,
                     Either::Right((Err(_), first)) => first.await,
@@ -262,17 +263,14 @@ impl Client {
 
     /// The answer to a HEAD, if the object has the length and the CRC-32 of the call's body.
     async fn look(&self, call: &Call, limits: Limits) -> Option<HttpResponse<Body>> {
-        let checksum = call.checksums.get(CHECKSUM)?;
+        let crc32 = header(&call.checksums, CRC32_HEADER).and_then(parse_crc32)?;
         let look = Call::new("HeadObject", Method::HEAD, &call.bucket, call.key.as_deref()).ok()?;
         let look = look.checksum("x-amz-checksum-mode", "ENABLED").ok()?;
         let prepared = self.prepare(&look, &mut Operation::default(), limits.deadline).await;
         let (session, request, progress) = prepared.ok()?;
         let found = session.transport.send(request, &progress, limits, true).await.ok()?;
-        let length = found.headers().get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
-        let is_written = found.status().is_success()
-            && length == Some(call.body.len())
-            && found.headers().get(CHECKSUM) == Some(checksum);
-        is_written.then_some(found)
+        let is_written = size_and_crc32(found.headers()) == (Some(call.body.len()), Some(crc32));
+        (found.status().is_success() && is_written).then_some(found)
     }
 
     /// Applies a remedy and waits for its pause; or hands out the final error.

@@ -23,7 +23,7 @@ pub enum WhenLate {
     /// holds if no other object has its key or will have it.
     SendAgain,
     /// The object is looked at: if it has the length and the CRC-32 of the body, it was written. For bodies that the key never had
-    /// before.
+    /// before. What writes no object is waited for.
     Look,
 }
 

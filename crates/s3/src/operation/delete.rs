@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind};
 use crate::operation::attempt::Operation;
 use crate::operation::call::{Call, WhenLate};
 use crate::protocol::bucket::is_directory_bucket;
-use crate::protocol::checksum::{crc32, crc32_text};
+use crate::protocol::checksum::{CRC32_HEADER, crc32, crc32_text};
 use crate::protocol::error_response::{failure_of_key, name, shortened};
 use crate::protocol::xml;
 
@@ -48,37 +48,21 @@ impl DeleteFailure {
 
 impl Client {
     /// Deletes objects, 1,000 with a request, or one where the service has none for many. Keys without an object count as deleted.
-    /// Returns the keys that the service refused, each with its reason.
+    /// Returns the keys that the service refused, each with its reason. A request whose answer is late is sent again where `when_late`
+    /// says so: of keys that no other objects will have, as one that is carried out late deletes whatever has the key by then.
     ///
     /// # Errors
     /// All kinds that a request can end with; some keys may be deleted then. Keys that the service wants to be asked for more
     /// slowly are asked for again, at the rate of their lanes, and are an error (`Throttled`) when the deadline comes first.
-    pub async fn delete_objects(&self, bucket: &str, keys: &[String]) -> Result<Vec<DeleteFailure>, Error> {
-        self.delete_in_batches(bucket, keys, false).await
-    }
-
-    /// The same of objects whose keys no others will have: a request that is carried out late deletes nothing else, so one whose answer
-    /// is late is sent again.
-    ///
-    /// # Errors
-    /// As for [`Client::delete_objects`].
-    pub async fn delete_own_objects(
+    pub async fn delete_objects(
         &self,
         bucket: &str,
         keys: &[String],
-    ) -> Result<Vec<DeleteFailure>, Error> {
-        self.delete_in_batches(bucket, keys, true).await
-    }
-
-    async fn delete_in_batches(
-        &self,
-        bucket: &str,
-        keys: &[String],
-        have_own_keys: bool,
+        when_late: WhenLate,
     ) -> Result<Vec<DeleteFailure>, Error> {
         let mut failures = Vec::new();
         for batch in keys.chunks(BATCH) {
-            failures.append(&mut self.delete_batch(bucket, batch, have_own_keys).await?);
+            failures.append(&mut self.delete_batch(bucket, batch, when_late).await?);
         }
         Ok(failures)
     }
@@ -87,7 +71,7 @@ impl Client {
         &self,
         bucket: &str,
         keys: &[String],
-        have_own_keys: bool,
+        when_late: WhenLate,
     ) -> Result<Vec<DeleteFailure>, Error> {
         let known = self.inner.store.bucket(bucket);
         let mut left = keys.to_vec();
@@ -98,8 +82,7 @@ impl Client {
                 failures.append(&mut self.delete_one_by_one(bucket, &left).await?);
                 break;
             }
-            let call = deletion_of(bucket, &left)?;
-            let call = if have_own_keys { call.when_late(WhenLate::SendAgain) } else { call };
+            let call = deletion_of(bucket, &left)?.when_late(when_late);
             let response = match self.attempt_whole(&call, &mut operation).await {
                 Ok(response) => response,
                 Err(failure) => match self.recover(&call, &mut operation, failure).await {
@@ -190,10 +173,10 @@ fn deletion_of(bucket: &str, keys: &[String]) -> Result<Call, Error> {
     let crc32 = crc32_text(crc32(document.as_bytes()));
     // S3 wants one of the two; older services know the MD5 only, and directory buckets the other.
     let call = if is_directory_bucket(bucket) {
-        call.header("x-amz-checksum-crc32", &crc32)?
+        call.header(CRC32_HEADER, &crc32)?
     } else {
         call.header("content-md5", &base64::encode(Md5::digest(document.as_bytes())))?
-            .checksum("x-amz-checksum-crc32", &crc32)?
+            .checksum(CRC32_HEADER, &crc32)?
     };
     Ok(call.document(document)?.with_alternative())
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind};
 use crate::operation::attempt::Operation;
 use crate::operation::call::{Call, WhenLate};
 use crate::operation::list::UploadedPart;
-use crate::protocol::checksum::crc32_text;
+use crate::protocol::checksum::{CRC32_HEADER, crc32_text};
 use crate::protocol::error_response::header;
 use crate::protocol::xml;
 use crate::transfer::payload::Payload;
@@ -58,7 +58,7 @@ impl Client {
             .part(number)
             .query("partNumber", &number.to_string())
             .query("uploadId", upload_id)
-            .checksum("x-amz-checksum-crc32", &crc32_text(crc32))?
+            .checksum(CRC32_HEADER, &crc32_text(crc32))?
             .body(body)
             .when_late(WhenLate::SendAgain);
         let response = self.execute(&call).await?;
@@ -119,7 +119,7 @@ impl Client {
             .document(list_of(parts, true))?
             .document_without_checksums(list_of(parts, false));
         if let Some(crc32) = crc32 {
-            call = call.checksum("x-amz-checksum-crc32", &crc32_text(crc32))?;
+            call = call.checksum(CRC32_HEADER, &crc32_text(crc32))?;
         }
         let mut operation = Operation::default();
         match self.execute_as(&call, &mut operation).await {

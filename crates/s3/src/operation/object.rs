@@ -9,7 +9,7 @@ use http::{HeaderMap, Method};
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::operation::call::{Call, WhenLate};
-use crate::protocol::checksum::{crc32_text, parse_crc32};
+use crate::protocol::checksum::{CRC32_HEADER, crc32_text, parse_crc32};
 use crate::protocol::conditions::Condition;
 use crate::protocol::dates::parse_http_date;
 use crate::protocol::error_response::header;
@@ -26,7 +26,8 @@ pub struct PutOptions {
     pub content_type: Option<String>,
     /// CRC-32 of the whole body, where it is known already. `None`: computed here.
     pub crc32: Option<u32>,
-    /// What is done where the answer is late. Of a conditional write nothing is sent again.
+    /// What is done where the answer is late. Never sent again is a write that wants no object to be there: it may be carried out after
+    /// the object was deleted. One with an ETag may be refused by the object that it wrote itself; then [`Error::maybe_applied`] is set.
     pub when_late: WhenLate,
 }
 
@@ -116,9 +117,9 @@ impl Client {
         let mut call = self
             .with_storage_headers(Call::new("PutObject", Method::PUT, bucket, Some(key))?)?
             .header("content-type", options.content_type.as_deref().unwrap_or("application/octet-stream"))?
-            .checksum("x-amz-checksum-crc32", &crc32_text(crc32))?
+            .checksum(CRC32_HEADER, &crc32_text(crc32))?
             .body(body);
-        if options.when_late != WhenLate::SendAgain || options.condition == Condition::None {
+        if options.when_late != WhenLate::SendAgain || options.condition != Condition::IfNoneMatch {
             call = call.when_late(options.when_late);
         }
         call = match &options.condition {
@@ -181,12 +182,10 @@ impl Client {
 
     async fn head(&self, call: Call, key: &str) -> Result<(ObjectInfo, Option<u32>), Error> {
         let headers = self.execute(&call).await?.headers;
-        let size =
-            header(&headers, "content-length").and_then(|text| text.parse().ok()).ok_or_else(|| {
-                call.locate(Error::new(ErrorKind::Service, "HeadObject: the service's answer has no length"))
-            })?;
-        let is_whole = header(&headers, "x-amz-checksum-type").is_none_or(|kind| kind == "FULL_OBJECT");
-        let crc32 = header(&headers, "x-amz-checksum-crc32").filter(|_| is_whole).and_then(parse_crc32);
+        let (size, crc32) = size_and_crc32(&headers);
+        let size = size.ok_or_else(|| {
+            call.locate(Error::new(ErrorKind::Service, "HeadObject: the service's answer has no length"))
+        })?;
         Ok((object_info(key, &headers, size), crc32))
     }
 
@@ -215,6 +214,13 @@ impl Client {
             other => other.map(drop),
         }
     }
+}
+
+/// Length in bytes of the object that a response's headers are about, and the CRC-32 of the whole of it.
+pub(crate) fn size_and_crc32(headers: &HeaderMap) -> (Option<u64>, Option<u32>) {
+    let size = header(headers, "content-length").and_then(|text| text.parse().ok());
+    let is_whole = header(headers, "x-amz-checksum-type").is_none_or(|kind| kind == "FULL_OBJECT");
+    (size, header(headers, CRC32_HEADER).filter(|_| is_whole).and_then(parse_crc32))
 }
 
 /// What a response's headers say of an object.

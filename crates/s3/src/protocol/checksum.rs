@@ -2,6 +2,9 @@
 
 use aws_smithy_types::base64;
 
+/// The header of a body's CRC-32.
+pub(crate) const CRC32_HEADER: &str = "x-amz-checksum-crc32";
+
 /// CRC-32 (ISO-HDLC, as in zip) of `bytes`.
 ///
 /// ```

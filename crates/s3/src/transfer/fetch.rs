@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind};
 use crate::http::body::{ReadInto, Received, Receiver};
 use crate::operation::attempt::{Operation, Response, malformed};
 use crate::operation::call::Call;
-use crate::protocol::checksum::{crc32, crc32_combine, parse_crc32};
+use crate::protocol::checksum::{CRC32_HEADER, crc32, crc32_combine, parse_crc32};
 use crate::protocol::error_response::header;
 
 /// Most memory set aside on a service's word, in bytes; the rest comes as the bytes do.
@@ -291,7 +291,7 @@ impl ObjectReceiver for Buffer {
         self.filled = 0;
         // A range has the checksum of the whole object, if any.
         let whole = !headers.contains_key("content-range");
-        self.expected = header(headers, "x-amz-checksum-crc32").filter(|_| whole).and_then(parse_crc32);
+        self.expected = header(headers, CRC32_HEADER).filter(|_| whole).and_then(parse_crc32);
         Ok(())
     }
 

@@ -46,9 +46,8 @@ pub struct UploadOptions {
     /// Most bytes of its copies that are handed to the network and not acknowledged, but for one part. `None`: what the client
     /// allows.
     pub max_in_flight_bytes: Option<u64>,
-    /// No other object has this key or will have it, so that a request that is carried out late writes over nothing else. Then one
-    /// PutObject may be sent again where its answer is late.
-    pub has_own_key: bool,
+    /// What is done where the answer to a PutObject of the whole object is late. Requests of a multipart upload are always sent again.
+    pub when_late: WhenLate,
 }
 
 /// The result of [`Upload::finish`].
@@ -75,7 +74,7 @@ pub struct Upload {
     plan: PartPlan,
     size_hint: Option<u64>,
     requests_per_second: Option<f64>,
-    has_own_key: bool,
+    when_late: WhenLate,
     in_flight: Option<InFlight>,
     current: CurrentPart,
     /// Bytes of all parts before the current one, and their CRC-32.
@@ -116,7 +115,7 @@ impl Client {
             plan,
             size_hint: options.size_hint,
             requests_per_second: options.requests_per_second,
-            has_own_key: options.has_own_key,
+            when_late: options.when_late,
             in_flight: options.max_in_flight_bytes.map(InFlight::new),
             current: CurrentPart::new(1, plan.part_size(1, 0)),
             offset: 0,
@@ -234,8 +233,8 @@ impl Upload {
         if self.begun.is_none() {
             let _in_flight = self.client.inner.admission.in_flight(self.current.copied).await?;
             let body = Payload::from(std::mem::take(&mut self.current.segments));
-            let when_late = if self.has_own_key { WhenLate::SendAgain } else { WhenLate::Wait };
-            let options = PutOptions { crc32: Some(crc32), when_late, ..PutOptions::default() };
+            let options =
+                PutOptions { crc32: Some(crc32), when_late: self.when_late, ..PutOptions::default() };
             let output = self.client.put_object(&self.bucket, &self.key, body, &options).await?;
             return Ok(UploadOutput { size, crc32, etag: output.etag, parts: 0 });
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use s3dcp_s3::{
     Client, ClientConfig, Error, ErrorKind, Payload, PutOptions, ServerSideEncryption, StaticCredentials,
-    Support, UploadOptions, crc32,
+    Support, UploadOptions, WhenLate, crc32,
 };
 use s3dcp_server::{Server, ServerConfig};
 
@@ -87,7 +87,9 @@ async fn every_operation_works_in_a_directory_bucket() {
     client.copy_object(&source(BUCKET, "run/large"), "plain", "copy").await.unwrap();
     client.copy_object(&source("plain", "copy"), BUCKET, "run/copy").await.unwrap();
     assert_eq!(client.head_object(BUCKET, "run/copy").await.unwrap().size, body.len() as u64);
-    assert!(client.delete_objects(BUCKET, &["run/copy".to_owned()]).await.unwrap().is_empty());
+    assert!(
+        client.delete_objects(BUCKET, &["run/copy".to_owned()], WhenLate::Wait).await.unwrap().is_empty()
+    );
     client.delete_object(BUCKET, "run/large").await.unwrap();
     let found = client.conditions(BUCKET, "run/probe").await.conditions;
     assert!(
@@ -354,7 +356,7 @@ async fn no_md5_is_sent_whatever_the_answer() {
     .await;
     let client = Client::new(with(server.config(), |config| config.checksum_headers = Some(false))).unwrap();
     assert_eq!(put(&client, "k").await.unwrap_err().code(), Some("InvalidRequest"));
-    client.delete_objects(BUCKET, &["k".to_owned()]).await.unwrap();
+    client.delete_objects(BUCKET, &["k".to_owned()], WhenLate::Wait).await.unwrap();
     let seen = server.seen();
     assert!(seen.iter().all(|seen| seen.header("content-md5").is_none()));
     // One of the two has to be there.

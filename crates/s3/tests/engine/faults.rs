@@ -6,7 +6,7 @@ use crate::support::{Act, Responder, error, pattern, read, read_with, response, 
 use bytes::Bytes;
 use s3dcp_s3::{
     Client, Condition, Error, ErrorKind, Payload, PutOptions, RangeRead, RangeSink, ServerSideEncryption,
-    Space, UploadOptions, crc32,
+    Space, UploadOptions, WhenLate, crc32,
 };
 
 const MIB: usize = 1 << 20;
@@ -224,7 +224,7 @@ async fn an_error_inside_a_200_is_an_error() {
     assert_eq!(server.seen()[1].header("x-amz-copy-source"), Some("bkt/a%20b"));
     let error = client.copy_object(&source("bkt", "a"), "bkt", "c").await.unwrap_err();
     assert_eq!((error.kind(), error.code(), error.status()), (ErrorKind::Denied, Some("AccessDenied"), None));
-    let error = client.delete_objects("bkt", &["a".to_owned()]).await.unwrap_err();
+    let error = client.delete_objects("bkt", &["a".to_owned()], WhenLate::Wait).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied);
     let error = client.put_object("bkt", "a", Payload::default(), &PutOptions::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied);
@@ -244,7 +244,7 @@ async fn keys_that_cannot_be_deleted_just_now_are_tried_again_and_the_others_rep
     })
     .await;
     let keys = ["a".to_owned(), "b".to_owned(), "c&d".to_owned()];
-    let failures = server.client().delete_objects("bkt", &keys).await.unwrap();
+    let failures = server.client().delete_objects("bkt", &keys, WhenLate::Wait).await.unwrap();
     assert_eq!(failures.len(), 1);
     assert_eq!((failures[0].key.as_str(), failures[0].code.as_str()), ("b", "AccessDenied"));
     let seen = server.seen();
@@ -261,7 +261,7 @@ async fn keys_refused_inside_an_answer_are_paced_counted_and_throttled_in_the_en
     let client =
         Client::new(with(server.config(), |config| config.deadline = Duration::from_secs(2))).unwrap();
     let keys = ["run/a/1", "run/b/1"].map(str::to_owned);
-    let error = client.delete_objects("bkt", &keys).await.unwrap_err();
+    let error = client.delete_objects("bkt", &keys, WhenLate::Wait).await.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Throttled, Some("SlowDown")));
     assert_eq!((error.key(), error.retryable()), (Some("run/a/1"), true));
     assert!(error.elapsed() < Duration::from_secs(10), "{error}");
@@ -283,7 +283,8 @@ async fn keys_that_fail_inside_every_answer_are_reported_after_all_attempts() {
     let broken = "<DeleteResult><Error><Key>a</Key><Code>InternalError</Code></Error></DeleteResult>";
     let server = Responder::start(|_, _| Act::Answer(response("200 OK", &[], broken.as_bytes()))).await;
     let client = Client::new(with(server.config(), |config| config.max_attempts = 3)).unwrap();
-    let failures = client.delete_objects("bkt", &["a".to_owned(), "b".to_owned()]).await.unwrap();
+    let failures =
+        client.delete_objects("bkt", &["a".to_owned(), "b".to_owned()], WhenLate::Wait).await.unwrap();
     assert_eq!(failures.iter().map(|failure| &failure.code[..]).collect::<Vec<_>>(), ["InternalError"]);
     assert_eq!(client.stats().requests, 3);
 }
@@ -296,7 +297,7 @@ async fn a_service_without_delete_objects_gets_single_deletes() {
     })
     .await;
     let keys = ["a".to_owned(), "b".to_owned()];
-    assert_eq!(server.client().delete_objects("bkt", &keys).await.unwrap(), []);
+    assert_eq!(server.client().delete_objects("bkt", &keys, WhenLate::Wait).await.unwrap(), []);
     let deleted: Vec<_> = server.seen().iter().skip(1).map(|seen| seen.target.clone()).collect();
     assert_eq!(deleted, ["/bkt/a", "/bkt/b"]);
 }

@@ -12,40 +12,44 @@ fn found() -> Vec<u8> {
     response("200 OK", &[("ETag", "\"e\"")], b"")
 }
 
+/// Writes an object at each of `count` keys, one after the other.
+async fn put_all(client: &Client, count: usize, options: &PutOptions) {
+    for number in 0..count {
+        let (key, body) = (format!("k{number}"), Payload::from(b"part".to_vec()));
+        client.put_object("bkt", &key, body, options).await.unwrap();
+    }
+}
+
 async fn head_all(client: &Client, count: usize) {
     for number in 0..count {
         client.head_object("bkt", &format!("k{number}")).await.unwrap();
     }
 }
 
-/// Answers each request but the first to each of these keys.
+/// Answers each request but the first to the first of these keys, and but the first two to the second.
 fn stuck(keys: [&'static str; 2]) -> impl Fn(&Seen) -> Act + Send + Sync {
-    let asked: Mutex<Vec<&str>> = Mutex::default();
+    let asked: [AtomicUsize; 2] = Default::default();
     move |seen| {
-        let key = keys.into_iter().find(|key| seen.target.ends_with(&format!("/{key}")));
-        let mut asked = asked.lock().unwrap();
-        match key.filter(|key| !asked.contains(key)) {
-            Some(key) => {
-                asked.push(key);
-                Act::Silence
-            }
-            None => Act::Answer(found()),
+        let place = keys.iter().position(|key| seen.target.ends_with(&format!("/{key}")));
+        match place.map(|place| (place, asked[place].fetch_add(1, Ordering::Relaxed))) {
+            Some((place, times)) if times <= place => Act::Silence,
+            _ => Act::Answer(found()),
         }
     }
 }
 
 #[tokio::test]
-async fn a_read_that_is_not_answered_is_sent_again_over_another_connection() {
+async fn a_read_that_is_not_answered_is_sent_again_over_other_connections() {
     let answer = stuck(["k500", "k550"]);
     let server = Responder::start(move |_, seen| answer(seen)).await;
     let client = server.client();
     head_all(&client, 600).await;
     let stats = client.stats();
     // On a machine that is busy, another answer may be late.
-    assert!((2..=6).contains(&stats.hedged), "{stats:?}");
+    assert!((3..=6).contains(&stats.hedged), "{stats:?}");
     assert_eq!((stats.retries, stats.requests), (0, 600 + stats.hedged));
     assert_eq!(server.seen().len() as u64, stats.requests);
-    assert!(server.connections() >= 3);
+    assert!(server.connections() >= 4);
 }
 
 #[tokio::test]
@@ -60,7 +64,7 @@ async fn after_a_slow_down_nothing_is_sent_again() {
     let client = Client::new(config).unwrap();
     head_all(&client, 250).await;
     let stats = client.stats();
-    assert_eq!((stats.hedged, stats.throttled, stats.retries), (0, 1, 3));
+    assert_eq!((stats.hedged, stats.throttled, stats.retries), (0, 1, 4));
 }
 
 /// CRC-32 of what [`upload`] sends, as S3 writes it, and of something else.
@@ -156,22 +160,12 @@ async fn a_part_that_was_carried_out_twice_is_named_by_the_etag_that_it_has() {
 
 #[tokio::test]
 async fn an_object_whose_key_no_other_has_is_sent_again_as_often_as_it_is_late() {
-    let asked: [AtomicUsize; 2] = Default::default();
-    let server = Responder::start(move |_, seen| {
-        let late = ["/k200", "/k400"].iter().position(|key| seen.target.ends_with(key));
-        match late.map(|place| (place, asked[place].fetch_add(1, Ordering::Relaxed))) {
-            Some((place, times)) if times <= place => Act::Silence,
-            _ => Act::Answer(found()),
-        }
-    })
-    .await;
+    let answer = stuck(["k200", "k400"]);
+    let server = Responder::start(move |_, seen| answer(seen)).await;
     let client = server.client();
     let mut options = PutOptions::default();
     options.when_late = WhenLate::SendAgain;
-    for number in 0..430 {
-        let (key, body) = (format!("k{number}"), Payload::from(b"v".to_vec()));
-        client.put_object("bkt", &key, body, &options).await.unwrap();
-    }
+    put_all(&client, 430, &options).await;
     let stats = client.stats();
     assert!((3..=5).contains(&stats.hedged), "{stats:?}");
     assert_eq!(stats.retries, 0);
@@ -207,15 +201,38 @@ async fn a_write_that_may_not_be_sent_again_is_looked_for() {
         let mut options = PutOptions::default();
         options.condition = Condition::IfNoneMatch;
         options.when_late = WhenLate::Look;
-        for number in 0..150 {
-            let key = format!("k{number}");
-            client.put_object("bkt", &key, Payload::from(b"part".to_vec()), &options).await.unwrap();
-        }
+        put_all(&client, 150, &options).await;
         let put = client.put_object("bkt", "index", Payload::from(b"part".to_vec()), &options).await.unwrap();
         assert_eq!(put.etag.as_deref(), Some(etag), "{what}");
         let seen = server.seen();
         assert_eq!(seen.iter().filter(|seen| is_late(seen)).count(), 1, "{what}");
         assert_eq!(seen.iter().filter(|seen| seen.target.ends_with("/index")).count(), 2, "{what}");
+        assert_eq!(client.stats().retries, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_replacement_is_sent_again_and_may_be_refused_by_what_it_wrote_itself() {
+    for (status, kind) in [("200 OK", None), ("412 Precondition Failed", Some(ErrorKind::PreconditionFailed))]
+    {
+        let asked = AtomicUsize::new(0);
+        let server = Responder::start(move |_, seen| {
+            match seen.target.ends_with("/index").then(|| asked.fetch_add(1, Ordering::Relaxed)) {
+                Some(0) => Act::Silence,
+                Some(_) => Act::Answer(response(status, &[("ETag", "new")], b"")),
+                None => Act::Answer(found()),
+            }
+        })
+        .await;
+        let client = server.client();
+        let mut options = PutOptions::default();
+        options.condition = Condition::IfMatch("\"old\"".to_owned());
+        options.when_late = WhenLate::SendAgain;
+        put_all(&client, 150, &options).await;
+        let put = client.put_object("bkt", "index", Payload::from(b"part".to_vec()), &options).await;
+        let failed = put.err().map(|error| (error.kind(), error.maybe_applied()));
+        assert_eq!(failed, kind.map(|kind| (kind, true)));
+        assert_eq!(server.seen().iter().filter(|seen| seen.target.ends_with("/index")).count(), 2);
         assert_eq!(client.stats().retries, 0);
     }
 }
@@ -235,10 +252,7 @@ async fn a_write_that_an_earlier_attempt_may_have_done_is_waited_for() {
     let client = server.client();
     let mut options = PutOptions::default();
     options.when_late = WhenLate::Look;
-    for number in 0..150 {
-        let key = format!("k{number}");
-        client.put_object("bkt", &key, Payload::from(b"part".to_vec()), &options).await.unwrap();
-    }
+    put_all(&client, 150, &options).await;
     let put = client.put_object("bkt", "index", Payload::from(b"part".to_vec()), &options).await.unwrap();
     assert_eq!(put.etag.as_deref(), Some("put"));
 }
@@ -253,7 +267,7 @@ async fn so_is_the_deletion_of_such_objects() {
     .await;
     let client = server.client();
     for number in 0..230 {
-        client.delete_own_objects("bkt", &[format!("k{number}")]).await.unwrap();
+        client.delete_objects("bkt", &[format!("k{number}")], WhenLate::SendAgain).await.unwrap();
     }
     let stats = client.stats();
     assert!((2..=5).contains(&stats.hedged), "{stats:?}");

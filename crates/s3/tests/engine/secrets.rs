@@ -4,7 +4,7 @@ use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use s3dcp_s3::{Client, Payload, PutOptions, StaticCredentials, UploadOptions};
+use s3dcp_s3::{Client, Payload, PutOptions, StaticCredentials, UploadOptions, WhenLate};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -118,7 +118,7 @@ async fn no_log_of_any_level_holds_a_secret_or_a_signature() {
         for _ in 0..2 {
             upload.push(vec![7; 5 << 20], s3dcp_s3::crc32(&vec![7; 5 << 20])).await.ok();
         }
-        let delete = client.delete_objects("bkt", &[key.to_owned()]).await;
+        let delete = client.delete_objects("bkt", &[key.to_owned()], WhenLate::Wait).await;
         shown += &format!("{put:?} {get:?} {list:?} {upload:?} {delete:?}");
         shown += &format!("{:?}", upload.finish().await);
     }

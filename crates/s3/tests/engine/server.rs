@@ -6,7 +6,7 @@ use crate::support::{config, pattern, read, source, with};
 use bytes::Bytes;
 use s3dcp_s3::{
     Client, ClientConfig, Condition, CopySource, ErrorKind, Payload, PutOptions, Segment,
-    ServerSideEncryption, StaticCredentials, UploadOptions, crc32,
+    ServerSideEncryption, StaticCredentials, UploadOptions, WhenLate, crc32,
 };
 use s3dcp_server::{Server, ServerConfig};
 
@@ -52,7 +52,7 @@ async fn odd_keys_survive_every_operation() {
     expected.sort_unstable();
     assert_eq!(found, expected);
     let all: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
-    assert_eq!(client.delete_objects(BUCKET, &all).await.unwrap(), []);
+    assert_eq!(client.delete_objects(BUCKET, &all, WhenLate::Wait).await.unwrap(), []);
     client.delete_object(BUCKET, "copy/a b").await.unwrap();
     client.delete_object(BUCKET, "never there").await.unwrap();
     assert_eq!(client.list_objects(BUCKET, "", None).await.unwrap().objects.len(), keys.len() - 1);
@@ -241,7 +241,7 @@ async fn a_listing_has_all_pages_and_one_level_with_a_delimiter() {
         (0, vec!["dir0/".to_owned(), "dir1/".to_owned(), "dir2/".to_owned()])
     );
     let keys: Vec<String> = all.objects.into_iter().map(|object| object.key).collect();
-    assert_eq!(client.delete_objects(BUCKET, &keys).await.unwrap(), []);
+    assert_eq!(client.delete_objects(BUCKET, &keys, WhenLate::Wait).await.unwrap(), []);
     assert!(client.list_objects(BUCKET, "", None).await.unwrap().objects.is_empty());
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use s3dcp_s3::{
-    Client, ClientConfig, Condition, ErrorKind, Payload, PutOptions, Support, UploadOptions, crc32,
+    Client, ClientConfig, Condition, ErrorKind, Payload, PutOptions, Support, UploadOptions, WhenLate, crc32,
 };
 use s3dcp_server::{Server, ServerConfig};
 
@@ -51,7 +51,7 @@ async fn use_all(client: &Client) {
     assert!(client.get_object(BUCKET, "large").await.unwrap().body == bytes);
     client.copy_object(&source(BUCKET, "small"), BUCKET, "copy").await.unwrap();
     let keys = ["small", "copy"].map(str::to_owned);
-    assert_eq!(client.delete_objects(BUCKET, &keys).await.unwrap(), []);
+    assert_eq!(client.delete_objects(BUCKET, &keys, WhenLate::Wait).await.unwrap(), []);
     let listing = client.list_objects(BUCKET, "", None).await.unwrap();
     assert_eq!(listing.objects.iter().map(|object| &object.key[..]).collect::<Vec<_>>(), ["large"]);
     client.delete_object(BUCKET, "large").await.unwrap();
@@ -197,7 +197,7 @@ async fn a_store_without_delete_objects_is_asked_for_one_after_the_other_from_th
                 let body = Payload::from(b"v".to_vec());
                 client.put_object(BUCKET, key, body, &PutOptions::default()).await.unwrap();
             }
-            assert_eq!(client.delete_objects(BUCKET, &keys).await.unwrap(), [], "{refusal}");
+            assert_eq!(client.delete_objects(BUCKET, &keys, WhenLate::Wait).await.unwrap(), [], "{refusal}");
             assert!(client.list_objects(BUCKET, "", None).await.unwrap().objects.is_empty());
             assert_eq!(refused(&server), 1, "{refusal}");
         }
@@ -214,7 +214,7 @@ async fn a_delete_that_is_refused_for_another_reason_is_no_word_on_the_operation
     ] {
         let (server, client) = store(&[&format!("error:{refusal} on=DeleteObjects")], |config| config).await;
         let before = client.stats().requests;
-        let error = client.delete_objects(BUCKET, &["k".to_owned()]).await.unwrap_err();
+        let error = client.delete_objects(BUCKET, &["k".to_owned()], WhenLate::Wait).await.unwrap_err();
         assert_eq!((error.kind(), client.stats().requests - before), (kind, 1), "{refusal}");
         server.clear_faults();
     }
@@ -228,7 +228,7 @@ async fn what_a_store_refuses_to_delete_one_by_one_is_named() {
     ];
     let (_server, client) = store(&faults, |config| config).await;
     let keys = ["free", "locked"].map(str::to_owned);
-    let failures = client.delete_objects(BUCKET, &keys).await.unwrap();
+    let failures = client.delete_objects(BUCKET, &keys, WhenLate::Wait).await.unwrap();
     assert_eq!(
         failures.iter().map(|failure| (&failure.key[..], &failure.code[..])).collect::<Vec<_>>(),
         [("locked", "InvalidObjectState")]

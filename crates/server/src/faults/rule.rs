@@ -201,6 +201,13 @@ fn parse_action(word: &str) -> Result<Action, String> {
         word.split_once(':').map_or((word, None), |(name, argument)| (name, Some(argument)));
     let needed = |what: &str| argument.ok_or_else(|| format!("{name} needs {what}: {name}:<{what}>"));
     let bytes = || needed("bytes").and_then(|argument| number(word, argument));
+    let time = || {
+        let given = needed("milliseconds")?;
+        let milliseconds = given
+            .strip_suffix("ms")
+            .ok_or_else(|| format!("{given:?} in {word:?} is no time such as 20ms"))?;
+        number(word, milliseconds).map(Duration::from_millis)
+    };
     let action = match name {
         "error" => {
             let code = needed("code")?;
@@ -215,14 +222,8 @@ fn parse_action(word: &str) -> Result<Action, String> {
             status_of(code)?;
             Action::Error(StatusCode::OK, code.to_owned())
         }
-        "delay" | "late" => {
-            let given = needed("milliseconds")?;
-            let milliseconds = given
-                .strip_suffix("ms")
-                .ok_or_else(|| format!("{given:?} in {word:?} is no time such as 20ms"))?;
-            let time = Duration::from_millis(number(word, milliseconds)?);
-            if name == "late" { Action::Late(time) } else { Action::Delay(time) }
-        }
+        "delay" => Action::Delay(time()?),
+        "late" => Action::Late(time()?),
         "reset-request" => Action::ResetRequest(bytes()?),
         "reset" => Action::Reset(bytes()?),
         "cut" => Action::Cut(bytes()?),
