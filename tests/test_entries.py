@@ -15,12 +15,22 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from s3dcp import _native
 from s3dcp._load import index as index_module
-from s3dcp._load.entries import Entries
+from s3dcp._load.entries import ONE_OF, Entries, expect
 from s3dcp._load.index import read_index
+from s3dcp.planner import FastLoadPlanner
+from support import jobs
+from support.store import Store
 from test_index import assert_same, random_metadata, written
 
 MAPPINGS = ("state_dict_metadata", "storage_data", "planner_data")
@@ -223,29 +233,67 @@ def test_what_is_written_of_it_is_the_same_index() -> None:
     assert_same(pickle.loads(written(read(body))), pickle.loads(body))
 
 
-def test_what_was_not_asked_for_is_not_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
-    body = written(random_metadata(random.Random(7), 3000))
-    plain = pickle.loads(body)
-    made = 0
+@pytest.fixture
+def unpickled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The length of each pickle that is unpickled."""
+    lengths: list[int] = []
     load = index_module.Unpickling.load
 
     def counted(self: Any, body: bytes, persistent: Any = None) -> Any:
-        nonlocal made
-        made += len(body)
+        lengths.append(len(body))
         return load(self, body, persistent)
 
     monkeypatch.setattr(index_module.Unpickling, "load", counted)
+    return lengths
+
+
+def test_what_was_not_asked_for_is_not_unpickled(unpickled: list[int]) -> None:
+    body = written(random_metadata(random.Random(7), 3000))
+    plain = pickle.loads(body)
     metadata = read(body)
-    assert made < 2000
+    assert sum(unpickled) < 2000
     for key in list(plain.storage_data)[1000:1010]:
         assert metadata.storage_data[key] == plain.storage_data[key]
     assert "nowhere" not in metadata.state_dict_metadata
     assert len(metadata.storage_data) == len(plain.storage_data)
-    assert made < 40_000 < len(body) // 10
+    assert sum(unpickled) < 40_000 < len(body) // 10
     # whoever asks for many gets all
     for key in plain.storage_data:
         assert key in metadata.storage_data
-    assert made < 1.5 * len(body)
+    assert sum(unpickled) < 1.5 * len(body)
+
+
+def test_tensors_that_are_stored_as_one_item_each_are_made_with_their_items(unpickled: list[int]) -> None:
+    size = torch.Size([7])
+    chunk = ChunkStorageMetadata(torch.Size([0]), size)
+    names = [f"layer.{number}" for number in range(400)]
+    plain = Metadata(
+        {name: TensorStorageMetadata(TensorProperties(dtype=torch.float32), size, [chunk]) for name in names},
+        storage_data={MetadataIndex(name, chunk.offsets): _StorageInfo("__0_0.distcp", 0, 9) for name in names},
+    )
+    for body in bodies(plain):
+        metadata = read(body)
+        del unpickled[:]
+        asked = metadata.state_dict_metadata["layer.5"]
+        expect(metadata.storage_data, len(names) // ONE_OF)
+        assert sum(unpickled) < len(body) // 4
+        del unpickled[:]
+        expect(metadata.storage_data, len(names) // ONE_OF + 1)
+        expect(metadata.state_dict_metadata, len(names))
+        assert len(unpickled) == 1
+        assert metadata.state_dict_metadata["layer.5"] is asked
+        expect(plain.storage_data, 5)  # a dict
+        assert metadata == pickle.loads(body)
+        assert len(unpickled) == 1
+
+
+def test_a_load_that_wants_all_unpickles_all_at_once(store: Store, unpickled: list[int]) -> None:
+    state = {f"layer.{number}": torch.full((3,), float(number)) for number in range(300)}
+    jobs.save(state, store.uri)
+    loaded = {name: torch.zeros(3) for name in state}
+    jobs.load(loaded, store.uri, planner=FastLoadPlanner())
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    assert len(unpickled) <= 3
 
 
 def test_values_that_the_index_refers_to_from_outside_of_its_mappings() -> None:

@@ -182,7 +182,7 @@ def calls(server: testing.Server, bucket: str) -> dict[str, Callable[[], Any]]:
         "StoredIndex.find": lambda: stored_index.find(0, "x"),
         "StoredIndex.entry": lambda: stored_index.entry(0, 0),
         "StoredIndex.value": lambda: stored_index.value(0),
-        "StoredIndex.mapping": lambda: stored_index.mapping(0),
+        "StoredIndex.mappings": lambda: stored_index.mappings(0, 1),
         "StoredIndex.frame": lambda: stored_index.frame(),
         "default_globals": _native.default_globals,
         "dtype_names": _native.dtype_names,

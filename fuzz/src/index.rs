@@ -53,8 +53,12 @@ fn outlined(data: &[u8], outline: &Outline, item_count: u64) {
     assert!(outline.count(1).is_none_or(|count| count as u64 == item_count || count == 0));
     for mapping in 0..MAPPINGS.len() {
         if outline.count(mapping) != Some(0) {
-            let whole = outline.mapping(data, mapping).expect("the pickle that was outlined");
-            assert!(whole.is_empty() || whole.len() <= 8 * data.len() + 16);
+            for second in
+                (0..mapping).filter(|&second| outline.count(second) != Some(0)).map(Some).chain([None])
+            {
+                let whole = outline.mappings(data, mapping, second).expect("the pickle that was outlined");
+                assert!(whole.len() <= 16 * data.len() + 16);
+            }
         }
         for number in (0..).take(4) {
             let Some(entry) = outline.entry(data, mapping, number).expect("the pickle that was outlined")

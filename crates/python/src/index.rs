@@ -156,10 +156,16 @@ impl StoredIndex {
         )
     }
 
-    /// A pickle of a whole mapping.
-    fn mapping<'py>(&self, py: Python<'py>, mapping: usize) -> PyResult<Bound<'py, PyBytes>> {
-        let outline = self.outline(mapping)?;
-        pickle(py, py.detach(|| outline.mapping(&self.body, mapping)))
+    /// A pickle of the tuple of whole mappings: of one, or of two that share what both refer to.
+    #[pyo3(signature = (first, second=None))]
+    fn mappings<'py>(
+        &self,
+        py: Python<'py>,
+        first: usize,
+        second: Option<usize>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let outline = self.outline(first.max(second.unwrap_or(0)))?;
+        pickle(py, py.detach(|| outline.mappings(&self.body, first, second)))
     }
 
     /// A pickle of the index, whose mappings are empty.

@@ -17,6 +17,7 @@ from .. import _native
 
 # Entries that are unpickled one by one, of so many: that costs a few times as much for each as to unpickle all.
 ONE_OF = 16
+_TENSORS, _ITEMS = map(_native.MAPPINGS.index, ("state_dict_metadata", "storage_data"))
 _ABSENT = object()
 
 
@@ -33,6 +34,10 @@ class Values:
         self.lock = threading.RLock()
         self._load = load
         self._shared: dict[int, Any] = {}
+        self._made: dict[int, dict[Any, Any]] = {}
+        # Who wants all tensors wants all items, where each tensor is stored as one.
+        items = index.count(_ITEMS) or 0
+        self._pair = [_TENSORS, _ITEMS] if 0 < items <= (index.count(_TENSORS) or 0) else []
 
     def entry(self, mapping: int, number: int) -> tuple[Any, Any, int]:
         """Key and value, and what they cost: the length of their pickle."""
@@ -40,8 +45,13 @@ class Values:
         return *self._load(body, self._shared_value), len(body)
 
     def mapping(self, mapping: int) -> dict[Any, Any]:
-        """All entries."""
-        entries = self._load(self.index.mapping(mapping))
+        """All entries; to be asked for once."""
+        if mapping not in self._made:
+            numbers = [mapping]
+            if mapping in self._pair:
+                numbers, self._pair = self._pair, []
+            self._made.update(zip(numbers, self._load(self.index.mappings(*numbers)), strict=True))
+        entries = self._made.pop(mapping)
         assert type(entries) is dict
         return entries
 
@@ -90,6 +100,12 @@ class Entries(dict[Any, Any]):
         if value is _ABSENT:
             raise KeyError(key)
         return value
+
+    def expect(self, count: int) -> None:
+        """Make all entries now if that is quicker than one by one for those that will be asked for, `count` of them."""
+        source = self._source
+        if source is not None and not source.is_few(count):
+            self._make_all()
 
     def _make_all(self) -> None:
         source = self._source
@@ -169,6 +185,12 @@ for _name in (
     setattr(Entries, _name, _of_all(_name))
 
 
+def expect(mapping: Any, count: int) -> None:
+    """Say how many entries of a mapping of an index will be asked for."""
+    if isinstance(mapping, Entries):
+        mapping.expect(count)
+
+
 class _Source:
     """Where the entries come from, as long as not all are here.
 
@@ -185,9 +207,13 @@ class _Source:
         self._entries_left = (self.length or 0) // ONE_OF
         self._bytes_left = len(values.index)
 
+    def is_few(self, count: int) -> bool:
+        """Whether so many more entries had better be made one by one."""
+        return self._entries_left >= count and self._bytes_left > 0
+
     def find(self, key: Any) -> list[int] | None:
         """The numbers of the entries that may have this key; None where all entries had better be made."""
-        return self._values.index.find(self._mapping, key) if self._entries_left > 0 and self._bytes_left > 0 else None
+        return self._values.index.find(self._mapping, key) if self.is_few(1) else None
 
     def entry(self, number: int) -> tuple[Any, Any]:
         """Key and value."""

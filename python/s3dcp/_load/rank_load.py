@@ -24,6 +24,7 @@ from .._compat import ReaderTransforms
 from .._hooks import answers_like
 from .._tensors import PLAIN_TENSORS, is_direct, is_plain
 from ..errors import ConfigError, Corrupt, shown
+from .entries import expect
 from .exchange import Exchange, Group
 from .objects import Objects
 from .share import Share
@@ -101,6 +102,7 @@ class RankLoad:
         """Where the items of a plan are stored, file by file."""
         load = self._transfer.load
         state = _state(planner)
+        expect(self._metadata.storage_data, len(plan.items))
         found = load.find(self._metadata, list(plan.items), state)
         for name in found.with_holes:
             self._must_hold_all(name, state.get(name))

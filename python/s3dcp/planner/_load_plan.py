@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from .._gc import without_gc
+from .._load.entries import expect
 from .._tensors import PLAIN_TENSORS
 from ._save_plan import zeros
 
@@ -32,6 +33,7 @@ def create_default_local_load_plan(state_dict: dict[str, Any], metadata: Metadat
     items: list[ReadItem] = []
     kind = LoadItemType.TENSOR
     entries = metadata.state_dict_metadata
+    expect(entries, len(state_dict))
     offsets: dict[int, torch.Size] = {}
     for fqn, tensor in state_dict.items():
         entry = entries.get(fqn)

@@ -33,6 +33,8 @@ const SLOTS_PER_FOUR: usize = 5;
 /// Texts of up to so many bytes, with their opcodes, are copied rather than referred to: the names of attributes.
 const LONGEST_NAME: u32 = 24;
 const SHORT_TEXT: u8 = 0x8c;
+/// Bytes of a pickle before the content of its first frame: the protocol's number, the opcode of the frame and its length.
+const BEFORE_FRAME: usize = 2 + 1 + 8;
 const EMPTY_SLOT: (u32, u32) = (0, u32::MAX);
 
 /// What becomes of references to values outside of what is cut.
@@ -174,12 +176,14 @@ impl Outline {
         known.map(|known| self.cut(pickle, once(known), &[], References::Included)).transpose()
     }
 
-    /// A pickle of a whole mapping.
+    /// A pickle of the tuple of whole mappings: of one, or of two that share what both refer to.
     ///
     /// # Errors
     /// `Corrupt` for another pickle.
-    pub fn mapping(&self, pickle: &[u8], mapping: usize) -> Result<Vec<u8>, Error> {
-        self.cut(pickle, once(self.mappings[mapping].range.clone()), &[], References::Included)
+    pub fn mappings(&self, pickle: &[u8], first: usize, second: Option<usize>) -> Result<Vec<u8>, Error> {
+        let ranges = once(first).chain(second).map(|mapping| self.mappings[mapping].range.clone());
+        let tuple = if second.is_some() { 0x86 } else { 0x85 };
+        self.cut(pickle, ranges, &[tuple], References::Included)
     }
 
     /// A pickle of the index without the entries of its mappings.
@@ -211,7 +215,9 @@ impl Outline {
         if pickle.len() < self.length as usize {
             return Err(other_pickle());
         }
-        let mut out = vec![0x80, 4];
+        // one frame, for Python reads what is outside of frames piece by piece; its length comes at last
+        let mut out = vec![0x80, 4, 0x95];
+        out.resize(BEFORE_FRAME, 0);
         // numbers in this memo of values in the index's, of which some come twice: alone, and within another
         let mut memo: HashMap<u32, u32> = HashMap::new();
         let mut count = 0;
@@ -257,6 +263,8 @@ impl Outline {
         }
         out.extend_from_slice(last);
         out.push(b'.');
+        let length = (out.len() - BEFORE_FRAME) as u64;
+        out[BEFORE_FRAME - size_of_val(&length)..BEFORE_FRAME].copy_from_slice(&length.to_le_bytes());
         Ok(out)
     }
 
