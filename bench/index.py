@@ -149,6 +149,9 @@ def main() -> None:
         print(json.dumps(run_one(operation, int(items), int(chunks))))
         return
 
+    if {"replace", "read"}.intersection(arguments.operations) and "save" not in arguments.operations:
+        parser.error("--operations: replace and read need save, which writes the index that is there")
+
     from s3dcp import testing
 
     rows = []

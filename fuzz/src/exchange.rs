@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use s3dcp_s3::{
     Client, Condition, CopySource, Error, ErrorKind, MIN_PART_SIZE, Payload, PutOptions, RangeRead,
-    RangeSink, Space, UploadOptions, crc32,
+    RangeSink, Space, UploadOptions, WhenLate, crc32,
 };
 
 use crate::service::{ATTEMPTS, Answer, BUCKET, OTHER_FORMS, Request, run};
@@ -96,7 +96,7 @@ fn check(error: &Error, throttled: u64) {
 }
 
 async fn delete(client: &Client) -> Result<(), Error> {
-    let failures = client.delete_objects(BUCKET, &KEYS.map(str::to_owned)).await?;
+    let failures = client.delete_objects(BUCKET, &KEYS.map(str::to_owned), WhenLate::Wait).await?;
     assert!(failures.iter().all(|failure| !failure.key.is_empty() && !failure.code.is_empty()));
     Ok(())
 }

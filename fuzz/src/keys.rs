@@ -1,6 +1,6 @@
 //! Keys through XML, out and back.
 
-use s3dcp_s3::DeleteFailure;
+use s3dcp_s3::{DeleteFailure, WhenLate};
 
 use crate::service::{Answer, BUCKET, Request, run};
 
@@ -21,7 +21,8 @@ pub fn keys(data: &[u8]) {
     keys.sort_unstable();
     keys.dedup();
     let asked = keys.clone();
-    let (failures, _) = run(refuse_all, |client| async move { client.delete_objects(BUCKET, &asked).await });
+    let (failures, _) =
+        run(refuse_all, |client| async move { client.delete_objects(BUCKET, &asked, WhenLate::Wait).await });
     let failures = failures.expect("an answer in good order");
     let refused: Vec<String> = failures.into_iter().map(|DeleteFailure { key, .. }| key).collect();
     assert_eq!(refused, keys);

@@ -31,9 +31,8 @@ use crate::http::body::{Body, BodyReader};
 use crate::http::limits::{Limits, deadline_passed, host_and_port};
 use crate::http::progress::Progress;
 use crate::operation::call::{Call, WhenLate};
-use crate::operation::object::size_and_crc32;
 use crate::protocol::bucket::AccessPoint;
-use crate::protocol::checksum::{CRC32_HEADER, parse_crc32};
+use crate::protocol::checksum::{CRC32_HEADER, parse_crc32, size_and_crc32};
 use crate::protocol::error_response::{Context, error_inside, failure, header};
 use crate::transfer::payload::{Payload, PayloadBody};
 
@@ -221,12 +220,21 @@ impl Client {
             tracing::debug!(operation = call.operation, key = call.key, "an answer is late: asking again");
             permit.leave_again();
         };
-        let answer = match (progress.until_silent(late_after, first.as_mut()).await, copy) {
+        let mut after = late_after;
+        let answered = loop {
+            match progress.until_silent(after, first.as_mut()).await {
+                // others have used up what may be sent again by now; later there is more
+                None if !hedging.take(clock::now()) => {
+                    after = after.zip(late_after).map(|(after, more)| after + more);
+                }
+                answered => break answered,
+            }
+        };
+        let answer = match (answered, copy) {
             (Some(answer), _) => {
                 silence = Some(progress.longest_silence());
                 answer
             }
-            (None, _) if !hedging.take(clock::now()) => first.await,
             (None, None) => {
                 late();
                 match select(first, pin!(self.look(call, limits))).await {

@@ -9,7 +9,7 @@ use http::{HeaderMap, Method};
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::operation::call::{Call, WhenLate};
-use crate::protocol::checksum::{CRC32_HEADER, crc32_text, parse_crc32};
+use crate::protocol::checksum::{CRC32_HEADER, crc32_text, size_and_crc32};
 use crate::protocol::conditions::Condition;
 use crate::protocol::dates::parse_http_date;
 use crate::protocol::error_response::header;
@@ -214,13 +214,6 @@ impl Client {
             other => other.map(drop),
         }
     }
-}
-
-/// Length in bytes of the object that a response's headers are about, and the CRC-32 of the whole of it.
-pub(crate) fn size_and_crc32(headers: &HeaderMap) -> (Option<u64>, Option<u32>) {
-    let size = header(headers, "content-length").and_then(|text| text.parse().ok());
-    let is_whole = header(headers, "x-amz-checksum-type").is_none_or(|kind| kind == "FULL_OBJECT");
-    (size, header(headers, CRC32_HEADER).filter(|_| is_whole).and_then(parse_crc32))
 }
 
 /// What a response's headers say of an object.

@@ -1,6 +1,9 @@
 //! CRC-32 (the polynomial of zip and of `x-amz-checksum-crc32`), its combination, and the text in which S3 writes it.
 
 use aws_smithy_types::base64;
+use http::HeaderMap;
+
+use crate::protocol::error_response::header;
 
 /// The header of a body's CRC-32.
 pub(crate) const CRC32_HEADER: &str = "x-amz-checksum-crc32";
@@ -67,6 +70,13 @@ pub(crate) fn parse_crc32(text: &str) -> Option<u32> {
     // Not some other number of bytes.
     let bytes: [u8; 4] = base64::decode(text).ok()?.try_into().ok()?;
     Some(u32::from_be_bytes(bytes))
+}
+
+/// Length in bytes of the object that a response's headers are about, and the CRC-32 of the whole of it.
+pub(crate) fn size_and_crc32(headers: &HeaderMap) -> (Option<u64>, Option<u32>) {
+    let size = header(headers, "content-length").and_then(|text| text.parse().ok());
+    let is_whole = header(headers, "x-amz-checksum-type").is_none_or(|kind| kind == "FULL_OBJECT");
+    (size, header(headers, CRC32_HEADER).filter(|_| is_whole).and_then(parse_crc32))
 }
 
 #[cfg(test)]

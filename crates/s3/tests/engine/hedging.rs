@@ -1,9 +1,11 @@
 //! Requests whose answer is late.
 
+use std::pin::pin;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::future::{Either, join_all, select};
 use s3dcp_s3::{Client, Condition, Error, ErrorKind, Payload, PutOptions, WhenLate, crc32};
 
 use crate::support::{Act, Responder, Seen, error, response, with};
@@ -50,6 +52,32 @@ async fn a_read_that_is_not_answered_is_sent_again_over_other_connections() {
     assert_eq!((stats.retries, stats.requests), (0, 600 + stats.hedged));
     assert_eq!(server.seen().len() as u64, stats.requests);
     assert!(server.connections() >= 4);
+}
+
+#[tokio::test]
+async fn what_is_late_when_too_much_was_sent_again_is_sent_again_later() {
+    let silent = AtomicUsize::new(0);
+    let server = Responder::start(move |_, seen| {
+        match seen.target.contains("/late") && silent.fetch_add(1, Ordering::Relaxed) < 6 {
+            true => Act::Silence,
+            false => Act::Answer(found()),
+        }
+    })
+    .await;
+    let client = server.client();
+    head_all(&client, 410).await;
+    let late: Vec<String> = (0..6).map(|number| format!("late{number}")).collect();
+    let late = join_all(late.iter().map(|key| client.head_object("bkt", key)));
+    let others = pin!(async {
+        loop {
+            head_all(&client, 1).await;
+        }
+    });
+    let Either::Left((late, _)) = select(pin!(late), others).await;
+    assert!(late.into_iter().all(|answer| answer.is_ok()));
+    let stats = client.stats();
+    assert!(stats.hedged >= 6, "{stats:?}");
+    assert_eq!(stats.retries, 0);
 }
 
 #[tokio::test]
