@@ -22,10 +22,10 @@ BUCKET = "bench"
 MIB = 1 << 20
 PART_MIB = 5
 TENSORS = 16
-HOW = {
-    "as it is": None,
-    "answers are late": "late:3000ms chance=0.005",
-    "effects are late": "delay:3000ms chance=0.005",
+HOW: dict[str, list[str]] = {
+    "as it is": [],
+    "answers are late": ["late:3000ms chance=0.005"],
+    "effects are late": ["delay:3000ms chance=0.005"],
 }
 
 
@@ -61,10 +61,10 @@ def measured(mib: int, rounds: int, latency_ms: int) -> dict[tuple[str, str], di
         }
         for call in calls.values():
             times(call, rounds // 4)
-        for how, fault in HOW.items():
+        for how, faults in HOW.items():
             server.clear_faults()
             # the first that is due is the one that happens
-            for rule in [*filter(None, [fault]), *distance]:
+            for rule in [*faults, *distance]:
                 server.inject(rule)
             for name, call in calls.items():
                 client = (writer if name == "save" else reader).fs.client
